@@ -1,0 +1,36 @@
+# Every target sets up what it needs in .venv; the first run on a machine takes minutes, later ones seconds.
+PYTHON ?= python3
+VENV := .venv
+DEMO := demo-output
+DEMO_LABELS := person,organization,location,film,song,sports team,award
+INSTALL_INPUTS := pyproject.toml constraints.txt tools/install.sh
+
+.PHONY: help demo test lint clean
+
+help:  ## Show this list.
+	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-6s %s\n", $$1, $$2 }' Makefile
+
+demo: $(VENV)/.installed-demo  ## Find entities in 300 encyclopedia passages, audit the result, show some of it.
+	rm -rf $(DEMO)
+	$(VENV)/bin/spanlake extract examples/passages.parquet $(DEMO) --labels "$(DEMO_LABELS)"
+	$(VENV)/bin/spanlake audit $(DEMO)
+	$(VENV)/bin/spanlake show $(DEMO)
+
+test: $(VENV)/.installed-dev  ## Run the tests that need no GPU.
+	$(VENV)/bin/pytest tests/unit tests/parity tests/ray
+
+lint: $(VENV)/.installed-dev  ## Check style, format and types.
+	$(VENV)/bin/ruff check .
+	$(VENV)/bin/ruff format --check .
+	$(VENV)/bin/mypy
+
+clean:  ## Remove the environment and everything the other targets wrote.
+	rm -rf $(VENV) $(DEMO) build dist .hypothesis .mypy_cache .pytest_cache .ruff_cache platform/*.egg-info
+
+$(VENV)/.installed-demo: $(INSTALL_INPUTS)
+	PYTHON="$(PYTHON)" tools/install.sh $(VENV) ray
+	touch $@
+
+$(VENV)/.installed-dev: $(INSTALL_INPUTS)
+	PYTHON="$(PYTHON)" tools/install.sh $(VENV) ray,dev
+	touch $@

@@ -1,0 +1,105 @@
+"""Texts per second of the Extractor beside the gliner library, with the same checkpoint, in one run.
+
+    python benchmarks/inference.py [--model mini] [--texts 200] [--rounds 3] [--threads 2]
+
+Both sides read the same weights (the package, exported to the published form), the same passages, labels and
+threshold, in their own default batch sizes, one after the other in each round; the figure is the median round.
+gliner cuts texts at its word limit, so only passages within it are timed.
+"""
+
+import argparse
+import platform
+import re
+import statistics
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import gliner
+import pyarrow.parquet as pq
+import torch
+import transformers
+
+import spanlake
+from spanlake.inference.extractor import Extractor
+from spanlake.modeling.published import write_published
+from spanlake.package import open_package
+from spanlake.text import word_offsets
+
+PASSAGES = Path(__file__).parents[1] / "examples" / "passages.parquet"
+LABELS = re.findall(
+    r"\w+",
+    """
+    person organization location date film song team award event product language book law building country city
+    disease drug animal plant vehicle weapon food currency religion
+    """,
+)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", default="mini")
+    parser.add_argument("--texts", type=int, default=200)
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
+    args = parser.parse_args()
+    torch.set_num_threads(args.threads)
+    print(f"{processor()}, {args.threads} threads, Python {platform.python_version()}")
+    print(f"spanlake {spanlake.__version__}, gliner {gliner.__version__}, torch {torch.__version__}, ", end="")
+    print(f"transformers {transformers.__version__}; model {args.model}")
+
+    passages = pq.read_table(PASSAGES, columns=["text"]).column("text").to_pylist()
+    ours = Extractor.load(args.model, device="cpu", precision="float32")
+    limit = ours.package.config.max_words
+    long_texts = [text for text in passages if len(word_offsets(text)) <= limit][: args.texts]
+    short_texts = [text.split("\n")[0][:200] for text in long_texts]
+    half = Extractor.load(args.model, device="cpu", precision="bfloat16")
+    with tempfile.TemporaryDirectory() as directory:
+        checkpoint = Path(directory) / "checkpoint"
+        package = open_package(args.model)
+        write_published(checkpoint, package.model, package.tokenizer.backend)
+        theirs = gliner.GLiNER.from_pretrained(str(checkpoint)).eval()
+
+    print(f"{'texts':<22}{'labels':>7}{'gliner':>10}{'float32':>10}{'ratio':>7}{'bfloat16':>10}{'ratio':>7}  texts/s")
+    for name, texts in (("first sentences", short_texts), ("whole passages", long_texts)):
+        words = sum(len(word_offsets(text)) for text in texts) / len(texts)
+        for labels in (LABELS[:5], LABELS[:25]):
+            sides: list[Callable[[], object]] = [
+                lambda texts=texts, labels=labels: theirs.inference(texts, labels, threshold=0.5),
+                lambda texts=texts, labels=labels: ours.extract(texts, labels),
+                lambda texts=texts, labels=labels: half.extract(texts, labels),
+            ]
+            reference, single, bfloat = (len(texts) / seconds for seconds in medians(sides, args.rounds))
+            print(
+                f"{f'{name}, {words:.0f} words':<22}{len(labels):>7}{reference:>10.1f}{single:>10.1f}"
+                f"{single / reference:>6.1f}x{bfloat:>10.1f}{bfloat / reference:>6.1f}x",
+                flush=True,
+            )
+
+
+def processor() -> str:
+    """The processor's name and the instructions that decide the speed of bfloat16."""
+    described = Path("/proc/cpuinfo")
+    if not described.exists():
+        return platform.processor() or platform.machine()
+    text = described.read_text(encoding="utf-8")
+    name = re.search(r"model name\s*: (.*)", text)
+    fast = [flag for flag in ("amx_bf16", "avx512_bf16") if re.search(rf"\b{flag}\b", text)]
+    return " ".join([name.group(1) if name else platform.machine(), *(fast or ["no fast bfloat16"])])
+
+
+def medians(sides: list[Callable[[], object]], rounds: int) -> list[float]:
+    """Seconds of each side, the median of `rounds`, the sides taking turns after one round to warm up."""
+    seconds: list[list[float]] = [[] for _ in sides]
+    for turn in range(rounds + 1):
+        for side, taken in zip(sides, seconds, strict=True):
+            started = time.perf_counter()
+            side()
+            if turn:
+                taken.append(time.perf_counter() - started)
+    return [statistics.median(taken) for taken in seconds]
+
+
+if __name__ == "__main__":
+    main()

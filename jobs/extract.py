@@ -1,0 +1,11 @@
+"""What `ray job submit` runs for bulk extraction: `python jobs/extract.py SOURCE OUTPUT --labels …`."""
+
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "platform"))  # as submitted, if it is not installed
+
+from spanlake import cli  # noqa: E402
+
+if __name__ == "__main__":
+    raise SystemExit(cli.main(["extract", *sys.argv[1:]]))

@@ -1,0 +1,24 @@
+"""Zero-shot named-entity recognition at data-lake scale."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from spanlake.decoding import Entity
+from spanlake.errors import PackageError, ShortfallError, SpanlakeError, UserError
+
+if TYPE_CHECKING:
+    from spanlake.inference.extractor import Extractor
+
+__version__ = "0.1.0"
+
+__all__ = ["Entity", "Extractor", "PackageError", "ShortfallError", "SpanlakeError", "UserError", "__version__"]
+
+
+def __getattr__(name: str) -> Any:
+    # The Extractor brings torch, which takes seconds to import; `spanlake --help` and `spanlake audit` need none of it.
+    if name == "Extractor":
+        from spanlake.inference.extractor import Extractor
+
+        return Extractor
+    raise AttributeError(f"module 'spanlake' has no attribute {name!r}")

@@ -1,0 +1,230 @@
+"""`spanlake …`: parses arguments, calls the library, prints.
+
+Exit codes: 0 success, 1 the work fell short, 2 the call was wrong.
+"""
+
+from __future__ import annotations
+
+import argparse
+import io
+import json
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from spanlake.errors import SpanlakeError
+from spanlake.extraction.command import add_commands as add_extraction_commands
+from spanlake.text import replace_surrogates
+
+# torch takes seconds to import, so each command imports the library itself: `spanlake --help` answers at once.
+
+
+if TYPE_CHECKING:
+    _Commands = argparse._SubParsersAction[argparse.ArgumentParser]
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    parser = _Parser(prog="spanlake", description="Zero-shot named-entity recognition at data-lake scale.")
+    commands: _Commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND", parser_class=_Parser)
+    _add_predict(commands)
+    add_extraction_commands(commands)
+    _add_train(commands)
+    _add_evaluate(commands)
+    _add_package(commands)
+    args = parser.parse_args(argv)
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")  # in a terminal that cannot show every character
+    try:
+        code = int(args.run(args))
+        sys.stdout.flush()
+        return code
+    except SpanlakeError as error:
+        print(f"spanlake: {error}", file=sys.stderr)
+        return error.exit_code
+    except BrokenPipeError:  # the reader of our output has gone, as `head` does
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+    except KeyboardInterrupt:
+        return 130
+
+
+class _Parser(argparse.ArgumentParser):
+    """Says what was wrong in one line; argparse would print the usage before it."""
+
+    def error(self, message: str) -> None:  # type: ignore[override]
+        print(f"spanlake: {message}; see `{self.prog} --help`.", file=sys.stderr)
+        raise SystemExit(2)
+
+
+# --- predict ---------------------------------------------------------------------------------------------------------
+
+
+def _add_predict(commands: _Commands) -> None:
+    parser = commands.add_parser("predict", help="find entities in texts given here")
+    parser.add_argument("texts", nargs="+", metavar="TEXT", help="a text; - reads one from each line of standard input")
+    parser.add_argument("--labels", required=True, metavar="A,B", help="what to look for, with commas between")
+    _add_model_options(parser)
+    parser.add_argument("--threshold", type=float, default=0.5, metavar="T", help="entities score above it (0.5)")
+    parser.add_argument("--nested", action="store_true", help="allow entities within entities")
+    parser.add_argument("--multi-label", action="store_true", help="allow several labels for one span")
+    parser.add_argument("--json", action="store_true", help="print JSON: one list of entities per text")
+    parser.set_defaults(run=_predict)
+
+
+def _add_model_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--model", default="mini", help="mini, a directory or URI, or a Hub id (mini)")
+    parser.add_argument("--device", default="auto", help="auto, cpu or cuda (auto)")
+    parser.add_argument("--precision", default="auto", help="auto, float32 or bfloat16 (auto)")
+
+
+def _predict(args: argparse.Namespace) -> int:
+    from spanlake.inference.extractor import Extractor
+    from spanlake.inference.settings import Settings
+
+    settings = Settings.make(_names(args.labels), args.threshold, args.nested, args.multi_label)
+    texts = _texts(args.texts)
+    extractor = Extractor.load(args.model, device=args.device, precision=args.precision)
+    found = list(extractor.stream((text, settings) for text in texts))
+    if args.json:
+        print(json.dumps([[entity.to_dict() for entity in entities] for entities in found]))
+        return 0
+    for entities in found:
+        for entity in entities:
+            print(f"{entity.start}-{entity.end}\t{entity.label}\t{entity.score:.2f}\t{entity.text}")
+        print(f"({len(entities)} entities)")
+    return 0
+
+
+def _names(labels: str) -> list[str]:
+    return [name.strip() for name in replace_surrogates(labels).split(",")]
+
+
+def _texts(arguments: list[str]) -> list[str]:
+    """Bytes that are no UTF-8 are read as U+FFFD, one for each."""
+    texts: list[str] = []
+    for argument in arguments:
+        if argument == "-":
+            texts += [line.decode("utf-8", "surrogateescape").rstrip("\r\n") for line in sys.stdin.buffer]
+        else:
+            texts.append(argument)
+    return [replace_surrogates(text) for text in texts]
+
+
+# --- train -----------------------------------------------------------------------------------------------------------
+
+
+def _add_train(commands: _Commands) -> None:
+    parser = commands.add_parser("train", help="train a model in this process")
+    parser.add_argument("recipe", type=Path, metavar="RECIPE", help="a YAML file; see jobs/recipes")
+    parser.add_argument("changes", nargs="*", metavar="section.key=value", help="in place of the recipe's own")
+    parser.add_argument("--directory", type=Path, metavar="DIR", help="where the run is written (runs/NAME)")
+    parser.set_defaults(run=_train)
+
+
+def _train(args: argparse.Namespace) -> int:
+    from spanlake.training.loop import train
+    from spanlake.training.recipe import read_recipe
+
+    recipe = read_recipe(args.recipe, args.changes)
+    print(train(recipe, args.directory or Path("runs", recipe.name)))
+    return 0
+
+
+# --- evaluate --------------------------------------------------------------------------------------------------------
+
+
+def _add_evaluate(commands: _Commands) -> None:
+    parser = commands.add_parser("evaluate", help="exact-match F1 on benchmark sets")
+    parser.add_argument("--data", required=True, type=Path, metavar="DIR", help="a set, or a directory of sets")
+    parser.add_argument("--split", default="test", choices=("train", "dev", "test"))
+    parser.add_argument("--threshold", type=float, default=0.5, metavar="T", help="entities score above it (0.5)")
+    parser.add_argument("--nested", action="store_true", help="for sets with entities within entities")
+    parser.add_argument("--json", action="store_true", help="print JSON, with scores by label")
+    _add_model_options(parser)
+    parser.set_defaults(run=_evaluate)
+
+
+def _evaluate(args: argparse.Namespace) -> int:
+    from spanlake.evaluation.benchmark import evaluate, read_sets
+    from spanlake.inference.extractor import Extractor
+
+    sets = read_sets(args.data, args.split)
+    extractor = Extractor.load(args.model, device=args.device, precision=args.precision)
+    results = evaluate(extractor, sets, threshold=args.threshold, nested=args.nested)
+    if args.json:
+        model = {"name": extractor.package.name, "fingerprint": extractor.package.fingerprint}
+        sets_json = [result.to_dict() for result in results]
+        print(json.dumps({"model": model, "threshold": args.threshold, "split": args.split, "sets": sets_json}))
+        return 0
+    for result in results:
+        score = result.overall
+        print(
+            f"{result.name}: F1 {100 * score.f1:.1f}, precision {100 * score.precision:.1f}, "
+            f"recall {100 * score.recall:.1f} ({result.texts} texts, {score.gold} mentions)"
+        )
+    return 0
+
+
+# --- package ---------------------------------------------------------------------------------------------------------
+
+
+def _add_package(commands: _Commands) -> None:
+    parser = commands.add_parser("package", help="inspect, verify, import and export model packages")
+    actions: _Commands = parser.add_subparsers(dest="action", required=True, metavar="ACTION", parser_class=_Parser)
+    inspect = actions.add_parser("inspect", help="print what a package is, as JSON")
+    inspect.add_argument("model")
+    inspect.set_defaults(run=_package_inspect)
+    verify = actions.add_parser("verify", help="compare a package with its fingerprint, and load it")
+    verify.add_argument("model")
+    verify.set_defaults(run=_package_verify)
+    importing = actions.add_parser("import", help="make a package of a published GLiNER checkpoint, or of a package")
+    importing.add_argument("model", help="a directory or Hub id")
+    importing.add_argument("directory", type=Path, help="where the package goes")
+    importing.add_argument("--name", help="the package's name (that of the model)")
+    importing.add_argument("--int8", action="store_true", help="store the weights as int8, a quarter of the size")
+    importing.set_defaults(run=_package_import)
+    export = actions.add_parser("export", help="write a package in the form that the gliner library loads")
+    export.add_argument("model")
+    export.add_argument("directory", type=Path, help="where the checkpoint goes")
+    export.set_defaults(run=_package_export)
+
+
+def _package_inspect(args: argparse.Namespace) -> int:
+    from spanlake.package import describe_model
+
+    print(json.dumps(describe_model(args.model), indent=1))
+    return 0
+
+
+def _package_verify(args: argparse.Namespace) -> int:
+    from spanlake.package import open_package
+
+    package = open_package(args.model)
+    print(f"{package.name} is whole; its fingerprint is {package.fingerprint}.")
+    return 0
+
+
+def _package_import(args: argparse.Namespace) -> int:
+    from spanlake.package import open_package, repack
+
+    package = open_package(args.model)
+    fingerprint = repack(package, args.directory, name=args.name or package.name, int8=args.int8)
+    print(f"{args.directory} holds the package {args.name or package.name}; its fingerprint is {fingerprint}.")
+    return 0
+
+
+def _package_export(args: argparse.Namespace) -> int:
+    from spanlake.modeling.published import write_published
+    from spanlake.package import open_package, refuse_existing
+
+    refuse_existing(args.directory)
+    package = open_package(args.model)
+    write_published(args.directory, package.model, package.tokenizer.backend)
+    print(f"{args.directory} holds the checkpoint; GLiNER.from_pretrained reads it.")
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

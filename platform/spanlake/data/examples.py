@@ -1,0 +1,110 @@
+"""Annotated texts, and the readers of the formats they come in.
+
+Every reader yields `Example`s in character offsets of a plain text, so training cuts words exactly as inference does.
+"""
+
+from __future__ import annotations
+
+import gzip
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from spanlake.errors import UserError, one_line, shown
+
+
+@dataclass(frozen=True, slots=True)
+class Mention:
+    """`text[start:end]`, in code points, is a mention of `label`."""
+
+    start: int
+    end: int
+    label: str
+
+
+@dataclass(frozen=True, slots=True)
+class Example:
+    text: str
+    mentions: tuple[Mention, ...]
+    negatives: tuple[str, ...] = ()  # labels that the text is known not to mention
+
+
+def read_word_lists(path: Path) -> Iterator[Example]:
+    """JSON lines, plain or gzip, as the `gliner` library trains on:
+    `{"tokenized_text": [word, ...], "ner": [[first, last, label], ...], "negatives"?: [label, ...]}`,
+    word indexes inclusive. The text is the words joined by single spaces.
+
+    Raises `UserError` naming the file and line of a record of another form.
+    """
+    opener = gzip.open if path.suffix == ".gz" else open
+    try:
+        with opener(path, "rt", encoding="utf-8") as lines:
+            for number, line in enumerate(lines, 1):
+                if line.strip():
+                    yield _from_line(line, number, path)
+    except (OSError, EOFError, UnicodeDecodeError) as error:
+        raise UserError(f"{path} cannot be read as lines of text ({one_line(error)}).") from error
+
+
+def _from_line(line: str, number: int, path: Path) -> Example:
+    try:
+        return _from_words(json.loads(line))
+    except (ValueError, KeyError, TypeError, IndexError) as error:
+        raise UserError(
+            f"Line {number} of {path} is no training example ({error!r}); each line must be "
+            '{"tokenized_text": [words], "ner": [[first, last, label]]}.'
+        ) from error
+
+
+def _from_words(record: dict[str, Any]) -> Example:
+    starts, ends, position = [], [], 0
+    for word in record["tokenized_text"]:
+        starts.append(position)
+        ends.append(position + len(word))
+        position += len(word) + 1
+    mentions = []
+    for first, last, label in record["ner"]:
+        if not 0 <= first <= last < len(starts):
+            raise ValueError(f"mention {first}..{last} outside {len(starts)} words")
+        mentions.append(Mention(starts[first], ends[last], str(label)))
+    negatives = tuple(str(label) for label in record.get("negatives", ()))
+    return Example(" ".join(record["tokenized_text"]), tuple(mentions), negatives)
+
+
+def read_sentences(path: Path) -> list[Example]:
+    """A JSON list of `{"sentence", "entities": [{"name", "type", "pos": [start, end]}]}`, the layout of the
+    out-of-domain benchmark (Zaratiana et al. 2023, Table 1).
+
+    Raises `UserError` naming the file and the record of another form.
+    """
+    try:
+        records = json.loads(path.read_text(encoding="utf-8"))
+        if not isinstance(records, list):
+            raise ValueError(f"it holds a {type(records).__name__}")
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path} cannot be read as a JSON list of sentences ({one_line(error)}).") from error
+    examples = []
+    for number, record in enumerate(records):
+        try:
+            examples.append(_from_sentence(record))
+        except (ValueError, KeyError, TypeError) as error:
+            raise UserError(
+                f"Record {number} of {path} is no sentence ({error!r}); each must be "
+                '{"sentence", "entities": [{"type", "pos": [start, end]}]}.'
+            ) from error
+    return examples
+
+
+def _from_sentence(record: dict[str, Any]) -> Example:
+    text = record["sentence"]
+    if not isinstance(text, str):
+        raise ValueError(f"sentence {shown(text)}")
+    mentions = []
+    for entity in record["entities"]:
+        start, end = entity["pos"]
+        if not 0 <= start < end <= len(text):
+            raise ValueError(f"mention {start}..{end} outside {len(text)} characters")
+        mentions.append(Mention(start, end, str(entity["type"])))
+    return Example(text, tuple(mentions))

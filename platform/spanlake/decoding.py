@@ -1,0 +1,158 @@
+"""From scored spans to entities, flat or nested."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+IntArray = NDArray[np.int64]
+
+
+@dataclass(frozen=True, slots=True)
+class Entity:
+    """A labelled piece of a text: text[start:end], in code points, end exclusive."""
+
+    start: int
+    end: int
+    text: str
+    label: str
+    score: float
+
+    def to_dict(self) -> dict[str, Any]:
+        """The fields by name, as JSON wants them."""
+        return {"start": self.start, "end": self.end, "text": self.text, "label": self.label, "score": self.score}
+
+
+def select(
+    start: NDArray[Any],
+    end: NDArray[Any],
+    label: NDArray[Any],
+    score: NDArray[Any],
+    *,
+    nested: bool,
+    multi_label: bool,
+) -> IntArray:
+    """Choose the entities of one text among its candidates, the best score first.
+
+    start, end: int [n], first and last word (inclusive); label: int [n]; score: float [n], above the threshold.
+    A candidate is accepted unless it conflicts with one accepted before. Equal spans conflict unless multi_label;
+    other spans conflict when they overlap, or, nested, when they overlap and neither contains the other. Equal
+    scores are taken by start, then width, then label, so the order of the candidates does not matter. The same span
+    with the same label is never accepted twice.
+
+    Returns int64 indexes of the accepted candidates, ordered by start, end, falling score, label.
+    Raises ValueError if the arrays differ in length or a span ends before it starts.
+    """
+    if not len(start) == len(end) == len(label) == len(score):
+        raise ValueError(f"candidate arrays differ in length: {len(start)}, {len(end)}, {len(label)}, {len(score)}")
+    if np.any(end < start):
+        raise ValueError("a candidate ends before it starts")
+    if len(start) == 0:
+        return np.zeros(0, dtype=np.int64)
+
+    order = np.lexsort((label, end, start, -score))
+    # Only the order of positions matters from here on: memory follows the candidates, not the document.
+    positions, ranks = np.unique(np.concatenate((start[order], end[order])), return_inverse=True)
+    first, last = np.split(ranks, 2)
+
+    # Equal spans share their fate: once one is accepted nothing that conflicts with it can be, and what refused the
+    # best of them refuses the others. So the greedy pass sees each span once, at its best score.
+    _, best, span = np.unique(first * len(positions) + last, return_index=True, return_inverse=True)
+    turns = np.argsort(best)
+    accept = _accept_nested if nested else _accept_flat
+    taken = accept(first[best[turns]].tolist(), last[best[turns]].tolist(), len(positions))
+    winners = turns[taken]
+
+    if multi_label:
+        labels, label_rank = np.unique(label[order], return_inverse=True)
+        _, distinct = np.unique(span * len(labels) + label_rank, return_index=True)
+        won = np.zeros(len(best), dtype=np.bool_)
+        won[winners] = True
+        chosen = order[distinct[won[span[distinct]]]]
+    else:
+        chosen = order[best[winners]]
+    ordered: IntArray = chosen[np.lexsort((label[chosen], -score[chosen], end[chosen], start[chosen]))]
+    return ordered
+
+
+def to_entities(
+    text: str,
+    offsets: NDArray[Any],
+    names: Sequence[str],
+    start: NDArray[Any],
+    end: NDArray[Any],
+    label: NDArray[Any],
+    score: NDArray[Any],
+) -> list[Entity]:
+    """Turn spans of words into entities, in the order given.
+
+    offsets: [W, 2] of the text's words; names: the labels; start, end (inclusive), label, score: [n] as for select().
+    """
+    begins = offsets[start, 0].tolist()
+    stops = offsets[end, 1].tolist()
+    return [
+        Entity(begin, stop, text[begin:stop], names[index], float(value))
+        for begin, stop, index, value in zip(begins, stops, label.tolist(), score.tolist(), strict=True)
+    ]
+
+
+def _accept_flat(starts: list[int], ends: list[int], size: int) -> list[int]:
+    """Go through distinct spans over positions 0..size-1; return the turns of those that overlap none before."""
+    occupied = bytearray(size)
+    taken = []
+    for turn, (start, end) in enumerate(zip(starts, ends, strict=True)):
+        if occupied.find(1, start, end + 1) < 0:
+            occupied[start : end + 1] = b"\1" * (end + 1 - start)
+            taken.append(turn)
+    return taken
+
+
+def _accept_nested(starts: list[int], ends: list[int], size: int) -> list[int]:
+    """Go through distinct spans over positions 0..size-1; return the turns of those that cross none before."""
+    rightward, leftward = _Reach(size), _Reach(size)  # the second sees every span in a mirror
+    mirror = size - 1
+    taken = []
+    for turn, (start, end) in enumerate(zip(starts, ends, strict=True)):
+        if not rightward.leaves(start, end) and not leftward.leaves(mirror - end, mirror - start):
+            rightward.add(start, end)
+            leftward.add(mirror - end, mirror - start)
+            taken.append(turn)
+    return taken
+
+
+class _Reach:
+    """The furthest end of the spans that start at each position: a segment tree of maxima.
+
+    A question costs the logarithm of the span's width, so that narrow spans are cheap in any document.
+    """
+
+    def __init__(self, size: int) -> None:
+        self.size = size
+        self.tree = [-1] * (2 * size)
+
+    def add(self, start: int, end: int) -> None:
+        node = start + self.size
+        while node and self.tree[node] < end:
+            self.tree[node] = end
+            node //= 2
+
+    def leaves(self, start: int, end: int) -> bool:
+        """Whether any span that starts inside start+1..end ends beyond it."""
+        tree = self.tree
+        low, high = start + 1 + self.size, end + 1 + self.size
+        while low < high:
+            if low & 1:
+                if tree[low] > end:
+                    return True
+                low += 1
+            if high & 1:
+                high -= 1
+                if tree[high] > end:
+                    return True
+            low //= 2
+            high //= 2
+        return False

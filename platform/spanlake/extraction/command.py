@@ -1,0 +1,167 @@
+"""`spanlake extract`, `spanlake audit` and `spanlake show`."""
+
+import argparse
+import json
+import os
+import sys
+from functools import partial
+from importlib.util import find_spec
+from typing import TYPE_CHECKING, Any
+
+from spanlake.errors import UserError
+
+if TYPE_CHECKING:
+    from spanlake.extraction.ledger import Request
+
+# Everything else is imported where it is used: `spanlake predict --help` waits for neither Arrow nor Ray.
+
+_PROBLEMS_SHOWN = 20
+
+
+def add_commands(subparsers: "argparse._SubParsersAction[Any]") -> None:
+    """Add the three commands; each sets `run`, a function from the parsed arguments to an exit code."""
+    _add_extract(subparsers.add_parser("extract", help="extract entities from Parquet files, on Ray"))
+    audit = subparsers.add_parser("audit", help="prove that an output holds every source row exactly once")
+    audit.add_argument("output", metavar="OUTPUT", help="a directory that `spanlake extract` has written")
+    audit.set_defaults(run=_run_audit)
+    show = subparsers.add_parser("show", help="what an output holds, at a glance")
+    show.add_argument("output", metavar="OUTPUT", help="a directory that `spanlake extract` has written")
+    show.add_argument("--examples", type=_count, default=5, metavar="N", help="passages to print (default: 5)")
+    show.set_defaults(run=_run_show)
+
+
+def _add_extract(parser: argparse.ArgumentParser) -> None:
+    parser.description = "Read a text column, and write every row with the entities found in it. Run again to resume."
+    parser.add_argument("source", metavar="SOURCE", help="a Parquet file, a directory or a glob; a local path or a URI")
+    parser.add_argument("output", metavar="OUTPUT", help="a directory: new, empty, or of the same call before")
+    labels = parser.add_mutually_exclusive_group(required=True)
+    labels.add_argument("--labels", metavar="A,B", help="names of what to find, with commas between")
+    labels.add_argument("--labels-file", metavar="FILE", help="JSON or YAML: a list, or a mapping name -> description")
+    parser.add_argument("--model", default="mini", help="a name, a directory or a URI (default: mini)")
+    parser.add_argument("--text-column", default="text", metavar="NAME", help="(default: text)")
+    parser.add_argument("--threshold", type=float, default=0.5, help="the least score of an entity (default: 0.5)")
+    parser.add_argument("--nested", action="store_true", help="entities may lie inside others")
+    parser.add_argument("--multi-label", action="store_true", help="the same words may have several labels")
+    parser.add_argument("--workers", type=_positive, metavar="N", help="models at work (default: as fits the cluster)")
+    parser.add_argument("--device", default="auto", choices=("auto", "cpu", "cuda"), help="(default: auto)")
+    parser.add_argument("--precision", default="auto", help="auto, float32 or bfloat16 (default: auto)")
+    parser.add_argument("--unit-rows", type=_positive, metavar="N", help="rows committed at once (default: 64 to 2048)")
+    parser.add_argument("--json", action="store_true", help="print a summary as JSON")
+    parser.set_defaults(run=_run_extract)
+
+
+def _positive(text: str) -> int:
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number from 1 up")
+    return int(text)
+
+
+def _count(text: str) -> int:
+    if not text.isdecimal():
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number from 0 up")
+    return int(text)
+
+
+# --- extract ------------------------------------------------------------------------------------------------------
+
+
+def _run_extract(args: argparse.Namespace) -> int:
+    if find_spec("ray") is None:
+        raise UserError("`spanlake extract` needs Ray, which is not installed: pip install 'spanlake[ray]'.")
+    request = _request(args)
+    from spanlake.extraction import run
+    from spanlake.inference.extractor import Extractor
+
+    model = os.path.abspath(args.model) if os.path.isdir(args.model) else args.model  # workers have their own directory
+    load = partial(Extractor.load, model, precision=args.precision)
+    try:
+        summary = run.execute(request, load, workers=args.workers, device=args.device, say=_say)
+    except KeyboardInterrupt:
+        _say("stopped; what is committed stays, and the same command goes on from there.")
+        return 130
+    for problem in summary.problems:
+        _say(problem)
+    print(json.dumps(summary.as_json(), ensure_ascii=False, indent=2) if args.json else summary.as_line())
+    return 1 if summary.problems else 0
+
+
+def _request(args: argparse.Namespace) -> "Request":
+    """The call, with everything in it checked that can be checked before anything is written."""
+    from spanlake.extraction.ledger import Request
+    from spanlake.extraction.plan import default_unit_rows, read_source
+    from spanlake.extraction.store import locate
+    from spanlake.inference.settings import Settings
+
+    settings = Settings.make(_read_labels(args), args.threshold, args.nested, args.multi_label)
+    output = locate(args.output)
+    source = read_source(args.source, args.text_column)
+    if source.ignored:
+        _say(f"{len(source.ignored):,} files are not read, as their names are not Parquet's ({source.ignored[0]} ...)")
+    from spanlake.inference.hardware import choose_device, choose_precision  # torch: so what is quick is checked before
+    from spanlake.package import open_package
+
+    choose_precision(args.precision, choose_device("cpu"))  # a name that is unknown here is unknown to workers
+    package = open_package(args.model)
+    return Request(
+        source=source,
+        output=output,
+        text_column=args.text_column,
+        settings=settings,
+        model_name=package.name,
+        model_fingerprint=package.fingerprint,
+        precision=args.precision,
+        unit_rows=args.unit_rows or default_unit_rows(source.rows),
+    )
+
+
+def _read_labels(args: argparse.Namespace) -> list[str] | dict[str, str]:
+    if args.labels_file is None:
+        return [label.strip() for label in args.labels.split(",")]
+    import yaml
+
+    try:
+        with open(args.labels_file, encoding="utf-8") as file:
+            labels = yaml.safe_load(file)  # JSON is YAML too
+    except (OSError, ValueError, yaml.YAMLError) as error:
+        reason = str(error).splitlines()[0]
+        raise UserError(f"--labels-file {args.labels_file} cannot be read ({reason}).") from error
+    texts = [*labels, *labels.values()] if isinstance(labels, dict) else labels
+    if not isinstance(texts, list) or not all(isinstance(text, str) for text in texts):
+        raise UserError(
+            f"--labels-file {args.labels_file} holds neither a list of names nor a mapping of names to descriptions."
+        )
+    return labels
+
+
+def _say(message: str) -> None:
+    print(f"spanlake: {message}", file=sys.stderr, flush=True)
+
+
+# --- reading an output --------------------------------------------------------------------------------------------
+
+
+def _run_audit(args: argparse.Namespace) -> int:
+    from spanlake.extraction.audit import audit
+    from spanlake.extraction.ledger import read_ledger
+    from spanlake.extraction.store import locate
+
+    ledger = read_ledger(locate(args.output))
+    result = audit(ledger)
+    for problem in result.problems[:_PROBLEMS_SHOWN]:
+        _say(problem)
+    if len(result.problems) > _PROBLEMS_SHOWN:
+        _say(f"and {len(result.problems) - _PROBLEMS_SHOWN:,} more problems")
+    print(json.dumps(result.as_json(ledger.manifest["model"]), ensure_ascii=False, indent=2))
+    return 0 if result.complete else 1
+
+
+def _run_show(args: argparse.Namespace) -> int:
+    from rich.console import Console
+
+    from spanlake.extraction.ledger import read_ledger
+    from spanlake.extraction.show import draw, glance
+    from spanlake.extraction.store import locate
+
+    ledger = read_ledger(locate(args.output))
+    draw(ledger, glance(ledger, args.examples), Console())
+    return 0

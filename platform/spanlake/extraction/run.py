@@ -1,0 +1,139 @@
+"""One run of `extract`: whatever a request's output still lacks."""
+
+import time
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import pyarrow.compute as pc
+
+from spanlake.extraction import pipeline
+from spanlake.extraction.ledger import Ledger, Request, prepare
+from spanlake.extraction.progress import RunProgress
+from spanlake.extraction.unit import Job, UnitCounts
+
+
+@dataclass
+class Summary:
+    """What a run did. Rows of units that stood before it are counted apart, and nothing else of theirs is."""
+
+    output: str
+    model: dict[str, str]
+    source_rows: int
+    units: int
+    resumed_rows: int = 0
+    resumed_units: int = 0
+    rows: int = 0
+    failed_rows: int = 0
+    by_label: Counter[str] = field(default_factory=Counter)
+    seconds: float = 0.0
+    workers: dict[str, Any] | None = None  # None where nothing was left to do
+    problems: list[str] = field(default_factory=list)  # a sentence for each unit that could not be read
+
+    def add(self, unit: UnitCounts) -> None:
+        self.rows += unit.rows
+        self.failed_rows += unit.failed_rows
+        self.by_label.update(unit.by_label)
+
+    @property
+    def entities(self) -> int:
+        return sum(self.by_label.values())
+
+    @property
+    def rows_per_second(self) -> float:
+        return self.rows / self.seconds if self.seconds else 0.0
+
+    def as_json(self) -> dict[str, Any]:
+        return {
+            "output": self.output,
+            "complete": not self.problems,
+            "source_rows": self.source_rows,
+            "units": self.units,
+            "resumed_rows": self.resumed_rows,
+            "resumed_units": self.resumed_units,
+            "rows": self.rows,
+            "failed_rows": self.failed_rows,
+            "entities": self.entities,
+            "by_label": dict(self.by_label),
+            "seconds": round(self.seconds, 3),
+            "rows_per_second": round(self.rows_per_second, 1),
+            "workers": self.workers,
+            "problems": self.problems,
+            "model": self.model,
+        }
+
+    def as_line(self) -> str:
+        if not self.rows and self.resumed_rows:
+            return f"{self.output} was complete already: all {self.source_rows:,} rows stand in it"
+        labels = ", ".join(f"{label} {count:,}" for label, count in self.by_label.most_common())
+        resumed = f", {self.resumed_rows:,} stood already" if self.resumed_rows else ""
+        failed = f", {self.failed_rows:,} could not be read (column error says why)" if self.failed_rows else ""
+        return (
+            f"{self.rows:,} rows in {self.seconds:,.1f} s ({self.rows_per_second:,.0f} rows/s){resumed}{failed}; "
+            f"{self.entities:,} entities ({labels}) in {self.output}"
+        )
+
+
+def execute(
+    request: Request,
+    load: pipeline.LoadExtractor,
+    *,
+    workers: int | None,
+    device: str,
+    say: Callable[[str], None],
+) -> Summary:
+    """Extract what the output lacks. `say` tells a person.
+
+    Raises: UserError, before anything is written, where the output or the cluster does not fit the request;
+    ShortfallError where the work cannot go on.
+    """
+    ledger = prepare(request)
+    pending = ledger.pending(ledger.committed())
+    summary = _begin(ledger, pending.num_rows, pc.sum(pending.column("rows")).as_py() or 0)
+    if pending.num_rows:
+        if summary.resumed_units:
+            say(f"{summary.resumed_rows:,} of {summary.source_rows:,} rows stand already in {summary.output}")
+        with pipeline.cluster():
+            share = pipeline.share_cluster(workers, device)
+            say(f"workers: {share.count} x {request.model_name} on {share.device}, {share.threads} threads each")
+            summary.workers = {"count": share.count, "device": share.device, "threads": share.threads}
+            ledger.save()
+            started = time.monotonic()
+            with RunProgress(summary.source_rows, summary.resumed_rows) as progress:
+
+                def on_unit(counts: UnitCounts) -> None:
+                    summary.add(counts)
+                    summary.seconds = time.monotonic() - started
+                    progress.add(counts.rows, counts.entities)
+
+                summary.problems = pipeline.run(_job(request, ledger), pending, share, load, on_unit)
+    if not summary.problems:
+        ledger.clean()
+    return summary
+
+
+def _begin(ledger: Ledger, pending_units: int, pending_rows: int) -> Summary:
+    manifest = ledger.manifest
+    return Summary(
+        output=ledger.output.uri,
+        model=manifest["model"],
+        source_rows=manifest["source"]["rows"],
+        units=manifest["units"],
+        resumed_rows=manifest["source"]["rows"] - pending_rows,
+        resumed_units=manifest["units"] - pending_units,
+        by_label=Counter(dict.fromkeys(manifest["settings"]["labels"], 0)),
+    )
+
+
+def _job(request: Request, ledger: Ledger) -> Job:
+    return Job(
+        source=request.source.root,
+        output=ledger.output,
+        temporary=ledger.temporary,
+        text_column=request.text_column,
+        schema=request.output_schema,
+        settings=request.settings,
+        run=ledger.run,
+        model=ledger.manifest["model"],
+    )

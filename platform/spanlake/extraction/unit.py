@@ -1,0 +1,241 @@
+"""One unit of work: read its rows, extract, and commit them with what was found, under the unit's own name."""
+
+import json
+import os
+import time
+import uuid
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+from itertools import accumulate
+from typing import Protocol
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from spanlake.decoding import Entity
+from spanlake.errors import ShortfallError
+from spanlake.extraction.ledger import ENTITY, SUFFIX
+from spanlake.extraction.plan import Unit
+from spanlake.extraction.rows import RowReader
+from spanlake.extraction.store import Place, describe, replacing
+from spanlake.inference.settings import Settings
+
+FOOTER_KEY = b"spanlake"  # of the JSON that a committed unit says about itself
+
+_GROUP_BYTES = 32 << 20  # of one row group of the output, about
+_PROBE = "Ada Lovelace wrote to Charles Babbage in London."
+
+
+class TextExtractor(Protocol):
+    """What a unit needs of the Extractor."""
+
+    def stream(self, requests: Iterable[tuple[str, Settings]]) -> Iterator[list[Entity]]: ...
+
+
+@dataclass(frozen=True)
+class Job:
+    """What every unit of one run shares. It is sent to each worker."""
+
+    source: Place  # the directory that paths of units are relative to
+    output: Place
+    temporary: str  # a directory inside the output
+    text_column: str
+    schema: pa.Schema  # of the output
+    settings: Settings
+    run: str  # fingerprint of all that decides the result
+    model: dict[str, str]  # name, fingerprint
+
+
+@dataclass
+class UnitCounts:
+    """What one unit holds. `by_label` has every label that was asked for, also those not found."""
+
+    rows: int = 0
+    failed_rows: int = 0
+    by_label: Counter[str] = field(default_factory=Counter)
+    seconds: float = 0.0
+
+    @property
+    def entities(self) -> int:
+        return sum(self.by_label.values())
+
+
+class UnitRunner:
+    """Does units of a job with one extractor, one at a time."""
+
+    def __init__(self, job: Job, extractor: TextExtractor, traits: dict[str, str] | None = None) -> None:
+        """`traits` goes into every committed unit's footer: the device it was computed on, say."""
+        self._job = job
+        self._extractor = extractor
+        self._traits = traits or {}
+        self._reader = RowReader(job.source)
+
+    def run(self, unit: Unit) -> UnitCounts:
+        """Commit a unit: it is in the output whole when this returns, and not at all if this raises.
+
+        Raises: SourceReadError where its rows cannot be read; ShortfallError where the extractor no longer works;
+        OSError where the output cannot be written.
+        """
+        job, started = self._job, time.monotonic()
+        counts = UnitCounts(by_label=Counter(dict.fromkeys(job.settings.names, 0)))
+        name = unit.name + SUFFIX
+        draft = job.output.child(f"{job.temporary}/{uuid.uuid4().hex}-{os.getpid()}{SUFFIX}")
+        with replacing(job.output, draft, job.output.child(name)), _UnitWriter(job, draft) as writer:
+            for batch in self._reader.read(unit):
+                entities, errors = annotate(self._extractor, job.settings, batch.column(job.text_column))
+                _count(counts, entities, errors)
+                writer.write(_output_batch(batch, entities, errors, job.schema))
+            counts.seconds = time.monotonic() - started
+            writer.finish(self._footer(unit, counts))
+        return counts
+
+    def _footer(self, unit: Unit, counts: UnitCounts) -> dict[str, object]:
+        return {
+            "unit": unit.name,
+            "run": self._job.run,
+            "source": {"path": unit.path, "digest": unit.digest, "first": unit.first, "rows": unit.rows},
+            "rows": counts.rows,
+            "failed_rows": counts.failed_rows,
+            "entities": counts.entities,
+            "by_label": dict(counts.by_label),
+            "model": self._job.model,
+            "seconds": round(counts.seconds, 3),
+            **self._traits,
+        }
+
+
+def unit_footer(metadata: pq.FileMetaData) -> dict | None:
+    """What a committed unit says about itself; None for any other Parquet file."""
+    content = (metadata.metadata or {}).get(FOOTER_KEY)
+    try:
+        found = json.loads(content) if content is not None else None
+    except ValueError:
+        return None
+    return found if isinstance(found, dict) else None
+
+
+# --- extracting ---------------------------------------------------------------------------------------------------
+
+
+def annotate(
+    extractor: TextExtractor, settings: Settings, column: pa.Array
+) -> tuple[list[list[Entity] | None], list[str | None]]:
+    """Entities and error for each value of a text column: of the two, one is None and the other is not.
+
+    Raises: ShortfallError where the extractor fails on any text, so that no row is blamed for it.
+    """
+    texts, errors = _read_texts(column)
+    readable = [row for row, text in enumerate(texts) if text is not None]
+    entities: list[list[Entity] | None] = [None] * len(texts)
+    answers = _extract(extractor, settings, [text for text in texts if text is not None])
+    if any(isinstance(answer, str) for answer in answers):
+        _check_alive(extractor, settings)
+    for row, answer in zip(readable, answers, strict=True):
+        if isinstance(answer, str):
+            errors[row] = answer
+        else:
+            entities[row] = answer
+    return entities, errors
+
+
+def _read_texts(column: pa.Array) -> tuple[list[str | None], list[str | None]]:
+    """Each value as text, or None and the reason."""
+    texts: list[str | None] = []
+    errors: list[str | None] = []
+    for value in column:
+        try:
+            text = value.as_py()
+        except UnicodeDecodeError as error:
+            texts.append(None)
+            errors.append(f"text is not valid UTF-8 (byte {error.start})")
+            continue
+        texts.append(text)
+        errors.append("text is null" if text is None else None)
+    return texts, errors
+
+
+def _extract(extractor: TextExtractor, settings: Settings, texts: list[str]) -> list[list[Entity] | str]:
+    """Entities of each text; for a text that makes the extractor raise, the reason instead."""
+    if not texts:
+        return []
+    try:
+        return list(extractor.stream((text, settings) for text in texts))
+    except Exception as error:  # whatever a text can provoke: the others must not pay for it
+        if len(texts) == 1:
+            return [describe(error)]
+    half = len(texts) // 2
+    return _extract(extractor, settings, texts[:half]) + _extract(extractor, settings, texts[half:])
+
+
+def _check_alive(extractor: TextExtractor, settings: Settings) -> None:
+    try:
+        list(extractor.stream([(_PROBE, settings)]))
+    except Exception as error:
+        raise ShortfallError(f"the model no longer answers ({describe(error)})") from error
+
+
+def _count(counts: UnitCounts, entities: list[list[Entity] | None], errors: list[str | None]) -> None:
+    counts.rows += len(errors)
+    counts.failed_rows += sum(error is not None for error in errors)
+    counts.by_label.update(entity.label for found in entities if found for entity in found)
+
+
+# --- writing ------------------------------------------------------------------------------------------------------
+
+
+def _output_batch(
+    batch: pa.RecordBatch, entities: list[list[Entity] | None], errors: list[str | None], schema: pa.Schema
+) -> pa.Table:
+    """The batch with the output's columns; one that its file lacks, or has without values, is null."""
+    arrays = [_fitted(batch, column) for column in schema][:-2]
+    arrays += [_entities_array(entities), pa.array(errors, pa.string())]
+    return pa.Table.from_arrays(arrays, schema=schema)
+
+
+def _fitted(batch: pa.RecordBatch, column: pa.Field) -> pa.Array:
+    if column.name in batch.schema.names:
+        values = batch.column(column.name)
+        if values.type == column.type:
+            return values
+    return pa.nulls(batch.num_rows, column.type)
+
+
+def _entities_array(entities: list[list[Entity] | None]) -> pa.Array:
+    flat = [entity for found in entities if found for entity in found]
+    fields = [pa.array([getattr(entity, part.name) for entity in flat], part.type) for part in ENTITY]
+    offsets = [0, *accumulate(len(found or ()) for found in entities)]
+    missing = pa.array([found is None for found in entities], pa.bool_())
+    return pa.ListArray.from_arrays(
+        pa.array(offsets, pa.int32()), pa.StructArray.from_arrays(fields, fields=list(ENTITY)), mask=missing
+    )
+
+
+class _UnitWriter:
+    """A Parquet file in the making, in row groups of bounded size."""
+
+    def __init__(self, job: Job, path: str) -> None:
+        self._writer = pq.ParquetWriter(
+            path, job.schema, filesystem=job.output.filesystem, compression="zstd", write_page_checksum=True
+        )
+        self._waiting: list[pa.Table] = []
+
+    def __enter__(self) -> "_UnitWriter":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._writer.close()
+
+    def write(self, table: pa.Table) -> None:
+        self._waiting.append(table)
+        if sum(waiting.nbytes for waiting in self._waiting) >= _GROUP_BYTES:
+            self._flush()
+
+    def finish(self, footer: dict[str, object]) -> None:
+        self._flush()
+        self._writer.add_key_value_metadata({FOOTER_KEY: json.dumps(footer, ensure_ascii=False).encode()})
+
+    def _flush(self) -> None:
+        if self._waiting:
+            self._writer.write_table(pa.concat_tables(self._waiting))
+            self._waiting = []

@@ -1,0 +1,248 @@
+"""Texts and labels in, entities out: the one way of inference that Python, bulk extraction and serving share.
+
+Shapes: B rows of a batch, W words, K span width, C labels of a prompt.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import TypeVar, cast
+
+import numpy as np
+import torch
+
+from spanlake.decoding import Entity, select, to_entities
+from spanlake.errors import UserError, shown
+from spanlake.inference.hardware import choose_device, choose_precision
+from spanlake.inference.planning import LabelGroup, PlannedText, Row, group_labels, plan_batches, plan_rows, plan_text
+from spanlake.inference.settings import Labels, Settings, Threshold
+from spanlake.modeling.span_head import span_mask
+from spanlake.modeling.tokens import Batch
+from spanlake.package import Package, open_package
+
+# Padded sub-words in one forward pass.
+_BATCH_TOKENS = {"cpu": 4096, "cuda": 32768}
+# Texts planned together: enough rows to sort by length, little enough to hold in memory.
+_CHUNK_CHARACTERS = 400_000
+_CHUNK_TEXTS = 4096
+_STEPS_AHEAD = 4  # batches laid out while the model works on one
+_CACHED_LABEL_SETS = 256
+
+_T = TypeVar("_T")
+
+
+@dataclass(frozen=True)
+class _Candidates:
+    """Spans above their thresholds: text index, first and last word (inclusive), label index, score; [n] each."""
+
+    text: np.ndarray
+    start: np.ndarray
+    end: np.ndarray
+    label: np.ndarray
+    score: np.ndarray
+
+
+@dataclass(frozen=True)
+class _Pass:
+    """A batch to score."""
+
+    rows: list[Row]
+    batch: Batch
+
+
+@dataclass(frozen=True)
+class _Scored:
+    """Follows the last pass over these texts: their entities can be chosen."""
+
+    texts: list[tuple[PlannedText, Settings]]
+
+
+class Extractor:
+    """Finds entities with one model on one device. Safe to call from several threads.
+
+    The package's model is moved to the device and the precision, not copied.
+    """
+
+    def __init__(
+        self, package: Package, device: torch.device, precision: torch.dtype, batch_tokens: int | None = None
+    ) -> None:
+        self.package = package
+        self.device = device
+        self.precision = precision
+        self.batch_tokens = batch_tokens or _BATCH_TOKENS[device.type]
+        self._model = package.model.to(device, precision).eval()
+        self._groups = lru_cache(maxsize=_CACHED_LABEL_SETS)(self._group_labels)
+
+    @classmethod
+    def load(
+        cls, model: str = "mini", *, device: str = "auto", precision: str = "auto", batch_tokens: int | None = None
+    ) -> Extractor:
+        """`model` is `mini`, a directory or URI of a package, a published GLiNER directory, or a Hub id of either.
+        `precision` is auto, float32 or bfloat16; `batch_tokens` bounds the padded sub-words of one forward pass.
+
+        Raises `PackageError` for a model that cannot be read, `UserError` for an unknown device or precision.
+        """
+        if batch_tokens is not None and batch_tokens < 1:
+            raise UserError(f"batch_tokens is {batch_tokens}; it must be at least 1.")
+        where = choose_device(device)
+        return cls(open_package(model), where, choose_precision(precision, where), batch_tokens)
+
+    def extract(
+        self,
+        texts: Sequence[str],
+        labels: Labels | Sequence[Labels],
+        threshold: Threshold = 0.5,
+        nested: bool = False,
+        multi_label: bool = False,
+    ) -> list[list[Entity]]:
+        """The entities of each text, by position.
+
+        `labels` is one list of names or one mapping of names to descriptions for all texts, or one such per text.
+        `threshold` is one number, or one per label. `nested` allows entities within entities, `multi_label` several
+        labels for one span.
+
+        Raises `UserError` for texts that are no list of strings, and as `Settings.make` does.
+        """
+        if isinstance(texts, (str, bytes)) or not isinstance(texts, Iterable):
+            raise UserError(f"The texts are {shown(texts)}; give a list of strings.")
+        texts = list(texts)
+        for index, text in enumerate(texts):
+            if not isinstance(text, str):
+                raise UserError(f"Text {index} is {shown(text)}; every text must be a string.")
+        if _one_for_all(labels):
+            settings = [Settings.make(cast(Labels, labels), threshold, nested, multi_label)] * len(texts)
+        else:
+            if len(labels) != len(texts):
+                raise UserError(
+                    f"There are {len(labels)} label lists for {len(texts)} texts; give one, or one per text."
+                )
+            settings = [Settings.make(each, threshold, nested, multi_label) for each in cast(Sequence[Labels], labels)]
+        return list(self.stream(zip(texts, settings, strict=True)))
+
+    def stream(self, requests: Iterable[tuple[str, Settings]]) -> Iterator[list[Entity]]:
+        """The entities of each text in turn, reading `requests` a bounded way ahead.
+
+        Another thread reads them and cuts them into sub-words while the model works. Raises `UserError` for a label
+        that the model cannot read.
+        """
+        found: list[_Candidates] = []
+        for step in _read_ahead(self._plan(requests), _STEPS_AHEAD):
+            if isinstance(step, _Pass):
+                found.append(self._score(step.rows, step.batch))
+            else:
+                yield from _choose(step.texts, found)
+                found = []
+
+    def _plan(self, requests: Iterable[tuple[str, Settings]]) -> Iterator[_Pass | _Scored]:
+        tokenizer, config = self.package.tokenizer, self.package.config
+        for chunk in _chunked(requests):
+            texts: list[tuple[PlannedText, Settings]] = []
+            rows: list[Row] = []
+            for index, (text, settings) in enumerate(chunk):
+                planned, cut = plan_text(text, tokenizer)
+                texts.append((planned, settings))
+                rows += plan_rows(index, planned, cut, self._groups(settings), tokenizer, config)
+            for batch in plan_batches(rows, self.batch_tokens):
+                yield _Pass(batch, self._collate(batch))
+            yield _Scored(texts)
+
+    def _group_labels(self, settings: Settings) -> list[LabelGroup]:
+        return group_labels(settings, self.package.tokenizer, self.package.config)
+
+    def _collate(self, rows: list[Row]) -> Batch:
+        pairs = [(row.group.prompt, row.words) for row in rows]
+        return self.package.tokenizer.collate(pairs, self.package.config.pad_token_id)
+
+    def _score(self, rows: list[Row], batch: Batch) -> _Candidates:
+        """One forward pass; one that does not fit the device's memory is halved and tried again."""
+        try:
+            return self._forward(rows, batch)
+        except torch.OutOfMemoryError:
+            if len(rows) == 1:
+                raise
+        middle = len(rows) // 2
+        return _joined([self._score(part, self._collate(part)) for part in (rows[:middle], rows[middle:])])
+
+    @torch.inference_mode()
+    def _forward(self, rows: list[Row], batch: Batch) -> _Candidates:
+        logits = self._model(batch.to(self.device))
+        _, words, width, _ = logits.shape
+        thresholds = np.ones(logits.shape[::3], dtype=np.float32)  # [B, C]; 1 is never exceeded, for padding
+        for i, row in enumerate(rows):
+            thresholds[i, : row.group.count] = row.group.thresholds
+        first = torch.tensor([row.first for row in rows], device=self.device).view(-1, 1, 1)
+        centre = 2 * (first + torch.arange(words, device=self.device).view(-1, 1)) + torch.arange(
+            width, device=self.device
+        )
+        own_from = torch.tensor([row.own_from for row in rows], device=self.device).view(-1, 1, 1)
+        own_to = torch.tensor([row.own_to for row in rows], device=self.device).view(-1, 1, 1)
+        real = span_mask(batch.word_counts, words, width, self.device) & (centre >= own_from) & (centre < own_to)
+        limit = torch.from_numpy(thresholds).to(self.device)[:, None, None, :]
+        scores = torch.sigmoid(logits)
+        row_at, start, extra, column = (real.unsqueeze(-1) & (scores > limit)).nonzero(as_tuple=True)
+        score = scores[row_at, start, extra, column].cpu().numpy()
+        at = row_at.cpu().numpy()
+        start_word = start.cpu().numpy() + np.array([row.first for row in rows], dtype=np.int64)[at]
+        return _Candidates(
+            text=np.array([row.text for row in rows], dtype=np.int64)[at],
+            start=start_word,
+            end=start_word + extra.cpu().numpy(),
+            label=column.cpu().numpy() + np.array([row.group.first for row in rows], dtype=np.int64)[at],
+            score=score,
+        )
+
+
+def _joined(parts: Sequence[_Candidates]) -> _Candidates:
+    columns = zip(*((part.text, part.start, part.end, part.label, part.score) for part in parts), strict=True)
+    return _Candidates(*map(np.concatenate, columns))
+
+
+def _choose(texts: Sequence[tuple[PlannedText, Settings]], found: Sequence[_Candidates]) -> Iterator[list[Entity]]:
+    """The entities of each text, by position, of all its windows and label groups."""
+    if not found:
+        yield from ([] for _ in texts)
+        return
+    every = _joined(found)
+    order = np.argsort(every.text, kind="stable")
+    edges = np.searchsorted(every.text[order], np.arange(len(texts) + 1))
+    for index, (planned, settings) in enumerate(texts):
+        own = order[edges[index] : edges[index + 1]]
+        spans = (every.start[own], every.end[own], every.label[own], every.score[own])
+        chosen = select(*spans, nested=settings.nested, multi_label=settings.multi_label)
+        yield to_entities(planned.text, planned.offsets, settings.names, *(values[chosen] for values in spans))
+
+
+def _one_for_all(labels: Labels | Sequence[Labels]) -> bool:
+    """Whether the labels are those of every text, or no labels at all, which `Settings.make` says better."""
+    if isinstance(labels, (Mapping, str)) or not isinstance(labels, Sequence):
+        return True
+    return not any(isinstance(each, (Mapping, Sequence)) and not isinstance(each, str) for each in labels)
+
+
+def _read_ahead(items: Iterator[_T], count: int) -> Iterator[_T]:
+    """The items, of which another thread keeps the next `count` ready."""
+    reader = ThreadPoolExecutor(max_workers=1, thread_name_prefix="spanlake-plan")
+    try:
+        ready = deque(reader.submit(next, items, None) for _ in range(count))
+        while (item := ready.popleft().result()) is not None:
+            ready.append(reader.submit(next, items, None))
+            yield item
+    finally:
+        reader.shutdown(cancel_futures=True)
+
+
+def _chunked(requests: Iterable[tuple[str, Settings]]) -> Iterator[list[tuple[str, Settings]]]:
+    chunk: list[tuple[str, Settings]] = []
+    characters = 0
+    for request in requests:
+        chunk.append(request)
+        characters += len(request[0])
+        if characters >= _CHUNK_CHARACTERS or len(chunk) == _CHUNK_TEXTS:
+            yield chunk
+            chunk, characters = [], 0
+    if chunk:
+        yield chunk

@@ -1,0 +1,89 @@
+"""What is asked of a model: labels, thresholds and the kind of selection, checked once at the door."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from numbers import Real
+from typing import Any
+
+from spanlake.errors import UserError, shown
+from spanlake.text import replace_surrogates
+
+Labels = Sequence[str] | Mapping[str, str]
+Threshold = float | Mapping[str, float] | Sequence[float]
+
+
+@dataclass(frozen=True)
+class Settings:
+    names: tuple[str, ...]  # as they appear in the output
+    prompts: tuple[str, ...]  # what the model reads for each
+    thresholds: tuple[float, ...]  # one per label; an entity scores above its label's
+    nested: bool
+    multi_label: bool
+
+    @classmethod
+    def make(
+        cls, labels: Labels, threshold: Threshold = 0.5, nested: bool = False, multi_label: bool = False
+    ) -> Settings:
+        """`labels` are names, or map names to the descriptions that the model reads in their place; a name given twice
+        counts once. `threshold` is one number, or one per label by name or in the labels' order.
+
+        Raises `UserError` for no labels, a blank one, or a threshold outside 0..1.
+        """
+        described = _described(labels)
+        names = tuple(described)
+        prompts = tuple(replace_surrogates(described[name]) for name in names)
+        return cls(names, prompts, _thresholds(threshold, labels, names), bool(nested), bool(multi_label))
+
+    def as_json(self) -> dict[str, Any]:
+        """All that determines the output, in one canonical form."""
+        return {
+            "labels": dict(zip(self.names, self.prompts, strict=True)),
+            "thresholds": dict(zip(self.names, self.thresholds, strict=True)),
+            "nested": self.nested,
+            "multi_label": self.multi_label,
+        }
+
+
+def _described(labels: Labels) -> dict[str, str]:
+    if isinstance(labels, (str, bytes)):
+        raise UserError(f"The labels are the single string {shown(labels)}; give a list of names.")
+    if isinstance(labels, Mapping):
+        pairs = list(labels.items())
+    elif isinstance(labels, Sequence):
+        pairs = [(label, label) for label in labels]
+    else:
+        raise UserError(f"The labels are {shown(labels)}; give a list of names, or map names to descriptions.")
+    if not pairs:
+        raise UserError("There are no labels; name at least one entity type to look for.")
+    for pair in pairs:
+        for value in pair:
+            if not isinstance(value, str) or not value.strip():
+                raise UserError(f"The label {shown(value)} is blank or not a string; each must have letters in it.")
+    return dict(pairs)
+
+
+def _thresholds(threshold: Threshold, labels: Labels, names: tuple[str, ...]) -> tuple[float, ...]:
+    if isinstance(threshold, Mapping):
+        odd = [name for name in threshold if name not in names] or [name for name in names if name not in threshold]
+        if odd:
+            raise UserError(f"The thresholds and the labels differ in {shown(odd[0])}; give one for each label.")
+        values = [threshold[name] for name in names]
+    elif isinstance(threshold, Sequence) and not isinstance(threshold, str):
+        given = list(labels)
+        if len(threshold) != len(given):
+            raise UserError(
+                f"There are {len(threshold)} thresholds for {len(given)} labels; give one, or one per label."
+            )
+        values = [threshold[given.index(name)] for name in names]
+    else:
+        values = [threshold] * len(names)
+    return tuple(_probability(value) for value in values)
+
+
+def _probability(value: Any) -> float:
+    number = isinstance(value, Real) and not isinstance(value, bool)
+    if not number or not 0 <= value <= 1:  # nor is NaN
+        raise UserError(f"The threshold {shown(value)} is no number from 0 to 1; 0.5 is the usual one.")
+    return float(value)

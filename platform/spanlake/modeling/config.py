@@ -1,0 +1,90 @@
+"""What a span model is made of: everything that, with the weights and the tokenizer, determines its scores."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, fields
+from typing import Any, Literal, get_args
+
+from spanlake.errors import PackageError, shown
+
+SpanHeadKind = Literal["paper", "marker_v0", "marker"]
+
+# A text in one window is read whole, so its cost grows with the square of its sub-words; encoders with relative
+# positions have no limit of their own, and this one keeps a window of very long "words" within memory.
+RELATIVE_POSITION_WINDOW = 2048
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """The architecture of one model.
+
+    `span_head` is `paper` (FFN over the pair of end words; Zaratiana et al. 2023, section 2.2), `marker_v0` or
+    `marker` (the heads of the published checkpoints).
+    """
+
+    encoder: dict[str, Any]  # the Hugging Face configuration of the encoder, with `model_type`
+    hidden_size: int  # D, width of word and type vectors; a projection joins it to the encoder where they differ
+    span_head: SpanHeadKind
+    entity_token: str  # stands before each type in the prompt
+    separator_token: str  # stands between the prompt and the words
+    entity_token_id: int
+    max_width: int = 12  # K, words in the longest span
+    lstm: bool = False  # a bidirectional LSTM over the words
+    dropout: float = 0.4
+    max_words: int = 384  # words in one window
+    max_labels: int | None = 25  # labels in one prompt; None: as many as fit
+    type_vector_at_entity_token: bool = True  # otherwise at the token that follows it
+
+    def __post_init__(self) -> None:
+        if self.span_head not in get_args(SpanHeadKind):
+            allowed = ", ".join(get_args(SpanHeadKind))
+            raise PackageError(f"The span head {shown(self.span_head)} is unknown; this version reads {allowed}.")
+        for name, kind in (("encoder", dict), ("entity_token", str), ("separator_token", str)):
+            if not isinstance(getattr(self, name), kind):
+                raise PackageError(f"The model's {name} is {shown(getattr(self, name))}; it must be a {kind.__name__}.")
+        if not isinstance(self.encoder.get("model_type"), str):
+            raise PackageError("The model's encoder configuration names no model_type; the package cannot be built.")
+        for name in ("hidden_size", "max_width", "max_words", "max_labels"):
+            value = getattr(self, name)
+            if name == "max_labels" and value is None:
+                continue
+            if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+                raise PackageError(f"The model's {name} is {shown(value)}; it must be a whole number of at least 1.")
+        if self.max_words <= self.max_width:
+            raise PackageError(f"The model's max_words ({self.max_words}) must exceed max_width ({self.max_width}).")
+
+    @property
+    def max_tokens(self) -> int:
+        """Sub-words, special tokens included, that the encoder reads at once."""
+        positions = self.encoder.get("max_position_embeddings")
+        if not isinstance(positions, int) or positions < 1 or self._relative_positions:
+            return RELATIVE_POSITION_WINDOW
+        # These families number positions from padding_idx + 1.
+        offset = (
+            2 if self.encoder["model_type"] in ("roberta", "xlm-roberta", "camembert", "mpnet", "longformer") else 0
+        )
+        return min(positions - offset, RELATIVE_POSITION_WINDOW)
+
+    @property
+    def pad_token_id(self) -> int:
+        return self.encoder.get("pad_token_id") or 0
+
+    @property
+    def _relative_positions(self) -> bool:
+        deberta = self.encoder["model_type"] in ("deberta", "deberta-v2")
+        return deberta and not self.encoder.get("position_biased_input", True)
+
+    def to_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> ModelConfig:
+        """Raises `PackageError` on a missing or unknown key."""
+        known = {field.name for field in fields(cls)}
+        unknown = sorted(set(values) - known)
+        if unknown:
+            raise PackageError(f"The model's architecture has unknown keys {unknown}; a newer Spanlake may read it.")
+        try:
+            return cls(**values)
+        except TypeError as error:
+            raise PackageError(f"The model's architecture is incomplete: {error}.") from error

@@ -1,0 +1,136 @@
+"""The model of Zaratiana et al. 2023, section 2: an encoder over prompt and words, and a span head over its output.
+
+Shapes: B texts, T sub-words, W words, K span width, C types, H encoder width, D width of word and type vectors.
+"""
+
+from __future__ import annotations
+
+import threading
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import CONFIG_MAPPING, AutoConfig, AutoModel, PretrainedConfig
+from transformers.initialization import no_init_weights
+
+from spanlake.errors import PackageError, one_line
+from spanlake.modeling.config import ModelConfig
+from spanlake.modeling.span_head import SpanHead, feed_forward
+from spanlake.modeling.tokens import Batch
+
+# What a configuration says besides what makes the encoder.
+_ORIGIN = ("name_or_path", "architectures", "auto_map", "transformers_version")
+_STORAGE = ("dtype", "torch_dtype")
+# How to run it: left to this library, and an implementation can name code to be fetched.
+_RUNNING = (
+    "attn_implementation",
+    "experts_implementation",
+    "quantization_config",
+    "return_dict",
+    "output_attentions",
+    "output_hidden_states",
+)
+_OTHER_USES = ("id2label", "label2id")
+
+# The switch is the process's, and remembers what it found: two threads at once could leave it off for good.
+_UNFILLED = threading.Lock()
+
+
+class SpanModel(nn.Module):
+    def __init__(self, config: ModelConfig, encoder: nn.Module | None = None) -> None:
+        """`encoder` replaces the randomly initialised one that `config` describes; training starts from a real one."""
+        super().__init__()
+        self.config = config
+        self.encoder = encoder or build_encoder(config.encoder)
+        width, dropout = config.hidden_size, config.dropout
+        encoder_width = encoder_output_width(config.encoder)
+        self.projection = nn.Linear(encoder_width, width) if encoder_width != width else None
+        self.lstm = nn.LSTM(width, width // 2, batch_first=True, bidirectional=True) if config.lstm else None
+        self.types = feed_forward(width, 4 * width, width, dropout)
+        self.spans = SpanHead(config.span_head, width, config.max_width, dropout)
+
+    def forward(self, batch: Batch) -> torch.Tensor:
+        """Returns float32 logits [B, W, K, C]; spans past a text's last word and types past its last mean nothing."""
+        hidden = self.encoder(input_ids=batch.input_ids, attention_mask=batch.attention_mask).last_hidden_state
+        words = _rows(hidden, batch.word_positions)
+        types = _rows(hidden, batch.type_positions)
+        if self.projection is not None:
+            words, types = self.projection(words), self.projection(types)
+        if self.lstm is not None:
+            words = self._over_words(words, batch.word_counts)
+        logits: torch.Tensor = self.spans(words, self.types(types))
+        return logits
+
+    def _over_words(self, words_BWD: torch.Tensor, counts: list[int]) -> torch.Tensor:
+        assert self.lstm is not None
+        packed = nn.utils.rnn.pack_padded_sequence(
+            words_BWD, torch.tensor(counts), batch_first=True, enforce_sorted=False
+        )
+        output, _ = self.lstm(packed)
+        padded, _ = nn.utils.rnn.pad_packed_sequence(output, batch_first=True, total_length=words_BWD.shape[1])
+        return padded
+
+
+def unfilled_model(config: ModelConfig) -> SpanModel:
+    """The model in evaluation mode, its weights still to be filled in.
+
+    To draw random numbers for them first would take most of the time of loading.
+    """
+    with _UNFILLED, no_init_weights():
+        return SpanModel(config).eval()
+
+
+def _rows(hidden_BTH: torch.Tensor, positions_BN: torch.Tensor) -> torch.Tensor:
+    return hidden_BTH.gather(1, positions_BN.unsqueeze(-1).expand(-1, -1, hidden_BTH.shape[-1]))
+
+
+def encoder_output_width(encoder: dict[str, Any]) -> int:
+    """H, which some families call by another name."""
+    width = getattr(encoder_config(encoder), "hidden_size", None)
+    if not isinstance(width, int):
+        raise PackageError("The model's encoder configuration names no hidden_size; the package cannot be built.")
+    return width
+
+
+def encoder_config(values: dict[str, Any]) -> PretrainedConfig:
+    """Raises `PackageError` for what is no encoder that the installed transformers library knows."""
+    kind = values["model_type"]
+    if kind not in CONFIG_MAPPING:
+        raise PackageError(
+            f"The encoder type {kind!r} is not one that the installed transformers library knows; upgrade transformers."
+        )
+    dropped = {"model_type", *_ORIGIN, *_STORAGE, *_RUNNING}
+    try:
+        kept = {key: value for key, value in values.items() if key not in dropped and not key.startswith("_")}
+        config = AutoConfig.for_model(kind, **kept)
+    except Exception as error:  # of no narrower kind: each model type checks its own values
+        raise PackageError(f"The encoder's configuration is not one of type {kind!r} ({one_line(error)}).") from error
+    if config.is_encoder_decoder:
+        raise PackageError(f"The encoder type {kind!r} has a decoder too; this version reads encoders alone.")
+    return config
+
+
+def encoder_values(config: PretrainedConfig) -> dict[str, Any]:
+    """All that makes the encoder, defaults included, and nothing of where it came from or how it was stored."""
+    dropped = {*_ORIGIN, *_STORAGE, *_OTHER_USES}
+    return {key: value for key, value in config.to_dict().items() if key not in dropped and key[0] != "_"}
+
+
+def build_encoder(values: dict[str, Any]) -> nn.Module:
+    """The encoder in float32 with random weights, without the pooling layer that some have and nothing here reads.
+
+    Raises `PackageError` where there is none of that configuration.
+    """
+    config = encoder_config(values)
+    auto: Any = AutoModel  # its type hints are incomplete
+    try:
+        encoder: nn.Module = auto.from_config(config, dtype=torch.float32)
+    except Exception as error:  # of no narrower kind: each model type fails in its own way
+        raise PackageError(f"No encoder can be built from the model's configuration ({one_line(error)}).") from error
+    drop_pooler(encoder)
+    return encoder
+
+
+def drop_pooler(encoder: nn.Module) -> None:
+    if getattr(encoder, "pooler", None) is not None:
+        encoder.pooler = None  # type: ignore[assignment]

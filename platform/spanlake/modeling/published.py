@@ -1,0 +1,311 @@
+"""Published GLiNER checkpoints of the uni-encoder span architecture, read and written.
+
+    gliner_config.json                        architecture, mixed with the settings it was trained under
+    model.safetensors or pytorch_model.bin    the tensors, under the names of `_TENSORS`
+    tokenizer.json, tokenizer_config.json     sometimes; where they are missing, the tokenizer is the encoder's
+
+A checkpoint is read strictly: what cannot be honoured, or does not fit together, is refused by name.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from pickle import UnpicklingError
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from tokenizers import AddedToken, Tokenizer
+from transformers import AutoConfig
+
+from spanlake.errors import PackageError, one_line
+from spanlake.modeling.config import RELATIVE_POSITION_WINDOW, ModelConfig, SpanHeadKind
+from spanlake.modeling.model import SpanModel, encoder_config, encoder_values, unfilled_model
+from spanlake.modeling.pretrained import pretrained_tokenizer
+from spanlake.modeling.tokens import unknown_token
+from spanlake.modeling.weights import load_weights
+
+CONFIG = "gliner_config.json"
+WEIGHTS = "model.safetensors"
+OLD_WEIGHTS = "pytorch_model.bin"
+TOKENIZER = "tokenizer.json"
+TOKENIZER_CONFIG = "tokenizer_config.json"
+
+_SPAN_MODES: dict[str, SpanHeadKind] = {"markerV0": "marker_v0", "marker": "marker"}
+
+# What a checkpoint leaves out, and null where the default is not null, means this.
+_DEFAULTS: dict[str, Any] = {
+    "model_name": "microsoft/deberta-v3-small",
+    "span_mode": "markerV0",
+    "hidden_size": 512,
+    "max_width": 12,
+    "max_len": 384,
+    "dropout": 0.4,
+    "ent_token": "<<ENT>>",
+    "sep_token": "<<SEP>>",
+    "class_token_index": -1,
+    "vocab_size": -1,
+    "embed_ent_token": True,
+}
+
+# Settings that change what a checkpoint computes, and the values that mean the architecture read here. Whatever else
+# stands in a configuration is about training, or about architectures that these settings rule out.
+_SUPPORTED: dict[str, tuple[Any, ...]] = {
+    "model_type": (None, "gliner", "gliner_base", "gliner_uni_encoder", "gliner_uni_encoder_span"),
+    "span_mode": tuple(_SPAN_MODES),
+    "subtoken_pooling": (None, "first"),
+    "words_splitter_type": (None, "whitespace"),
+    "fuse_layers": (None, False),
+    "labels_encoder": (None,),
+    "labels_decoder": (None,),
+    "relations_layer": (None,),
+    "span_encoder_config": (None,),
+    "precomputed_prompts_mode": (None, False),
+    "num_rnn_layers": (None, 0, 1),  # whether there is one is told by the tensors: old checkpoints say 1 and mean 0
+}
+
+# Our names of tensors and the published ones, by how they begin. Only the joint layer of the head differs by kind.
+_TENSORS: dict[str, str] = {
+    "encoder.": "token_rep_layer.bert_layer.model.",
+    "projection.": "token_rep_layer.projection.",
+    "lstm.": "rnn.lstm.",
+    "types.": "prompt_rep_layer.",
+    "spans.start.": "span_rep_layer.span_rep_layer.project_start.",
+    "spans.end.": "span_rep_layer.span_rep_layer.project_end.",
+}
+_JOINT_TENSORS: dict[SpanHeadKind, dict[str, str]] = {
+    "marker_v0": {
+        "spans.joined.": "span_rep_layer.span_rep_layer.out_project.0.",
+        "spans.out.": "span_rep_layer.span_rep_layer.out_project.3.",
+    },
+    "marker": {"spans.out.": "span_rep_layer.span_rep_layer.out_project."},
+}
+
+# Tensors that published checkpoints carry and their own forward pass never reads.
+_UNUSED = re.compile(
+    r"token_rep_layer\.bert_layer\.model\.(pooler\..*|embeddings\.(position_ids|token_type_ids))|cross_fuser\..*"
+)
+
+
+def is_published(directory: Path) -> bool:
+    return (Path(directory) / CONFIG).is_file()
+
+
+def read_published(directory: Path) -> tuple[SpanModel, Tokenizer]:
+    """The checkpoint in `directory`: float32, on the CPU, in evaluation mode.
+
+    Raises `PackageError` for another architecture, for a tensor that is missing, extra or misshapen, and for a
+    tokenizer that cannot be had or does not fit the tensors.
+    """
+    directory = Path(directory)
+    settings = _read_settings(directory)
+    tensors = {key: tensor for key, tensor in _read_tensors(directory).items() if not _UNUSED.fullmatch(key)}
+    tokenizer = _read_tokenizer(directory, settings["model_name"])
+    explicit = settings["class_token_index"] != -1 and settings["vocab_size"] != -1
+    if not explicit or tokenizer.token_to_id(settings["ent_token"]) is None:
+        _add_prompt_tokens(tokenizer, settings)
+    vocabulary = settings["vocab_size"] if explicit else tokenizer.get_vocab_size()
+    config = ModelConfig(
+        encoder={**_encoder(directory, settings), "vocab_size": vocabulary},
+        hidden_size=settings["hidden_size"],
+        span_head=_SPAN_MODES[settings["span_mode"]],
+        entity_token=settings["ent_token"],
+        separator_token=settings["sep_token"],
+        entity_token_id=settings["class_token_index"] if explicit else _number(tokenizer, settings["ent_token"]),
+        max_width=settings["max_width"],
+        lstm=any(key.startswith("rnn.lstm.") for key in tensors),
+        dropout=settings["dropout"],
+        max_words=settings["max_len"],
+        max_labels=None,  # the published models read every label in one prompt
+        type_vector_at_entity_token=settings["embed_ent_token"],
+    )
+    model = unfilled_model(config)
+    _check_vocabulary(model, tokenizer, tensors, directory)
+    load_weights(model, tensors, _published_names(model), str(directory))
+    return model, tokenizer
+
+
+def write_published(directory: Path, model: SpanModel, tokenizer: Tokenizer) -> None:
+    """Writes `model` into `directory` in the published form, whole enough to be read without a network.
+
+    Raises `PackageError` for the `paper` head, which has no published form, and for a directory that is not empty or
+    cannot be written.
+    """
+    directory = Path(directory)
+    config = model.config
+    span_mode = next((mode for mode, head in _SPAN_MODES.items() if head == config.span_head), None)
+    if span_mode is None:
+        raise PackageError(
+            f"The span head {config.span_head!r} has no published form; only {' and '.join(_SPAN_MODES.values())} have "
+            "one, so train with one of them or keep the model as a package."
+        )
+    settings = {
+        "model_type": "gliner_uni_encoder_span",
+        "model_name": config.encoder["model_type"],  # a name is asked for, but never looked up: all is in the directory
+        "encoder_config": config.encoder,
+        "span_mode": span_mode,
+        "hidden_size": config.hidden_size,
+        "num_rnn_layers": int(config.lstm),
+        "max_width": config.max_width,
+        "max_len": config.max_words,
+        "max_types": config.max_labels or 25,
+        "dropout": config.dropout,
+        "ent_token": config.entity_token,
+        "sep_token": config.separator_token,
+        "class_token_index": config.entity_token_id,
+        "vocab_size": config.encoder["vocab_size"],
+        "embed_ent_token": config.type_vector_at_entity_token,
+        "subtoken_pooling": "first",
+        "words_splitter_type": "whitespace",
+    }
+    names = _published_names(model)
+    tensors = {names[key]: tensor.detach().cpu().float().contiguous() for key, tensor in model.state_dict().items()}
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+        if any(directory.iterdir()):
+            raise PackageError(f"{directory} is not empty; name a new directory for the checkpoint.")
+        save_file(tensors, directory / WEIGHTS)
+        (directory / TOKENIZER).write_text(tokenizer.to_str(pretty=True), encoding="utf-8")
+        _write_json(directory / TOKENIZER_CONFIG, _tokenizer_settings(tokenizer, config))
+        _write_json(directory / CONFIG, settings)
+    except (OSError, SafetensorError) as error:
+        raise PackageError(
+            f"The checkpoint {directory} cannot be written ({one_line(error)}); name another directory."
+        ) from error
+
+
+def _read_settings(directory: Path) -> dict[str, Any]:
+    """The configuration with its defaults; nothing in it that cannot be honoured."""
+    try:
+        values = json.loads((directory / CONFIG).read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise PackageError(
+            f"{directory / CONFIG} cannot be read as JSON ({error}); fetch the checkpoint again."
+        ) from error
+    if not isinstance(values, dict):
+        raise PackageError(f"{directory / CONFIG} holds no settings; fetch the checkpoint again.")
+    given = {key: value for key, value in values.items() if value is not None}
+    settings = _DEFAULTS | given
+    for key, supported in _SUPPORTED.items():
+        if settings.get(key) not in supported:
+            allowed = " or ".join(json.dumps(value) for value in supported if value is not None) or "none"
+            raise PackageError(
+                f"{directory} is a GLiNER checkpoint with {key} {json.dumps(settings[key])}; this version reads those "
+                f"with {allowed}."
+            )
+    for key, default in _DEFAULTS.items():
+        if not isinstance(settings[key], (int, float) if isinstance(default, float) else type(default)):
+            raise PackageError(
+                f"{directory / CONFIG} has {key} {json.dumps(settings[key])}; it must be like {default!r}."
+            )
+    return settings
+
+
+def _encoder(directory: Path, settings: Mapping[str, Any]) -> dict[str, Any]:
+    """The encoder's configuration in full: what a checkpoint leaves out has the defaults of its model type."""
+    values = settings.get("encoder_config")
+    if isinstance(values, dict):
+        return encoder_values(encoder_config({"model_type": "deberta-v2", **values}))
+    name = settings["model_name"]
+    try:
+        return encoder_values(AutoConfig.from_pretrained(name))
+    except (OSError, ValueError) as error:
+        raise PackageError(
+            f"{directory} has no encoder_config, and the configuration of its encoder {name!r} is neither in the local "
+            f"cache nor to be fetched; run `hf download {name} config.json` where there is a network."
+        ) from error
+
+
+def _read_tensors(directory: Path) -> dict[str, torch.Tensor]:
+    """Raises `PackageError` where there are none, or none that can be read without running code."""
+    path = directory / WEIGHTS
+    try:
+        if path.is_file():
+            tensors = load_file(path)
+        else:
+            path = directory / OLD_WEIGHTS
+            if not path.is_file():
+                raise PackageError(f"{directory} has no {WEIGHTS} and no {OLD_WEIGHTS}; fetch the checkpoint again.")
+            tensors = torch.load(path, map_location="cpu", weights_only=True)
+    except (SafetensorError, UnpicklingError, OSError, RuntimeError, EOFError) as error:
+        raise PackageError(f"{path} cannot be read as tensors ({one_line(error)}).") from error
+    if not isinstance(tensors, dict) or not all(isinstance(tensor, torch.Tensor) for tensor in tensors.values()):
+        raise PackageError(f"{path} holds other things than named tensors; fetch the checkpoint again.")
+    return {key: tensor.float() if tensor.is_floating_point() else tensor for key, tensor in tensors.items()}
+
+
+def _read_tokenizer(directory: Path, model_name: str) -> Tokenizer:
+    if (directory / TOKENIZER).is_file() or (directory / TOKENIZER_CONFIG).is_file():
+        return pretrained_tokenizer(str(directory))
+    try:
+        return pretrained_tokenizer(model_name)
+    except PackageError as error:
+        raise PackageError(
+            f"{directory} holds no tokenizer, and that of its encoder {model_name!r} cannot be had: "
+            f"{str(error.__cause__).splitlines()[0]}; run `hf download {model_name}` where there is a network, or copy "
+            "that model's tokenizer files into the directory."
+        ) from error
+
+
+def _add_prompt_tokens(tokenizer: Tokenizer, settings: Mapping[str, Any]) -> None:
+    """As training added them to the encoder's tokenizer, in this order; those it holds already stay as they are."""
+    tokens = ("[FLERT]", settings["ent_token"], settings["sep_token"])
+    tokenizer.add_special_tokens([AddedToken(token, normalized=False, special=True) for token in tokens])
+
+
+def _number(tokenizer: Tokenizer, token: str) -> int:
+    number = tokenizer.token_to_id(token)
+    assert number is not None, f"{token!r} has just been added"
+    return number
+
+
+def _check_vocabulary(
+    model: SpanModel, tokenizer: Tokenizer, tensors: Mapping[str, torch.Tensor], directory: Path
+) -> None:
+    """The tokenizer's numbers must be those that the embeddings were trained with.
+
+    Where the settings give the entity token's number it fixes the others too, and only the size is left to check;
+    otherwise the number of embeddings must be exactly that of the tokens.
+    """
+    encoder: Any = model.encoder
+    embeddings = encoder.get_input_embeddings().weight
+    key = next(name for name, parameter in model.named_parameters() if parameter is embeddings)
+    name = _published_names(model)[key]
+    tokens, expected = tokenizer.get_vocab_size(), model.config.encoder["vocab_size"]
+    rows = len(tensors[name]) if name in tensors else expected
+    if rows != expected or tokens > rows:
+        raise PackageError(
+            f"The tokenizer of {directory} does not belong to its weights: it has {tokens} tokens and the settings "
+            f"count {expected}, but {name} has {rows} rows; fetch the tokenizer that the checkpoint was trained with."
+        )
+
+
+def _published_names(model: SpanModel) -> dict[str, str]:
+    """The published name of each tensor of `model`, by ours."""
+    table = _TENSORS | _JOINT_TENSORS[model.config.span_head]
+    names = {}
+    for key in model.state_dict():
+        ours = next(prefix for prefix in table if key.startswith(prefix))
+        names[key] = table[ours] + key.removeprefix(ours)
+    return names
+
+
+def _tokenizer_settings(tokenizer: Tokenizer, config: ModelConfig) -> dict[str, Any]:
+    """Only what tokenizer.json does not say. A beginning and an end token are left out on purpose: a reader that knows
+    them puts them in the place of the special tokens that tokenizer.json sets around a text."""
+    settings: dict[str, Any] = {"tokenizer_class": "PreTrainedTokenizerFast", "clean_up_tokenization_spaces": False}
+    padding = tokenizer.id_to_token(config.pad_token_id)
+    unknown = unknown_token(tokenizer)
+    settings |= {"pad_token": padding} if padding is not None else {}
+    settings |= {"unk_token": unknown} if unknown is not None else {}
+    if config.max_tokens < RELATIVE_POSITION_WINDOW:
+        settings["model_max_length"] = config.max_tokens
+    return settings
+
+
+def _write_json(path: Path, values: Mapping[str, Any]) -> None:
+    path.write_text(json.dumps(values, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")

@@ -1,0 +1,197 @@
+"""Words and labels -> the encoder's input: `[CLS] [ENT] type … [SEP] words [SEP]`.
+
+Each word and each label is cut into sub-words by itself, so the sub-words of a word depend on the word alone. That
+makes the cut cacheable, and it makes offsets safe: a word's vector is found by counting sub-words, never by asking the
+tokenizer to align texts.
+
+Shapes: B texts, T sub-words in the longest, W words in the longest, C labels in the longest prompt.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from tokenizers import Tokenizer
+
+from spanlake.errors import PackageError, UserError, shown
+
+# What is remembered of words seen before. Longer ones are rare, and could fill the memory.
+_CACHED_WORDS = 200_000
+_CACHED_LENGTH = 64  # code points
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """The sub-words of `[ENT] type … [SEP]`, and where in them each type's vector is read."""
+
+    ids: tuple[int, ...]
+    type_positions: tuple[int, ...]
+
+
+@dataclass
+class Batch:
+    """One forward pass. Padding positions point at sub-word 0 and are told apart by the counts."""
+
+    input_ids: torch.Tensor  # [B, T] int64
+    attention_mask: torch.Tensor  # [B, T] int64
+    word_positions: torch.Tensor  # [B, W] int64, the first sub-word of each word
+    type_positions: torch.Tensor  # [B, C] int64
+    word_counts: list[int]
+    type_counts: list[int]
+
+    def to(self, device: torch.device) -> Batch:
+        return Batch(
+            self.input_ids.to(device, non_blocking=True),
+            self.attention_mask.to(device, non_blocking=True),
+            self.word_positions.to(device, non_blocking=True),
+            self.type_positions.to(device, non_blocking=True),
+            self.word_counts,
+            self.type_counts,
+        )
+
+
+class PromptTokenizer:
+    """Cuts words and labels into sub-words and lays them out for the encoder. Safe to use from several threads."""
+
+    def __init__(
+        self,
+        tokenizer: Tokenizer,
+        *,
+        entity_token: str,
+        separator_token: str,
+        entity_token_id: int,
+        type_vector_at_entity_token: bool = True,
+    ) -> None:
+        """Raises `PackageError` where the tokenizer does not hold the prompt's two tokens."""
+        tokenizer.no_truncation()
+        tokenizer.no_padding()
+        separator_id = tokenizer.token_to_id(separator_token)
+        found = tokenizer.token_to_id(entity_token)
+        if separator_id is None or found != entity_token_id:
+            raise PackageError(
+                f"The tokenizer gives {entity_token!r} the number {found} and {separator_token!r} the number "
+                f"{separator_id}; the model expects {entity_token_id} for the first and some number for the second."
+            )
+        self.backend = tokenizer
+        self._entity_id = entity_token_id
+        self._separator_id = separator_id
+        self._vector_offset = 0 if type_vector_at_entity_token else 1
+        self._before, self._after = _surrounding_tokens(tokenizer)
+        self._reserved = _special_ids(tokenizer) | {entity_token_id, separator_id}
+        self._words: dict[str, tuple[int, ...]] = {}
+
+    @property
+    def special_tokens(self) -> int:
+        """How many tokens surround the prompt and the words."""
+        return len(self._before) + len(self._after)
+
+    def words(self, words: Sequence[str]) -> list[tuple[int, ...]]:
+        """The sub-words of each word; empty for a word that the tokenizer cannot see, such as a zero-width character.
+
+        The words must hold no lone surrogates.
+        """
+        cache = self._words
+        found = {word: cache[word] for word in words if word in cache}
+        new = list(set(words) - found.keys())
+        if new:
+            pieces = [[word] for word in new]
+            encodings = self.backend.encode_batch(pieces, is_pretokenized=True, add_special_tokens=False)
+            cut = {word: tuple(encoding.ids) for word, encoding in zip(new, encodings, strict=True)}
+            if len(cache) + len(cut) > _CACHED_WORDS:
+                cache = self._words = {}  # not emptied: another thread may be reading it
+            cache.update((word, ids) for word, ids in cut.items() if len(word) <= _CACHED_LENGTH)
+            found |= cut
+        return [found[word] for word in words]
+
+    def _word(self, word: str) -> tuple[int, ...]:
+        return tuple(self.backend.encode([word], is_pretokenized=True, add_special_tokens=False).ids)
+
+    def label(self, label: str) -> tuple[int, ...]:
+        """The sub-words of a label as the model reads it, at least one.
+
+        Raises `UserError` for a label without visible characters or with one of the tokenizer's reserved tokens.
+        """
+        ids = self._word(label)
+        if not ids:
+            raise UserError(f"The label {shown(label)} has no characters that the model can read; write it in words.")
+        reserved = [self.backend.id_to_token(i) for i in ids if i in self._reserved]
+        if reserved:
+            raise UserError(
+                f"The label {shown(label)} holds {reserved[0]!r}, which the model reserves; write it otherwise."
+            )
+        return ids
+
+    def prompt(self, labels: Sequence[tuple[int, ...]]) -> Prompt:
+        """The prompt of labels that `label` has cut."""
+        ids: list[int] = []
+        positions: list[int] = []
+        for label in labels:
+            positions.append(len(ids) + self._vector_offset)
+            ids.append(self._entity_id)
+            ids.extend(label)
+        ids.append(self._separator_id)
+        return Prompt(tuple(ids), tuple(positions))
+
+    def collate(self, rows: Sequence[tuple[Prompt, Sequence[tuple[int, ...]]]], pad_id: int) -> Batch:
+        """Each row is a prompt and the sub-words of the words beside it, every word with at least one."""
+        length = max(len(prompt.ids) + sum(map(len, words)) for prompt, words in rows) + self.special_tokens
+        count = max(len(words) for _, words in rows)
+        types = max(len(prompt.type_positions) for prompt, _ in rows)
+        input_ids = np.full((len(rows), length), pad_id, dtype=np.int64)
+        mask = np.zeros((len(rows), length), dtype=np.int64)
+        word_positions = np.zeros((len(rows), count), dtype=np.int64)
+        type_positions = np.zeros((len(rows), types), dtype=np.int64)
+        lead = len(self._before)
+        for row, (prompt, words) in enumerate(rows):
+            ids = [*self._before, *prompt.ids]
+            start = len(ids)
+            for word in words:
+                ids += word
+            ids += self._after
+            input_ids[row, : len(ids)] = ids
+            mask[row, : len(ids)] = 1
+            word_lengths = np.fromiter(map(len, words), dtype=np.int64, count=len(words))
+            word_positions[row, : len(words)] = start + np.cumsum(word_lengths) - word_lengths
+            type_positions[row, : len(prompt.type_positions)] = np.asarray(prompt.type_positions) + lead
+        return Batch(
+            torch.from_numpy(input_ids),
+            torch.from_numpy(mask),
+            torch.from_numpy(word_positions),
+            torch.from_numpy(type_positions),
+            [len(words) for _, words in rows],
+            [len(prompt.type_positions) for prompt, _ in rows],
+        )
+
+
+def _surrounding_tokens(tokenizer: Tokenizer) -> tuple[list[int], list[int]]:
+    """The special tokens that the encoder expects before and after a text, as its own post-processor places them."""
+    encoding = tokenizer.encode(["a"], is_pretokenized=True)
+    special = encoding.special_tokens_mask
+    if all(special):
+        raise PackageError("The tokenizer cannot read the letter 'a'; it is damaged or not a text tokenizer.")
+    first = special.index(0)
+    last = len(special) - special[::-1].index(0)
+    return encoding.ids[:first], encoding.ids[last:]
+
+
+def unknown_token(tokenizer: Tokenizer) -> str | None:
+    """The token for what the tokenizer cannot spell, if it has one."""
+    model = tokenizer.model
+    named: str | None = getattr(model, "unk_token", None)
+    if named is not None:
+        return named
+    number = getattr(model, "unk_id", None)
+    if number is not None:
+        return tokenizer.id_to_token(number)
+    added = tokenizer.get_added_tokens_decoder().values()
+    return next((token.content for token in added if "unk" in token.content.lower()), None)
+
+
+def _special_ids(tokenizer: Tokenizer) -> frozenset[int]:
+    """Every special token but the unknown one, which stands for ordinary characters."""
+    unknown = unknown_token(tokenizer)
+    added = tokenizer.get_added_tokens_decoder()
+    return frozenset(i for i, token in added.items() if token.special and token.content != unknown)

@@ -1,0 +1,31 @@
+"""Fills a model from a file's tensors, strictly: no weight is ever left random or left over."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+
+from spanlake.errors import PackageError
+from spanlake.modeling.model import SpanModel
+
+
+def load_weights(model: SpanModel, tensors: Mapping[str, torch.Tensor], names: Mapping[str, str], source: str) -> None:
+    """`names` gives, for each tensor of `model`, its name among `tensors`.
+
+    Raises `PackageError`, about `source`, on a tensor that is missing, extra or misshapen.
+    """
+    expected = {names[key]: tensor.shape for key, tensor in model.state_dict().items()}
+    missing = sorted(expected.keys() - tensors.keys())
+    extra = sorted(tensors.keys() - expected.keys())
+    if missing or extra:
+        parts = [f"{len(missing)} are missing, such as {missing[0]}"] if missing else []
+        parts += [f"{len(extra)} do not belong, such as {extra[0]}"] if extra else []
+        raise PackageError(f"The weights of {source} do not fit its architecture: {' and '.join(parts)}.")
+    for name, shape in expected.items():
+        if tensors[name].shape != shape:
+            raise PackageError(
+                f"The weights of {source} do not fit its architecture: {name} has the shape "
+                f"{list(tensors[name].shape)}, not {list(shape)}."
+            )
+    model.load_state_dict({key: tensors[name] for key, name in names.items()})

@@ -1,0 +1,360 @@
+"""The model package: one directory that holds a model whole, loads offline, and cannot be altered unnoticed.
+
+    spanlake.json        format version, architecture, labels seen, lineage, metrics, licence, fingerprint
+    model.safetensors    the weights, float32 or int8 with a float32 scale per output channel
+    tokenizer.json       the sub-words
+    README.md            the model card
+
+No code from a package is run, and nothing in it is unpickled.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import os
+import re
+import shutil
+import tempfile
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import torch
+from huggingface_hub import snapshot_download
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from tokenizers import Tokenizer
+
+from spanlake.errors import PackageError, one_line, shown
+from spanlake.modeling.config import ModelConfig
+from spanlake.modeling.model import SpanModel, unfilled_model
+from spanlake.modeling.published import is_published, read_published
+from spanlake.modeling.tokens import PromptTokenizer
+from spanlake.modeling.weights import load_weights
+from spanlake.storage import open_uri
+
+FORMAT = 1
+MANIFEST = "spanlake.json"
+WEIGHTS = "model.safetensors"
+TOKENIZER = "tokenizer.json"
+CARD = "README.md"
+EMBEDDED = Path(__file__).parent / "models"
+
+_HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
+_HUB_FILES = ["*.json", "*.safetensors", "pytorch_model.bin", "*.model", "*.txt", CARD]
+_SCALE = "::scale"  # the suffix of the tensor that widens an int8 one
+
+
+@dataclass
+class Package:
+    name: str
+    model: SpanModel  # float32, on the CPU, in evaluation mode
+    tokenizer: PromptTokenizer
+    metadata: dict[str, Any]  # what spanlake.json says besides the architecture
+    fingerprint: str  # SHA-256, hexadecimal, over all that determines the output
+
+    @property
+    def config(self) -> ModelConfig:
+        return self.model.config
+
+
+def prompt_tokenizer(tokenizer: Tokenizer, config: ModelConfig) -> PromptTokenizer:
+    return PromptTokenizer(
+        tokenizer,
+        entity_token=config.entity_token,
+        separator_token=config.separator_token,
+        entity_token_id=config.entity_token_id,
+        type_vector_at_entity_token=config.type_vector_at_entity_token,
+    )
+
+
+def save_package(
+    directory: Path,
+    model: SpanModel,
+    tokenizer: Tokenizer,
+    *,
+    name: str,
+    metadata: Mapping[str, Any],
+    card: str,
+    int8: bool = False,
+) -> str:
+    """Writes a package into `directory`, which is made whole or not at all, and returns its fingerprint.
+
+    Raises `PackageError` where `directory` is not empty or cannot be written.
+    """
+    directory = Path(directory).absolute()
+    try:
+        refuse_existing(directory)
+        directory.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=directory.parent, prefix=".package-") as temporary:
+            draft = Path(temporary) / "package"
+            draft.mkdir()
+            fingerprint = _write(draft, model, tokenizer, name, metadata, card, int8)
+            if directory.exists():
+                directory.rmdir()
+            os.rename(draft, directory)
+    except (OSError, SafetensorError) as error:
+        raise PackageError(
+            f"The package {directory} cannot be written ({one_line(error)}); name another directory."
+        ) from error
+    return fingerprint
+
+
+def refuse_existing(directory: Path) -> None:
+    """Raises `PackageError` where `directory` is anything but absent or empty, for a model is never written over."""
+    if directory.exists() and not directory.is_dir():
+        raise PackageError(f"{directory} is a file; name a new directory.")
+    if directory.exists() and any(directory.iterdir()):
+        raise PackageError(f"{directory} is not empty; name a new directory.")
+
+
+def _write(
+    draft: Path, model: SpanModel, tokenizer: Tokenizer, name: str, metadata: Mapping[str, Any], card: str, int8: bool
+) -> str:
+    weights = {key: tensor.detach().cpu().float().contiguous() for key, tensor in model.state_dict().items()}
+    (draft / TOKENIZER).write_text(tokenizer.to_str(pretty=True), encoding="utf-8")
+    save_file(_narrowed(weights) if int8 else weights, draft / WEIGHTS)
+    shutil.copymode(draft / TOKENIZER, draft / WEIGHTS)  # safetensors would keep it from other users
+    (draft / CARD).write_text(card, encoding="utf-8")
+    architecture = model.config.to_dict()
+    fingerprint = _fingerprint(draft, architecture)
+    head = {"format": FORMAT, "name": name, "fingerprint": fingerprint, "weights": "int8" if int8 else "float32"}
+    manifest = {**head, **metadata, **head, "architecture": architecture}  # metadata cannot replace what is known here
+    (draft / MANIFEST).write_text(json.dumps(manifest, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    return fingerprint
+
+
+def load_package(directory: Path) -> Package:
+    """Reads a package and verifies it against its fingerprint.
+
+    Raises `PackageError` where a file is missing, damaged or altered, or a tensor is missing, extra or misshapen.
+    """
+    manifest = verify_package(directory)
+    config = ModelConfig.from_dict(manifest.pop("architecture"))
+    model = unfilled_model(config)
+    weights = _widened(_read_tensors(directory / WEIGHTS), str(directory))
+    load_weights(model, weights, {key: key for key in model.state_dict()}, str(directory))
+    tokenizer = prompt_tokenizer(read_tokenizer(directory / TOKENIZER), config)
+    fingerprint = manifest.pop("fingerprint")
+    return Package(str(manifest.get("name", directory.name)), model, tokenizer, manifest, fingerprint)
+
+
+def open_package(model: str) -> Package:
+    """Loads whatever `model` names: a package of ours or a published GLiNER checkpoint.
+
+    Raises `PackageError` as `find_model` and `load_package` do.
+    """
+    directory = find_model(model)
+    if not is_published(directory):
+        return load_package(directory)
+    span_model, tokenizer = read_published(directory)
+    return Package(
+        directory.name,
+        span_model,
+        prompt_tokenizer(tokenizer, span_model.config),
+        {"license": "as published"},
+        fingerprint_model(span_model, tokenizer),
+    )
+
+
+def describe_model(model: str) -> dict[str, Any]:
+    """What `open_package(model)` loads: name, fingerprint, architecture, parameters, and what its makers say of it."""
+    package = open_package(model)
+    return {
+        "name": package.name,
+        "fingerprint": package.fingerprint,
+        "parameters": sum(parameter.numel() for parameter in package.model.parameters()),
+        **{key: value for key, value in package.metadata.items() if key != "name"},
+        "architecture": package.config.to_dict(),
+    }
+
+
+def repack(package: Package, directory: Path, *, name: str, int8: bool, **metadata: Any) -> str:
+    """Writes a loaded package again, under another name or in int8, and returns the new fingerprint."""
+    known = {key: value for key, value in package.metadata.items() if key not in ("name", "format", "weights")}
+    known |= metadata
+    card = model_card(name, package.config, known)
+    return save_package(
+        directory, package.model, package.tokenizer.backend, name=name, metadata=known, card=card, int8=int8
+    )
+
+
+def find_model(model: str | os.PathLike[str]) -> Path:
+    """The directory that `model` names: `mini`, a directory, a URI, or a Hub id.
+
+    Raises `PackageError` where there is none.
+    """
+    model = os.fspath(model)
+    if "/" not in model and os.path.isfile(EMBEDDED / model / MANIFEST):
+        return EMBEDDED / model
+    if os.path.isdir(model):
+        return Path(model)
+    if "://" in model:
+        return _download(model)
+    if _HUB_ID.fullmatch(model):
+        try:
+            return Path(snapshot_download(model, allow_patterns=_HUB_FILES))
+        except Exception as error:  # the client's, its transport's, or the system's
+            raise PackageError(
+                f"The model {shown(model)} is no directory here and cannot be fetched from the Hub "
+                f"({type(error).__name__}); check the name and the network, or give the directory of a copy."
+            ) from error
+    raise PackageError(
+        f"The model {shown(model)} is unknown; give mini, a directory or URI of a package, a published GLiNER "
+        "directory, or a Hub id such as urchade/gliner_medium-v2.1."
+    )
+
+
+def _download(uri: str) -> Path:
+    """A copy of the package at `uri` in the user's cache, fetched once: spanlake.json holds a hash of the rest."""
+    try:
+        filesystem, path = open_uri(uri)
+        path = path.rstrip("/")
+        with filesystem.open_input_stream(f"{path}/{MANIFEST}") as stream:
+            manifest = stream.read()
+        home = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache", "spanlake")
+        directory = home / hashlib.sha256(manifest).hexdigest()
+        if directory.is_dir():
+            return directory
+        home.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=home) as temporary:
+            draft = Path(temporary) / "package"
+            draft.mkdir()
+            (draft / MANIFEST).write_bytes(manifest)
+            for file in (TOKENIZER, WEIGHTS):
+                with filesystem.open_input_stream(f"{path}/{file}") as stream, open(draft / file, "wb") as copy:
+                    shutil.copyfileobj(stream, copy, 1 << 20)
+            verify_package(draft, uri)
+            with contextlib.suppress(OSError):  # another process was first, with the same content
+                os.rename(draft, directory)
+    except PackageError:
+        raise
+    except Exception as error:  # each filesystem has errors of its own
+        raise PackageError(
+            f"The model {shown(uri)} cannot be read ({one_line(error)}); check the address and its permissions."
+        ) from error
+    return directory
+
+
+def verify_package(directory: Path, source: str | None = None) -> dict[str, Any]:
+    """The contents of spanlake.json, after its fingerprint has been compared with the files beside it.
+
+    `source` is what messages call the package, if not its directory. Raises `PackageError` as `load_package` does,
+    short of building the model.
+    """
+    source = source or str(directory)
+    for file in (MANIFEST, WEIGHTS, TOKENIZER):
+        if not (directory / file).is_file():
+            raise PackageError(f"{source} is no model package: it has no {file}.")
+    try:
+        manifest = json.loads((directory / MANIFEST).read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise PackageError(
+            f"The {MANIFEST} of {source} cannot be read as JSON ({error}); fetch the package again."
+        ) from error
+    if not isinstance(manifest, dict) or manifest.get("format") != FORMAT:
+        found = manifest.get("format") if isinstance(manifest, dict) else manifest
+        raise PackageError(f"{source} has package format {shown(found)}; this version reads format {FORMAT}.")
+    if not isinstance(manifest.get("architecture"), dict):
+        raise PackageError(f"The {MANIFEST} of {source} describes no architecture; fetch the package again.")
+    actual = _fingerprint(directory, manifest["architecture"])
+    if manifest.get("fingerprint") != actual:
+        raise PackageError(
+            f"{source} has been altered: its fingerprint is {actual[:12]}…, but {MANIFEST} says "
+            f"{str(manifest.get('fingerprint'))[:12]}…; fetch the package again."
+        )
+    return manifest
+
+
+def read_tokenizer(path: Path) -> Tokenizer:
+    """Raises `PackageError` for a file that is no tokenizer."""
+    try:
+        return Tokenizer.from_file(str(path))
+    except Exception as error:  # the library raises nothing narrower
+        raise PackageError(
+            f"{path} cannot be read as a tokenizer ({one_line(error)}); fetch the package again."
+        ) from error
+
+
+def _read_tensors(path: Path) -> dict[str, torch.Tensor]:
+    try:
+        return load_file(path)
+    except (SafetensorError, OSError) as error:
+        raise PackageError(
+            f"{path} cannot be read as safetensors ({one_line(error)}); fetch the package again."
+        ) from error
+
+
+def fingerprint_model(model: SpanModel, tokenizer: Tokenizer) -> str:
+    """The fingerprint of a model that lies in no package of ours: over its architecture, tensors and tokenizer."""
+    digest = hashlib.sha256(json.dumps(model.config.to_dict(), sort_keys=True).encode())
+    for key, tensor in sorted(model.state_dict().items()):
+        digest.update(key.encode())
+        digest.update(tensor.float().contiguous().numpy().tobytes())
+    digest.update(tokenizer.to_str().encode())
+    return digest.hexdigest()
+
+
+def _fingerprint(directory: Path, architecture: Mapping[str, Any]) -> str:
+    digest = hashlib.sha256()
+    digest.update(json.dumps(architecture, sort_keys=True).encode())
+    for file in (WEIGHTS, TOKENIZER):
+        with open(directory / file, "rb") as stream:
+            digest.update(_sha256(stream))
+    return digest.hexdigest()
+
+
+def _narrowed(weights: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """Matrices as int8 with one scale per row, symmetric about zero; vectors stay as they are."""
+    narrowed = {}
+    for key, tensor in weights.items():
+        if tensor.dim() != 2:
+            narrowed[key] = tensor
+            continue
+        scale = tensor.abs().amax(dim=1, keepdim=True).clamp(min=1e-12) / 127
+        narrowed[key] = (tensor / scale).round().to(torch.int8)
+        narrowed[key + _SCALE] = scale
+    return narrowed
+
+
+def _widened(weights: dict[str, torch.Tensor], source: str) -> dict[str, torch.Tensor]:
+    widened = dict(weights)
+    for key, tensor in weights.items():
+        if tensor.dtype == torch.int8:
+            scale = widened.pop(key + _SCALE, None)
+            if scale is None or scale.shape != (len(tensor), 1):
+                raise PackageError(f"The weights of {source} are damaged: {key} has no scale for each row.")
+            widened[key] = tensor * scale
+    return widened
+
+
+def _sha256(stream: BinaryIO) -> bytes:
+    digest = hashlib.sha256()
+    while block := stream.read(1 << 20):
+        digest.update(block)
+    return digest.digest()
+
+
+def model_card(name: str, config: ModelConfig, metadata: Mapping[str, Any]) -> str:
+    """The README.md of a package."""
+    lines = [
+        f"# {name}",
+        "",
+        "A span model for zero-shot named-entity recognition (Zaratiana et al., 2023), as a Spanlake package.",
+        "",
+        f"- Encoder: {config.encoder['model_type']}; span head: {config.span_head}, up to {config.max_width} words",
+        f"- Licence: {metadata.get('license', 'unstated')}",
+    ]
+    lines += [f"- {line}" for line in metadata.get("card", ())]
+    with contextlib.suppress(KeyError, TypeError):  # no metrics, or another program's
+        lines += _table(metadata["metrics"])
+    return "\n".join(lines) + "\n"
+
+
+def _table(metrics: Mapping[str, Any]) -> list[str]:
+    lines = ["", "| set | F1 | precision | recall |", "|---|---|---|---|"]
+    lines += [f"| {row['name']} | {row['f1']} | {row['precision']} | {row['recall']} |" for row in metrics["sets"]]
+    return [*lines, "", f"Exact match, zero-shot, threshold {metrics['threshold']}, {metrics['split']} files."]

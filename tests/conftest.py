@@ -1,0 +1,92 @@
+"""What every test runs under, set before anything is imported: no network, no shared state of this machine's user.
+
+`tiny_model_dir` is a package that loads in a moment, for whatever tests need a model and not a good one.
+"""
+
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+os.environ.setdefault("RAY_AUTH_MODE", "disabled")  # else a local Ray writes a token into the home directory
+os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+
+if TYPE_CHECKING:  # what reads no model waits for no torch
+    from tokenizers import Tokenizer
+
+    from spanlake.modeling.model import SpanModel
+
+# Words that the tiny tokenizer knows whole; it spells the others.
+WORDS = """ada alain and at babbage by canada charles curie european farley fell for found geneva in june knew london
+lovelace marie mcgill met montreal nations of on percent pierre prices radium said she the to union united university
+warsaw where works wrote"""
+
+
+def tiny_tokenizer() -> "Tokenizer":
+    """WordPiece as BERT lays it out, with the prompt's tokens. Letters beyond ASCII are unknown to it."""
+    from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
+
+    letters = [chr(code) for code in range(33, 127) if not chr(code).isupper()]
+    tokens = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", *letters, *(f"##{letter}" for letter in letters), *WORDS.split()]
+    tokenizer = Tokenizer(models.WordPiece({token: i for i, token in enumerate(tokens)}, unk_token="[UNK]"))
+    tokenizer.normalizer = normalizers.BertNormalizer(lowercase=True)
+    tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+    tokenizer.post_processor = processors.TemplateProcessing(
+        "[CLS] $A [SEP]", special_tokens=[("[CLS]", 2), ("[SEP]", 3)]
+    )
+    tokenizer.add_special_tokens([*tokens[:4], "[FLERT]", "<<ENT>>", "<<SEP>>"])
+    return tokenizer
+
+
+def tiny_model(tokenizer: "Tokenizer", seed: int = 1) -> "SpanModel":
+    """Two layers of random weights, whose scores lie on both sides of one half, apart from each other.
+
+    A window holds 48 words or 96 sub-words, prompt and all; a span has at most 4 words.
+    """
+    import torch
+
+    from spanlake.modeling.config import ModelConfig
+    from spanlake.modeling.model import SpanModel
+
+    entity_token_id = tokenizer.token_to_id("<<ENT>>")
+    assert entity_token_id is not None
+    config = ModelConfig(
+        encoder={
+            "model_type": "bert",
+            "vocab_size": tokenizer.get_vocab_size(),
+            "hidden_size": 32,
+            "num_hidden_layers": 2,
+            "num_attention_heads": 4,
+            "intermediate_size": 64,
+            "max_position_embeddings": 96,
+            "initializer_range": 0.5,
+        },
+        hidden_size=32,
+        span_head="marker_v0",
+        entity_token="<<ENT>>",
+        separator_token="<<SEP>>",
+        entity_token_id=entity_token_id,
+        max_width=4,
+        max_words=48,
+        max_labels=6,
+    )
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        model = SpanModel(config)
+        with torch.no_grad():
+            for parameter in (*model.spans.parameters(), *model.types.parameters()):
+                parameter.mul_(2.0 if parameter.dim() == 2 else 0.0)
+    return model.eval()
+
+
+@pytest.fixture(scope="session")
+def tiny_model_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    from spanlake.package import save_package
+
+    directory = tmp_path_factory.mktemp("tiny") / "package"
+    tokenizer = tiny_tokenizer()
+    save_package(directory, tiny_model(tokenizer), tokenizer, name="tiny", metadata={}, card="Random weights.\n")
+    return directory

@@ -1,0 +1,110 @@
+"""Every command and every snippet of the README, run as a newcomer would, in the order in which they stand."""
+
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+# What a test cannot run: itself, and the shell's own environment.
+ELSEWHERE = {"make test", "source .venv/bin/activate"}
+
+
+def blocks(language: str) -> list[str]:
+    return re.findall(rf"^```{language}\n(.*?)^```", README, re.DOTALL | re.MULTILINE)
+
+
+def commands() -> list[str]:
+    return [line for block in blocks("sh") for line in block.splitlines() if line and line not in ELSEWHERE]
+
+
+@pytest.fixture(scope="module")
+def checkout(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Where one command after another is run."""
+    return copy_parts(tmp_path_factory.mktemp("checkout"))
+
+
+def copy_parts(directory: Path) -> Path:
+    """What a command finds around it: the parts of the repository that commands name."""
+    for name in ("examples", "jobs", "platform"):
+        shutil.copytree(ROOT / name, directory / name, ignore=shutil.ignore_patterns("__pycache__", "*.egg-info"))
+    benchmark = directory / "BENCHMARK"
+    benchmark.mkdir()
+    (benchmark / "labels.json").write_text('["person", "organization"]')
+    entity = {"name": "Alain Farley", "type": "person", "pos": [0, 12]}
+    sentence = {"sentence": "Alain Farley works at McGill University", "entities": [entity]}
+    (benchmark / "test.json").write_text(json.dumps([sentence]))
+    return directory
+
+
+def run(command: str, directory: Path) -> subprocess.CompletedProcess[str]:
+    environment = {**os.environ, "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"}
+    return subprocess.run(
+        command, shell=True, cwd=directory, env=environment, capture_output=True, text=True, timeout=280
+    )
+
+
+@pytest.mark.parametrize("command", [c for c in commands() if not c.startswith(("make", "ray job"))])
+def test_a_command_of_the_readme(command: str, checkout: Path) -> None:
+    done = run(command, checkout)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout
+
+
+def test_the_demo() -> None:
+    done = run("make demo", ROOT)
+    assert done.returncode == 0, done.stderr
+    assert '"complete": true' in done.stdout and "what to try next" in done.stdout
+
+
+@pytest.fixture
+def head(tmp_path: Path) -> Iterator[None]:
+    """A Ray head whose dashboard listens where the README says."""
+    command = "ray start --head --block --port 6399 --num-cpus 2 --object-store-memory 200000000 --disable-usage-stats"
+    process = subprocess.Popen([Path(sys.executable).parent / "ray", *command.split()[1:]], cwd=tmp_path)
+    try:
+        deadline = time.monotonic() + 180
+        # The dashboard answers before the node's agent, which starts jobs, has joined it.
+        while run("ray job submit --address http://127.0.0.1:8265 -- true", tmp_path).returncode:
+            assert process.poll() is None and time.monotonic() < deadline, "the Ray head did not start"
+            time.sleep(1)
+        yield
+    finally:
+        process.terminate()
+        process.wait(60)
+
+
+def test_the_job_is_submitted_to_a_running_cluster(head: None, tmp_path: Path) -> None:
+    (command,) = [c for c in commands() if c.startswith("ray job")]
+    checkout = copy_parts(tmp_path / "checkout")  # the working directory is sent to the cluster, so it is kept small
+    done = run(command.replace("/tmp/found", str(tmp_path / "found")), checkout)
+    assert done.returncode == 0, done.stdout + done.stderr
+    audit = run(f"spanlake audit {tmp_path / 'found'}", checkout)
+    assert audit.returncode == 0 and json.loads(audit.stdout)["entities"] > 0
+
+
+def test_the_python_snippets(checkout: Path) -> None:
+    snippets = blocks("python")
+    assert snippets
+    for snippet in snippets:
+        done = subprocess.run(
+            [sys.executable, "-c", snippet], cwd=checkout, capture_output=True, text=True, timeout=280
+        )
+        assert done.returncode == 0, done.stderr
+        assert "Alain Farley" in done.stdout
+
+
+def test_the_figure_of_the_paper() -> None:
+    """Figure 1 of Zaratiana et al. 2023, with the embedded model and the default threshold."""
+    done = run('spanlake predict "Alain Farley works at McGill University" --labels person,organization --json', ROOT)
+    (entities,) = json.loads(done.stdout)
+    found = [(entity["text"], entity["label"]) for entity in entities]
+    assert found == [("Alain Farley", "person"), ("McGill University", "organization")]

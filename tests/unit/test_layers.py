@@ -1,0 +1,176 @@
+"""The layers of the library: which module may import which, read from the source, imports inside functions included."""
+
+import ast
+import textwrap
+from collections.abc import Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+import pytest
+
+SOURCE_ROOT = Path(__file__).parents[2] / "platform"
+
+# Lowest first. A module imports from the rows below its own, and from its own package; never from a neighbour in its
+# row. "spanlake" is the package's front door (spanlake/__init__.py), which offers what lies below it.
+LAYERS = (
+    ("errors",),
+    ("text", "decoding", "storage"),
+    ("modeling",),
+    ("package",),
+    ("inference", "data"),
+    ("spanlake",),
+    ("evaluation",),
+    ("training", "extraction", "serving"),
+    ("cli",),
+    ("__main__",),
+)
+HEIGHT = {layer: height for height, row in enumerate(LAYERS) for layer in row}
+DYNAMIC = ("__import__", "import_module", "importlib.import_module")
+MAY_USE_RAY = ("training", "extraction", "serving")
+
+
+class Import(NamedTuple):
+    file: Path
+    line: int
+    module: str  # absolute dotted name of the module that is imported
+
+
+def module_name(file: Path, root: Path) -> str:
+    """`root/spanlake/data/__init__.py` -> `spanlake.data`."""
+    parts = file.relative_to(root).with_suffix("").parts
+    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+
+
+def imports(file: Path, root: Path) -> Iterator[Import]:
+    """Every import statement of a file, wherever it stands, and every `import_module` of a literal name."""
+    package = ".".join(file.relative_to(root).parent.parts)
+    for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            names = [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            names = imported_from(node, package, root)
+        elif isinstance(node, ast.Call) and ast.unparse(node.func) in DYNAMIC:
+            names = [arg.value for arg in node.args[:1] if isinstance(arg, ast.Constant)]
+        else:
+            continue
+        for name in names:
+            yield Import(file, node.lineno, name)
+
+
+def imported_from(node: ast.ImportFrom, package: str, root: Path) -> list[str]:
+    """The modules that `from … import a, b` reads: a submodule where there is one of that name, else the module."""
+    origin = node.module or ""
+    if node.level:
+        above = package.split(".")[: len(package.split(".")) - node.level + 1]
+        origin = ".".join([*above, *filter(None, [node.module])])
+    folder = root / origin.replace(".", "/")
+    submodules = [a.name for a in node.names if (folder / a.name).is_dir() or (folder / f"{a.name}.py").exists()]
+    whole = [origin] if len(submodules) < len(node.names) else []
+    return whole + [f"{origin}.{name}" for name in submodules]
+
+
+def layer_of(module: str) -> str:
+    """`spanlake.data.examples` -> `data`; `spanlake` -> `spanlake`."""
+    parts = module.split(".")
+    return parts[1] if len(parts) > 1 else parts[0]
+
+
+def violations(root: Path) -> list[str]:
+    """One sentence for every import below `root/spanlake` that breaks the rules."""
+    found: list[str] = []
+    launchers: dict[str, set[str]] = {layer: set() for layer in MAY_USE_RAY}
+    for file in sorted((root / "spanlake").rglob("*.py")):
+        module = module_name(file, root)
+        layer = layer_of(module)
+        if layer not in HEIGHT:
+            found.append(f"{module} has no place in the layers: give '{layer}' a row in LAYERS.")
+            continue
+        for imported in imports(file, root):
+            top = imported.module.split(".")[0]
+            if top == "ray" and layer in launchers:
+                launchers[layer].add(module)
+            elif top == "ray":
+                found.append(f"{at(imported, root)} imports Ray, which only {', '.join(MAY_USE_RAY)} may do.")
+            elif top == "spanlake":
+                found += broken(imported, layer, root)
+    for layer, modules in launchers.items():
+        if len(modules) > 1:
+            found.append(
+                f"Ray is imported in {' and '.join(sorted(modules))}: keep it in one launching module of {layer}."
+            )
+    return found
+
+
+def broken(imported: Import, layer: str, root: Path) -> list[str]:
+    """The sentence about one import of `spanlake` from a module of `layer`; none where it is allowed."""
+    target = layer_of(imported.module)
+    if target == layer or HEIGHT.get(target, len(LAYERS)) < HEIGHT[layer]:
+        return []
+    below = ", ".join(name for row in LAYERS[: HEIGHT[layer]] for name in row) or "nothing of spanlake"
+    return [f"{at(imported, root)} imports {imported.module}, but {layer} may only import what lies below it: {below}."]
+
+
+def at(imported: Import, root: Path) -> str:
+    return f"{imported.file.relative_to(root)}:{imported.line}"
+
+
+def test_every_import_goes_downwards_and_ray_stays_in_the_launching_modules():
+    found = violations(SOURCE_ROOT)
+    assert not found, "\n" + "\n".join(found)
+
+
+def test_the_check_reads_the_library():
+    assert (SOURCE_ROOT / "spanlake" / "errors.py").exists()
+
+
+PLANTED = [
+    ("text.py", "from spanlake.package import load", "text.py:1 imports spanlake.package"),
+    ("text.py", "import spanlake.decoding", "text.py:1 imports spanlake.decoding"),
+    ("text.py", "from spanlake import Extractor", "text.py:1 imports spanlake, but"),
+    ("text.py", "from spanlake import cli", "text.py:1 imports spanlake.cli"),
+    ("data/rows.py", "def f():\n    from spanlake.training import recipe", "rows.py:2 imports spanlake.training"),
+    ("data/rows.py", "from ..evaluation import metrics", "rows.py:1 imports spanlake.evaluation"),
+    ("data/__init__.py", "from .. import cli", "__init__.py:1 imports spanlake.cli"),
+    ("extraction/plan.py", "from spanlake.serving import batcher", "plan.py:1 imports spanlake.serving"),
+    ("evaluation/suite.py", "import ray.data", "suite.py:1 imports Ray"),
+    ("package.py", "import importlib\nimportlib.import_module('ray')", "package.py:2 imports Ray"),
+    ("helpers.py", "", "spanlake.helpers has no place in the layers"),
+]
+
+
+@pytest.mark.parametrize(("path", "source", "expected"), PLANTED)
+def test_the_check_finds_a_planted_violation(tmp_path: Path, path: str, source: str, expected: str):
+    plant(tmp_path, {"cli.py": "", path: source})
+    assert [sentence for sentence in violations(tmp_path) if expected in sentence], violations(tmp_path)
+
+
+def test_the_check_finds_ray_in_two_modules_of_one_package(tmp_path: Path):
+    plant(tmp_path, {"serving/deployment.py": "import ray", "serving/batcher.py": "from ray import serve"})
+    assert violations(tmp_path) == [
+        "Ray is imported in spanlake.serving.batcher and spanlake.serving.deployment: "
+        "keep it in one launching module of serving."
+    ]
+
+
+def test_the_check_lets_good_imports_stand(tmp_path: Path):
+    plant(
+        tmp_path,
+        {
+            "__init__.py": "from spanlake.inference.extractor import Extractor",
+            "inference/extractor.py": "from .settings import Settings\nfrom spanlake import package, text",
+            "inference/settings.py": "from ..errors import UserError",
+            "serving/deployment.py": "from ray import serve\nfrom spanlake.inference.extractor import Extractor",
+            "extraction/pipeline.py": "def run():\n    import ray.data",
+            "package.py": "",
+            "text.py": "",
+            "cli.py": "from spanlake import Extractor\nfrom spanlake.serving import deployment",
+        },
+    )
+    assert violations(tmp_path) == []
+
+
+def plant(root: Path, files: dict[str, str]) -> None:
+    for path, source in files.items():
+        file = root / "spanlake" / path
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text(textwrap.dedent(source), encoding="utf-8")

@@ -1,0 +1,142 @@
+"""The recipe, the loss, and a run from an encoder to a package that finds what it was taught."""
+
+import json
+import math
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
+from transformers import BertConfig, BertModel, PreTrainedTokenizerFast
+
+from spanlake.errors import ShortfallError, UserError
+from spanlake.inference.extractor import Extractor
+from spanlake.training.loop import rate_at, train
+from spanlake.training.loss import span_loss
+from spanlake.training.recipe import read_recipe
+
+CITIES = ["paris", "oslo", "cairo", "lima", "rome"]
+PEOPLE = ["ada", "alan", "grace", "linus", "marie"]
+OTHERS = ["visited", "left", "loves", "and", "saw", "near"]
+
+
+@pytest.fixture(scope="module")
+def encoder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    directory = tmp_path_factory.mktemp("encoder")
+    tokens = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "person", "city", *CITIES, *PEOPLE, *OTHERS]
+    backend = Tokenizer(models.WordPiece({token: i for i, token in enumerate(tokens)}, unk_token="[UNK]"))
+    backend.normalizer = normalizers.Lowercase()
+    backend.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+    backend.post_processor = processors.BertProcessing(("[SEP]", 3), ("[CLS]", 2))
+    PreTrainedTokenizerFast(tokenizer_object=backend, pad_token="[PAD]", unk_token="[UNK]").save_pretrained(directory)
+    config = BertConfig(
+        vocab_size=len(tokens),
+        hidden_size=64,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        intermediate_size=128,
+        max_position_embeddings=256,
+    )
+    torch.manual_seed(0)
+    BertModel(config).save_pretrained(directory)
+    return directory
+
+
+@pytest.fixture
+def recipe_file(tmp_path: Path, encoder: Path) -> Path:
+    with open(tmp_path / "train.jsonl", "w", encoding="utf-8") as file:
+        for i in range(400):
+            person, city, verb = PEOPLE[i % 5], CITIES[i // 5 % 5], OTHERS[i % 6]
+            words = [person, verb, city] if i % 2 else [city, verb, person]
+            spans = [[0, 0, "person"], [2, 2, "city"]] if i % 2 else [[0, 0, "city"], [2, 2, "person"]]
+            file.write(json.dumps({"tokenized_text": words, "ner": spans}) + "\n")
+    recipe = {
+        "name": "toy",
+        "model": {"encoder": str(encoder), "hidden_size": 64, "dropout": 0.0, "encoder_dropout": 0.0},
+        "data": {"root": str(tmp_path), "train": ["train.jsonl"], "held_out": 20},
+        "optim": {"encoder_lr": 1e-3, "head_lr": 1e-3},
+        "schedule": {"steps": 250, "evaluate_every": 125, "batch_texts": 16},
+    }
+    path = tmp_path / "toy.yaml"
+    path.write_text(yaml.safe_dump(recipe))
+    return path
+
+
+def test_a_run_ends_in_a_package_that_finds_what_it_was_taught(recipe_file: Path, tmp_path: Path) -> None:
+    package = train(read_recipe(recipe_file, []), tmp_path / "run")
+    extractor = Extractor.load(str(package), precision="float32")
+    (entities,) = extractor.extract(["Linus left Oslo"], ["person", "city"])
+    assert [(e.text, e.label) for e in entities] == [("Linus", "person"), ("Oslo", "city")]
+    records = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+    assert max(record.get("dev_f1", 0.0) for record in records) > 0.9
+    assert extractor.package.metadata["labels_seen"] == ["city", "person"]
+
+
+def test_the_same_recipe_trains_the_same_weights(recipe_file: Path, tmp_path: Path) -> None:
+    changes = ["schedule.steps=5", "schedule.evaluate_every=5"]
+    fingerprints = {
+        Extractor.load(str(train(read_recipe(recipe_file, changes), tmp_path / name))).package.fingerprint
+        for name in ("a", "b")
+    }
+    assert len(fingerprints) == 1
+
+
+def test_a_loss_that_is_not_finite_stops_the_run(recipe_file: Path, tmp_path: Path) -> None:
+    with pytest.raises(ShortfallError, match="loss at step"):
+        train(read_recipe(recipe_file, ["optim.encoder_lr=1e30", "schedule.warmup=0"]), tmp_path / "run")
+
+
+def test_texts_too_long_for_the_encoder_are_refused(recipe_file: Path, tmp_path: Path) -> None:
+    record = {"tokenized_text": ["paris"] * 300, "ner": []}
+    (tmp_path / "train.jsonl").write_text(json.dumps(record) + "\n")
+    with pytest.raises(UserError, match="None of the 1 texts fits"):
+        train(read_recipe(recipe_file, []), tmp_path / "run")
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ("optim.encoder_lrr=1", "'optim.encoder_lrr' is unknown; the nearest known one is 'encoder_lr'"),
+        ("optm={}", "'optm' is unknown; the nearest known one is 'optim'"),
+        ("optim=3", "'optim' is 3"),
+        ("optim.encoder_lr=fast", "'optim.encoder_lr' is 'fast'; it must be a number"),
+        ("schedule.steps=1.5", "'schedule.steps' is 1.5; it must be a whole number"),
+        ("precision=float8", "'precision' is 'float8'"),
+        ("nonsense", "'nonsense' is not of the form"),
+        ("model.encoder=/no/such", "'/no/such' cannot be read"),
+    ],
+)
+def test_a_wrong_recipe_is_refused_by_name(recipe_file: Path, tmp_path: Path, change: str, message: str) -> None:
+    with pytest.raises(UserError) as caught:
+        train(read_recipe(recipe_file, [change]), tmp_path / "run")
+    assert message in str(caught.value)
+
+
+def test_the_loss_counts_real_spans_and_types_only() -> None:
+    logits = torch.randn(2, 3, 2, 2)
+    targets = torch.zeros(2, 3, 2, 2)
+    targets[0, 0, 1, 0] = 1
+    expected = 0.0
+    for text, words, types in ((0, 3, 2), (1, 1, 1)):
+        for i in range(words):
+            for k in range(min(2, words - i)):
+                for c in range(types):
+                    z, y = logits[text, i, k, c].item(), targets[text, i, k, c].item()
+                    p = 1 / (1 + math.exp(-z))
+                    expected -= 3.0 * y * math.log(p) + (1 - y) * math.log(1 - p)
+    loss = span_loss(logits, targets, [3, 1], [2, 1], positive_weight=3.0)
+    assert loss.item() == pytest.approx(expected / 2, rel=1e-5)
+
+
+def test_the_rate_rises_then_falls_to_zero() -> None:
+    rates = [rate_at(step, 100, 0.1) for step in range(101)]
+    assert rates[0] == 0.1 and max(rates) == 1.0 == rates[9]
+    assert rates[9:] == sorted(rates[9:], reverse=True) and rates[100] == pytest.approx(0)
+
+
+def test_the_shipped_recipes_are_valid() -> None:
+    recipes = sorted((Path(__file__).parents[2] / "jobs" / "recipes").glob("*.yaml"))
+    assert recipes
+    for path in recipes:
+        assert read_recipe(path, []).name == path.stem

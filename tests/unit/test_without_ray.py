@@ -1,0 +1,51 @@
+"""The core works where Ray is not installed: import, and every module of the core layers."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+SOURCE_ROOT = Path(__file__).parents[2] / "platform"
+
+# None in sys.modules makes `import ray` fail, and find_spec("ray") answer None, as where Ray is not installed.
+WITHOUT_RAY = """
+import sys
+sys.modules["ray"] = None
+"""
+
+IMPORT_CORE = """
+import importlib, pkgutil
+for layer in ("errors", "text", "decoding", "modeling", "package", "inference", "data", "evaluation"):
+    module = importlib.import_module("spanlake." + layer)
+    for inner in pkgutil.walk_packages(getattr(module, "__path__", []), module.__name__ + "."):
+        importlib.import_module(inner.name)
+assert not [name for name in sys.modules if name.startswith("ray.")]
+"""
+
+HELP = """
+from spanlake import cli
+try:
+    cli.main(["--help"])
+except SystemExit as stop:
+    assert stop.code == 0
+"""
+
+
+def run_without_ray(program: str) -> "subprocess.CompletedProcess[str]":
+    command = [sys.executable, "-c", WITHOUT_RAY + program]
+    return subprocess.run(command, cwd=SOURCE_ROOT, capture_output=True, text=True)
+
+
+@pytest.mark.parametrize(
+    "program",
+    ["from spanlake import Entity, Extractor", IMPORT_CORE, HELP],
+    ids=["front door", "core modules", "command line"],
+)
+def test_works_without_ray(program: str):
+    done = run_without_ray(program)
+    assert done.returncode == 0, done.stderr
+
+
+def test_ray_is_really_missing_there():
+    assert "ModuleNotFoundError" in run_without_ray("import ray").stderr
