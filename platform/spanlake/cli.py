@@ -33,6 +33,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     _add_train(commands)
     _add_evaluate(commands)
     _add_package(commands)
+    _add_doctor(commands)
     args = parser.parse_args(argv)
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")  # in a terminal that cannot show every character
@@ -224,6 +225,30 @@ def _package_export(args: argparse.Namespace) -> int:
     write_published(args.directory, package.model, package.tokenizer.backend)
     print(f"{args.directory} holds the checkpoint; GLiNER.from_pretrained reads it.")
     return 0
+
+
+# --- doctor ----------------------------------------------------------------------------------------------------------
+
+
+def _add_doctor(commands: _Commands) -> None:
+    parser = commands.add_parser("doctor", help="what this machine and its cluster can do, and what is missing")
+    parser.add_argument("--json", action="store_true", help="print JSON: a list of checks")
+    parser.set_defaults(run=_doctor)
+
+
+def _doctor(args: argparse.Namespace) -> int:
+    from dataclasses import asdict
+
+    from spanlake.doctor import examine
+
+    checks = []
+    for check in examine():
+        checks.append(check)
+        if not args.json:
+            print(f"{check.verdict:8}{check.name}: {check.says}", flush=True)
+    if args.json:
+        print(json.dumps([asdict(check) for check in checks]))
+    return 1 if any(check.verdict == "broken" for check in checks) else 0
 
 
 if __name__ == "__main__":

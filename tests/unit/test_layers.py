@@ -19,7 +19,7 @@ LAYERS = (
     ("package",),
     ("inference", "data"),
     ("spanlake",),
-    ("evaluation",),
+    ("evaluation", "doctor"),
     ("training", "extraction", "serving"),
     ("cli",),
     ("__main__",),
