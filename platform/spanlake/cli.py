@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 
 from spanlake.errors import SpanlakeError
 from spanlake.extraction.command import add_commands as add_extraction_commands
-from spanlake.text import replace_surrogates
+from spanlake.text import printable, replace_surrogates
 
 # torch takes seconds to import, so each command imports the library itself: `spanlake --help` answers at once.
 
@@ -93,7 +93,7 @@ def _predict(args: argparse.Namespace) -> int:
         return 0
     for entities in found:
         for entity in entities:
-            print(f"{entity.start}-{entity.end}\t{entity.label}\t{entity.score:.2f}\t{entity.text}")
+            print(f"{entity.start}-{entity.end}\t{entity.label}\t{entity.score:.2f}\t{printable(entity.text)}")
         print(f"({len(entities)} entities)")
     return 0
 
