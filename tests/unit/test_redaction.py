@@ -79,11 +79,11 @@ def test_a_hash_is_the_same_for_the_same_name_label_and_key_only() -> None:
     text = "Zoe met ZOE, Zoë and Zoe\u0308 in Zoe"
     person = [entity(text, 0, 3), entity(text, 8, 11), entity(text, 13, 16), entity(text, 21, 25)]
     place = entity(text, 29, 32, "place")
-    first, second, third, fourth, fifth = redaction("hash").replacements([*person, place])
+    first, second, third, fourth, fifth = map(redaction("hash").replacement, [*person, place])
     assert first == second and third == fourth and first != third
     assert fifth.removeprefix("[PLACE:") != first.removeprefix("[PERSON:")
     assert redaction("hash").text(text, [*person, place]) == (f"{first} met {second}, {third} and {fourth} in {fifth}")
-    assert redaction("hash", b"another key of 16+").replacements(person[:1]) != [first]
+    assert redaction("hash", b"another key of 16+").replacement(person[0]) != first
     assert "zoe" not in first.lower()
 
 

@@ -3,7 +3,7 @@
 import hmac
 import os
 import unicodedata
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from hashlib import sha256
 from typing import Any
@@ -54,9 +54,9 @@ class Redaction:
             position = end
         return "".join([*parts, text[position:]])
 
-    def replacements(self, entities: Sequence[Entity]) -> list[str]:
-        """For each entity by itself, what stands in its place."""
-        return [self._replacement(entity.text, entity.label) for entity in entities]
+    def replacement(self, entity: Entity) -> str:
+        """What stands in the place of an entity by itself."""
+        return self._replacement(entity.text, entity.label)
 
     def _replacement(self, surface: str, label: str) -> str:
         if self.style == "mask":

@@ -136,4 +136,5 @@ def _job(request: Request, ledger: Ledger) -> Job:
         settings=request.settings,
         run=ledger.run,
         model=ledger.manifest["model"],
+        layout=request.layout,
     )
