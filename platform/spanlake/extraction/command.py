@@ -1,4 +1,4 @@
-"""`spanlake extract`, `spanlake audit` and `spanlake show`."""
+"""`spanlake extract`, `spanlake audit`, `spanlake show` and `spanlake report`."""
 
 import argparse
 import json
@@ -8,7 +8,7 @@ from functools import partial
 from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 
-from spanlake.errors import UserError
+from spanlake.errors import UserError, one_line
 
 if TYPE_CHECKING:
     from spanlake.extraction.ledger import Request
@@ -19,7 +19,7 @@ _PROBLEMS_SHOWN = 20
 
 
 def add_commands(subparsers: "argparse._SubParsersAction[Any]") -> None:
-    """Add the three commands; each sets `run`, a function from the parsed arguments to an exit code."""
+    """Add the commands; each sets `run`, a function from the parsed arguments to an exit code."""
     _add_extract(subparsers.add_parser("extract", help="extract entities from Parquet files, on Ray"))
     audit = subparsers.add_parser("audit", help="prove that an output holds every source row exactly once")
     audit.add_argument("output", metavar="OUTPUT", help="a directory that `spanlake extract` has written")
@@ -28,6 +28,10 @@ def add_commands(subparsers: "argparse._SubParsersAction[Any]") -> None:
     show.add_argument("output", metavar="OUTPUT", help="a directory that `spanlake extract` has written")
     show.add_argument("--examples", type=_count, default=5, metavar="N", help="passages to print (default: 5)")
     show.set_defaults(run=_run_show)
+    report = subparsers.add_parser("report", help="write one HTML file about an output")
+    report.add_argument("output", metavar="OUTPUT", help="a directory that `spanlake extract` has written")
+    report.add_argument("--html", default="report.html", metavar="FILE", help="where it is written (report.html)")
+    report.set_defaults(run=_run_report)
 
 
 def _add_extract(parser: argparse.ArgumentParser) -> None:
@@ -164,4 +168,19 @@ def _run_show(args: argparse.Namespace) -> int:
 
     ledger = read_ledger(locate(args.output))
     draw(ledger, glance(ledger, args.examples), Console())
+    return 0
+
+
+def _run_report(args: argparse.Namespace) -> int:
+    from spanlake.extraction.ledger import read_ledger
+    from spanlake.extraction.report import report
+    from spanlake.extraction.store import locate
+
+    page = report(read_ledger(locate(args.output)))
+    try:
+        with open(args.html, "w", encoding="utf-8") as file:
+            file.write(page)
+    except OSError as error:
+        raise UserError(f"--html {args.html} cannot be written ({one_line(error)}): name another file.") from error
+    print(args.html)
     return 0

@@ -3,22 +3,21 @@
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from itertools import chain
 from shlex import quote
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 from rich.console import Console, Group
 from rich.panel import Panel
 from rich.table import Table
 from rich.text import Text
 
-from spanlake.extraction.ledger import SUFFIX, Ledger
-from spanlake.extraction.plan import units_of
+from spanlake.extraction.ledger import Ledger
+from spanlake.extraction.reading import batches, committed_units
 
 ROWS = 200_000  # read at most, from the beginning: a glance, where `audit` counts all
-_BATCH_ROWS = 1024
 _FREQUENT = 4
 _CANDIDATES = 50  # passages of a batch that are looked at
 _PASSAGE = 320  # characters of an example
@@ -39,22 +38,15 @@ def glance(ledger: Ledger, examples: int) -> Glance:
     """Read up to ROWS rows of what is committed."""
     found = Glance(forms={label: Counter() for label in ledger.manifest["settings"]["labels"]})
     text_column = ledger.manifest["text_column"]
-    for batch in _batches(ledger, [text_column, "entities"]):
+    for batch in chain.from_iterable(
+        batches(ledger, unit, [text_column, "entities"]) for unit in committed_units(ledger)
+    ):
         _count_forms(found, batch.column("entities"))
         _keep_passages(found, batch.column(text_column), batch.column("entities"), examples)
         found.rows += batch.num_rows
         if found.rows >= ROWS:
             break
     return found
-
-
-def _batches(ledger: Ledger, columns: Sequence[str]) -> Iterator[pa.RecordBatch]:
-    committed = ledger.committed()
-    for unit in units_of(ledger.plan):
-        if unit.name in committed:
-            path = ledger.output.child(unit.name + SUFFIX)
-            with ledger.output.filesystem.open_input_file(path) as source:
-                yield from pq.ParquetFile(source).iter_batches(_BATCH_ROWS, columns=list(columns))
 
 
 def _count_forms(found: Glance, entities: pa.Array) -> None:
