@@ -14,6 +14,7 @@ from rich.panel import Panel
 from rich.table import Table
 from rich.text import Text
 
+from spanlake.errors import UserError
 from spanlake.extraction.ledger import Ledger
 from spanlake.extraction.reading import batches, committed_units
 
@@ -35,7 +36,15 @@ class Glance:
 
 
 def glance(ledger: Ledger, examples: int) -> Glance:
-    """Read up to ROWS rows of what is committed."""
+    """Read up to ROWS rows of what is committed.
+
+    Raises: UserError for an output without texts or lists of entities.
+    """
+    lacking = [name for name in (ledger.manifest["text_column"], "entities") if name not in ledger.schema.names]
+    if lacking:
+        raise UserError(
+            f"{ledger.output.uri} has no column {lacking[0]}, which `spanlake show` reads: use `spanlake report`."
+        )
     found = Glance(forms={label: Counter() for label in ledger.manifest["settings"]["labels"]})
     text_column = ledger.manifest["text_column"]
     for batch in chain.from_iterable(
