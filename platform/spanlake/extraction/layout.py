@@ -11,7 +11,6 @@ from spanlake.decoding import Entity
 from spanlake.errors import UserError
 from spanlake.extraction.redaction import Redaction
 
-LAYOUTS = ("nested", "mentions")
 ENTITY = pa.struct(
     [
         ("start", pa.int32()),

@@ -18,7 +18,13 @@ from spanlake.extraction.store import Footer, Place, list_files, locate, read_fo
 UNIT_ROWS = 2048  # rows of a unit in a large source, where the caller asks for nothing else
 SMALL_UNIT_ROWS = 64  # in a small one, so that several workers have something to do
 UNIT_BYTES = 256 << 20  # and at most so many bytes of it, uncompressed
-SUFFIXES = (".parquet", ".parq", ".pq")
+_COMPRESSED = r"(\.(gz|bz2|zst))?$"
+_FORMATS = {
+    "parquet": re.compile(r"\.(parquet|parq|pq)$"),
+    "jsonl": re.compile(r"\.(jsonl|ndjson)" + _COMPRESSED),
+    "csv": re.compile(r"\.csv" + _COMPRESSED),
+    "tsv": re.compile(r"\.tsv" + _COMPRESSED),
+}
 ADDED_COLUMNS = ("entities", "error")
 
 _FOOTERS_AT_ONCE = 16
@@ -56,6 +62,7 @@ class Source:
     schema: pa.Schema
     ignored: tuple[str, ...]  # paths in the directory that are not Parquet by name
     deep: bool  # whether files anywhere below the root belong to it
+    format: str = "parquet"  # or jsonl, csv, tsv
 
     @property
     def rows(self) -> int:
@@ -98,10 +105,19 @@ def read_source(uri: str, text_column: str) -> Source:
     """
     found = _find(locate(uri))
     if not found.paths:
-        raise UserError(f"{found.root.uri} holds no Parquet file (one whose name ends in {', '.join(SUFFIXES)}).")
-    files, schema = _read_files(found.root, found.paths, text_column)
+        raise UserError(
+            f"{found.root.uri} holds no file to read (one whose name ends in .parquet, .parq, .pq, "
+            ".jsonl, .ndjson, .csv or .tsv)."
+        )
+    if found.format == "parquet":
+        files, schema = _read_files(found.root, found.paths, text_column)
+    else:
+        from spanlake.extraction.lines import read_line_files  # which builds on this module
+
+        files, schema = read_line_files(found.root, found.paths, text_column)
+        _check_names(found.root.uri, schema, text_column)
     files.sort(key=lambda file: _file_key(file.path, file.digest))
-    return Source(found.root.uri, found.root, tuple(files), schema, tuple(found.ignored), found.deep)
+    return Source(found.root.uri, found.root, tuple(files), schema, tuple(found.ignored), found.deep, found.format)
 
 
 class _Found(NamedTuple):
@@ -109,17 +125,25 @@ class _Found(NamedTuple):
     paths: list[str]  # sorted, relative to the root
     ignored: list[str]
     deep: bool
+    format: str
+
+
+def file_format(path: str) -> str | None:
+    """parquet, jsonl, csv or tsv, by the name of a file; None for any other."""
+    return next((name for name, pattern in _FORMATS.items() if pattern.search(path)), None)
 
 
 def _find(place: Place) -> _Found:
     kind = _kind(place)
     if kind == fs.FileType.File:
         parent, _, name = place.path.rpartition("/")
-        return _Found(Place(place.uri, place.filesystem, parent or "/"), [name], [], deep=False)
+        chosen = file_format(name) or "parquet"
+        return _Found(Place(place.uri, place.filesystem, parent or "/"), [name], [], False, chosen)
     if kind == fs.FileType.Directory:
         paths = _visible_files(place)
-        parquet = [path for path in paths if path.endswith(SUFFIXES)]
-        return _Found(place, parquet, [path for path in paths if not path.endswith(SUFFIXES)], deep=True)
+        chosen = _format(place, [path for path in paths if file_format(path)])
+        read = [path for path in paths if file_format(path) == chosen]
+        return _Found(place, read, [path for path in paths if file_format(path) != chosen], True, chosen)
     if not re.search(r"[*?\[]", place.path):
         raise UserError(f"{place.uri} does not exist: give a Parquet file, a directory of them, or a glob.")
     return _find_glob(place)
@@ -133,7 +157,16 @@ def _find_glob(place: Place) -> _Found:
     paths = [path for path in _visible_files(root) if matches(path)]
     if not paths:
         raise UserError(f"{place.uri} matches no file: give a Parquet file, a directory of them, or a glob.")
-    return _Found(root, paths, [], deep="**" in pattern)
+    return _Found(root, paths, [], "**" in pattern, _format(root, paths))
+
+
+def _format(root: Place, paths: list[str]) -> str:
+    """Parquet, if any of the files is; else the one format that they have."""
+    formats = {file_format(path) for path in paths} or {"parquet"}
+    if len(formats) > 1 and not formats & {"parquet", None}:
+        names = ", ".join(sorted(filter(None, formats)))
+        raise UserError(f"{root.uri} holds files of several formats ({names}): choose those of one by a glob (*.csv).")
+    return "parquet" if formats & {"parquet", None} else str(formats.pop())
 
 
 def _kind(place: Place) -> fs.FileType:

@@ -17,7 +17,7 @@ from spanlake.errors import ShortfallError
 from spanlake.extraction.layout import Layout, Part
 from spanlake.extraction.ledger import SUFFIX
 from spanlake.extraction.plan import Unit
-from spanlake.extraction.rows import RowReader
+from spanlake.extraction.sources import Reading, split_errors
 from spanlake.extraction.store import Place, describe, replacing
 from spanlake.inference.settings import Settings
 
@@ -37,7 +37,7 @@ class TextExtractor(Protocol):
 class Job:
     """What every unit of one run shares. It is sent to each worker."""
 
-    source: Place  # the directory that paths of units are relative to
+    source: Reading
     output: Place
     temporary: str  # a directory inside the output
     text_column: str
@@ -70,7 +70,7 @@ class UnitRunner:
         self._job = job
         self._extractor = extractor
         self._traits = traits or {}
-        self._reader = RowReader(job.source)
+        self._reader = job.source.open()
 
     def run(self, unit: Unit) -> UnitCounts:
         """Commit a unit: it is in the output whole when this returns, and not at all if this raises.
@@ -84,8 +84,9 @@ class UnitRunner:
         draft = job.output.child(f"{job.temporary}/{uuid.uuid4().hex}-{os.getpid()}{SUFFIX}")
         with replacing(job.output, draft, job.output.child(name)), _UnitWriter(job, draft) as writer:
             for batch in self._reader.read(unit):
-                texts = batch.column(job.text_column)
+                texts, reasons = split_errors(batch, batch.column(job.text_column))
                 entities, errors = annotate(self._extractor, job.settings, texts)
+                errors = [reason or error for reason, error in zip(reasons, errors, strict=True)]
                 part = Part(unit.path, unit.first + counts.rows, batch, texts, entities, errors)
                 _count(counts, entities, errors)
                 writer.write(job.layout.rows(part, job.schema))
