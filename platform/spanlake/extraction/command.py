@@ -9,6 +9,7 @@ from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 
 from spanlake.errors import UserError, one_line
+from spanlake.extraction.options import add_layout_options, read_layout
 
 if TYPE_CHECKING:
     from spanlake.extraction.ledger import Request
@@ -36,7 +37,9 @@ def add_commands(subparsers: "argparse._SubParsersAction[Any]") -> None:
 
 def _add_extract(parser: argparse.ArgumentParser) -> None:
     parser.description = "Read a text column, and write every row with the entities found in it. Run again to resume."
-    parser.add_argument("source", metavar="SOURCE", help="a Parquet file, a directory or a glob; a local path or a URI")
+    parser.add_argument(
+        "source", metavar="SOURCE", help="Parquet, JSON lines or CSV: a file, directory or glob; delta:… or iceberg:…"
+    )
     parser.add_argument("output", metavar="OUTPUT", help="a directory: new, empty, or of the same call before")
     labels = parser.add_mutually_exclusive_group(required=True)
     labels.add_argument("--labels", metavar="A,B", help="names of what to find, with commas between")
@@ -51,6 +54,7 @@ def _add_extract(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--precision", default="auto", help="auto, float32 or bfloat16 (default: auto)")
     parser.add_argument("--unit-rows", type=_positive, metavar="N", help="rows committed at once (default: 64 to 2048)")
     parser.add_argument("--json", action="store_true", help="print a summary as JSON")
+    add_layout_options(parser)
     parser.set_defaults(run=_run_extract)
 
 
@@ -91,16 +95,20 @@ def _run_extract(args: argparse.Namespace) -> int:
 
 def _request(args: argparse.Namespace) -> "Request":
     """The call, with everything in it checked that can be checked before anything is written."""
-    from spanlake.extraction.ledger import Request
+    from spanlake.extraction.ledger import Request, read_manifest
     from spanlake.extraction.plan import default_unit_rows, read_source
     from spanlake.extraction.store import locate
+    from spanlake.extraction.tables import pinned
     from spanlake.inference.settings import Settings
 
     settings = Settings.make(_read_labels(args), args.threshold, args.nested, args.multi_label)
+    layout = read_layout(args)
     output = locate(args.output)
-    source = read_source(args.source, args.text_column)
+    begun = read_manifest(output)
+    source = read_source(pinned(args.source, begun["source"]["uri"] if begun else None), args.text_column)
+    layout.check(source.schema, args.text_column)
     if source.ignored:
-        _say(f"{len(source.ignored):,} files are not read, as their names are not Parquet's ({source.ignored[0]} ...)")
+        _say(f"{len(source.ignored):,} files are not read, by their names ({source.ignored[0]} ...)")
     from spanlake.inference.hardware import choose_device, choose_precision  # torch: so what is quick is checked before
     from spanlake.package import open_package
 
@@ -115,6 +123,7 @@ def _request(args: argparse.Namespace) -> "Request":
         model_fingerprint=package.fingerprint,
         precision=args.precision,
         unit_rows=args.unit_rows or default_unit_rows(source.rows),
+        layout=layout,
     )
 
 

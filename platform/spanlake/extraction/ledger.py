@@ -142,7 +142,7 @@ def read_ledger(output: Place) -> Ledger:
 
     Raises: UserError where there is none, or one that this version cannot read.
     """
-    manifest = _read_manifest(output)
+    manifest = read_manifest(output)
     if manifest is None:
         raise UserError(f"{output.uri} is not an output of `spanlake extract`: it has no {_MANIFEST}.")
     return Ledger(output, manifest, _read_plan(output, manifest))
@@ -156,7 +156,7 @@ def prepare(request: Request) -> Ledger:
     """
     output, asked = request.output, request.manifest()
     _check_apart(request)
-    recorded = _read_manifest(output)
+    recorded = read_manifest(output)
     if recorded is None:
         _check_free(output)
         first = plan_table(unit for file in request.source.files for unit in cut(file, request.unit_rows))
@@ -187,7 +187,11 @@ def _plan_facts(plan: pa.Table) -> dict[str, Any]:
 # --- reading ------------------------------------------------------------------------------------------------------
 
 
-def _read_manifest(output: Place) -> dict[str, Any] | None:
+def read_manifest(output: Place) -> dict[str, Any] | None:
+    """What an output's directory says was asked of it; None where it says nothing.
+
+    Raises: UserError for a manifest that this version cannot read.
+    """
     path = output.child(_MANIFEST)
     try:
         if output.filesystem.get_file_info(path).type != fs.FileType.File:

@@ -36,6 +36,7 @@ _PLAN_SCHEMA = pa.schema(
         ("digest", pa.dictionary(pa.int32(), pa.string())),
         ("first", pa.int64()),
         ("rows", pa.int64()),
+        ("columns", pa.dictionary(pa.int32(), pa.string())),
     ]
 )
 
@@ -50,6 +51,7 @@ class SourceFile:
     rows: int
     groups: tuple[int, ...]  # rows of each row group
     bytes: int  # of its columns, uncompressed
+    columns: str = ""  # of a table: where those come from that do not stand in the file under their names
 
 
 @dataclass(frozen=True)
@@ -62,7 +64,7 @@ class Source:
     schema: pa.Schema
     ignored: tuple[str, ...]  # paths in the directory that are not Parquet by name
     deep: bool  # whether files anywhere below the root belong to it
-    format: str = "parquet"  # or jsonl, csv, tsv
+    format: str = "parquet"  # or jsonl, csv, tsv, table
 
     @property
     def rows(self) -> int:
@@ -78,6 +80,7 @@ class Unit:
     digest: str
     first: int
     rows: int
+    columns: str = ""  # as of its file
 
     @property
     def name(self) -> str:
@@ -103,6 +106,10 @@ def read_source(uri: str, text_column: str) -> Source:
     Raises: UserError for a source that is missing, empty or unreadable, files that do not fit together, a text column
     that is missing or holds no text, and columns with a name that the output needs.
     """
+    from spanlake.extraction.tables import TableName, read_table  # which builds on this module
+
+    if table := TableName.parse(uri):
+        return read_table(table, text_column)
     found = _find(locate(uri))
     if not found.paths:
         raise UserError(
@@ -116,8 +123,13 @@ def read_source(uri: str, text_column: str) -> Source:
 
         files, schema = read_line_files(found.root, found.paths, text_column)
         _check_names(found.root.uri, schema, text_column)
-    files.sort(key=lambda file: _file_key(file.path, file.digest))
-    return Source(found.root.uri, found.root, tuple(files), schema, tuple(found.ignored), found.deep, found.format)
+    ignored = tuple(found.ignored)
+    return Source(found.root.uri, found.root, sort_files(files), schema, ignored, found.deep, found.format)
+
+
+def sort_files(files: Iterable[SourceFile]) -> tuple[SourceFile, ...]:
+    """In the order of their units' names."""
+    return tuple(sorted(files, key=lambda file: _file_key(file.path, file.digest)))
 
 
 class _Found(NamedTuple):
@@ -197,7 +209,7 @@ def _read_files(root: Place, paths: Sequence[str], text_column: str) -> tuple[li
             return str(error)
         except OSError as error:
             return f"{root.child(path)} cannot be read ({one_line(error)})."
-        return _describe(path, footer), footer.schema
+        return describe_file(path, footer), footer.schema
 
     files: list[SourceFile] = []
     problems: list[str] = []
@@ -214,11 +226,12 @@ def _read_files(root: Place, paths: Sequence[str], text_column: str) -> tuple[li
         others = f" ({len(problems) - 1:,} more files of the source cannot be read either)" if len(problems) > 1 else ""
         raise UserError(problems[0].rstrip(".") + others + ".")
     assert common is not None  # there is at least one file
-    _check_text_type(common, text_column)
+    check_text_type(common, text_column)
     return files, common
 
 
-def _describe(path: str, footer: Footer) -> SourceFile:
+def describe_file(path: str, footer: Footer) -> SourceFile:
+    """What a footer says of a file at a path relative to its source."""
     groups = [footer.metadata.row_group(index) for index in range(footer.metadata.num_row_groups)]
     return SourceFile(
         path=path,
@@ -255,7 +268,8 @@ def _check_names(path: str, schema: pa.Schema, text_column: str) -> None:
         )
 
 
-def _check_text_type(schema: pa.Schema, text_column: str) -> None:
+def check_text_type(schema: pa.Schema, text_column: str) -> None:
+    """Raises: UserError where the column holds no text."""
     kind = schema.field(text_column).type
     if not is_text(kind):
         raise UserError(
@@ -308,7 +322,7 @@ def cut(file: SourceFile, unit_rows: int) -> Iterator[Unit]:
     limit = min(unit_rows, max(1, UNIT_BYTES * file.rows // max(1, file.bytes))) if file.rows else unit_rows
     first = 0
     for rows in _pieces(file.groups, limit) if file.rows else [0]:
-        yield Unit(file.path, file.size, file.digest, first, rows)
+        yield Unit(file.path, file.size, file.digest, first, rows, file.columns)
         first += rows
 
 

@@ -11,6 +11,7 @@ from spanlake.extraction.lines import READ_ERROR, LineReader
 from spanlake.extraction.plan import Source, Unit
 from spanlake.extraction.rows import RowReader
 from spanlake.extraction.store import Place
+from spanlake.extraction.tables import TableReader
 
 
 class UnitReader(Protocol):
@@ -35,6 +36,8 @@ class Reading:
     def open(self) -> UnitReader:
         if self.format == "parquet":
             return RowReader(self.root)
+        if self.format == "table":
+            return TableReader(self.root, self.schema)
         return LineReader(self.root, self.schema, self.text_column)
 
 
