@@ -55,6 +55,7 @@ def _add_extract(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--unit-rows", type=_positive, metavar="N", help="rows committed at once (default: 64 to 2048)")
     parser.add_argument("--json", action="store_true", help="print a summary as JSON")
     add_layout_options(parser)
+    parser.add_argument("--into", metavar="TABLE", help="at the end, add the rows to delta:PATH or iceberg:C.N.TABLE")
     parser.set_defaults(run=_run_extract)
 
 
@@ -78,9 +79,12 @@ def _run_extract(args: argparse.Namespace) -> int:
         raise UserError("`spanlake extract` needs Ray, which is not installed: pip install 'spanlake[ray]'.")
     request = _request(args)
     from spanlake.extraction import run
+    from spanlake.extraction.ledger import read_ledger
+    from spanlake.extraction.publish import open_target, publish
     from spanlake.inference.extractor import Extractor
 
     model = os.path.abspath(args.model) if os.path.isdir(args.model) else args.model  # workers have their own directory
+    target = open_target(args.into, request.output_schema) if args.into else None
     load = partial(Extractor.load, model, precision=args.precision)
     try:
         summary = run.execute(request, load, workers=args.workers, device=args.device, say=_say)
@@ -90,7 +94,12 @@ def _run_extract(args: argparse.Namespace) -> int:
     for problem in summary.problems:
         _say(problem)
     print(json.dumps(summary.as_json(), ensure_ascii=False, indent=2) if args.json else summary.as_line())
-    return 1 if summary.problems else 0
+    if summary.problems:
+        return 1
+    if target:
+        added = publish(read_ledger(request.output), target)
+        _say(f"{added:,} units added to {target.name}" if added else f"{target.name} has all rows already")
+    return 0
 
 
 def _request(args: argparse.Namespace) -> "Request":

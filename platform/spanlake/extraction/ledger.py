@@ -66,6 +66,7 @@ class Request:
         }
         by_result = decisive | {"model": self.model_fingerprint}
         return decisive | {
+            "id": uuid.uuid4().hex,  # of the output that is begun with this manifest
             "run": sha256(json.dumps(by_result).encode()).hexdigest(),  # the order of labels counts too
             "source": {"uri": self.source.uri, "files": len(self.source.files), "rows": self.source.rows},
             "unit_rows": self.unit_rows,
