@@ -55,6 +55,7 @@ def _add_extract(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--unit-rows", type=_positive, metavar="N", help="rows committed at once (default: 64 to 2048)")
     parser.add_argument("--json", action="store_true", help="print a summary as JSON")
     add_layout_options(parser)
+    parser.add_argument("--dry-run", action="store_true", help="read some rows, print an estimate, write nothing")
     parser.add_argument("--into", metavar="TABLE", help="at the end, add the rows to delta:PATH or iceberg:C.N.TABLE")
     parser.set_defaults(run=_run_extract)
 
@@ -85,6 +86,8 @@ def _run_extract(args: argparse.Namespace) -> int:
 
     model = os.path.abspath(args.model) if os.path.isdir(args.model) else args.model  # workers have their own directory
     target = open_target(args.into, request.output_schema) if args.into else None
+    if args.dry_run:
+        return _dry_run(request, args)
     load = partial(Extractor.load, model, precision=args.precision)
     try:
         summary = run.execute(request, load, workers=args.workers, device=args.device, say=_say)
@@ -99,6 +102,21 @@ def _run_extract(args: argparse.Namespace) -> int:
     if target:
         added = publish(read_ledger(request.output), target)
         _say(f"{added:,} units added to {target.name}" if added else f"{target.name} has all rows already")
+    return 0
+
+
+def _dry_run(request: "Request", args: argparse.Namespace) -> int:
+    from rich.console import Console
+
+    from spanlake.extraction import estimate
+    from spanlake.inference.extractor import Extractor
+
+    extractor = Extractor.load(args.model, device=args.device, precision=args.precision)
+    sample, workers = estimate.sample(request, extractor), args.workers or 1
+    if args.json:
+        print(json.dumps(sample.as_json(workers), ensure_ascii=False, indent=2))
+    else:
+        estimate.draw(sample, workers, Console())
     return 0
 
 

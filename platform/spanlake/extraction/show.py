@@ -69,11 +69,11 @@ def _keep_passages(found: Glance, texts: pa.Array, entities: pa.Array, examples:
     """Keep the passages with most kinds of entity, then most entities; of equals, the first."""
     counts = pc.fill_null(pc.list_value_length(entities), 0).to_pylist()
     rows = sorted((row for row, count in enumerate(counts) if count), key=lambda row: -counts[row])[:_CANDIDATES]
-    passages = [_cropped(texts[row].as_py(), entities[row].as_py()) for row in rows]
+    passages = [cropped(texts[row].as_py(), entities[row].as_py()) for row in rows]
     found.passages = sorted([*found.passages, *passages], key=_richness, reverse=True)[:examples]
 
 
-def _cropped(text: str, entities: list[dict[str, Any]]) -> tuple[str, list[dict[str, Any]]]:
+def cropped(text: str, entities: list[dict[str, Any]]) -> tuple[str, list[dict[str, Any]]]:
     """The part of a long text that begins a little before its first entity, and the entities inside it."""
     if len(text) <= _PASSAGE:
         return text, entities
@@ -103,13 +103,21 @@ def _richness(passage: tuple[str, list[dict[str, Any]]]) -> tuple[int, int]:
 
 def draw(ledger: Ledger, found: Glance, console: Console) -> None:
     """Print a glance: with colour and frames on a terminal, as plain text elsewhere."""
-    styles = {label: _STYLES[index % len(_STYLES)] for index, label in enumerate(found.forms)}
-    console.print(_label_table(found, styles))
+    console.print(_label_table(found, _styles(list(found.forms))))
     console.print(_caption(ledger, found), style="dim")
     if found.passages:
-        passages = [_marked(text, entities, styles) for text, entities in found.passages]
-        console.print(Panel(Group(*_with_gaps(passages)), title="examples", title_align="left", border_style="dim"))
+        console.print(examples(found.passages, list(found.forms)))
     console.print(_next_steps(ledger), soft_wrap=True)
+
+
+def examples(passages: Sequence[tuple[str, list[dict[str, Any]]]], labels: Sequence[str]) -> Panel:
+    """Passages, each a text and its entities, with these marked."""
+    marked = [_marked(text, entities, _styles(labels)) for text, entities in passages]
+    return Panel(Group(*_with_gaps(marked)), title="examples", title_align="left", border_style="dim")
+
+
+def _styles(labels: Sequence[str]) -> dict[str, str]:
+    return {label: _STYLES[index % len(_STYLES)] for index, label in enumerate(labels)}
 
 
 def _label_table(found: Glance, styles: dict[str, str]) -> Table:
