@@ -255,6 +255,8 @@ def test_tables_that_cannot_take_an_output(tmp_path: Path, catalog: Catalog) -> 
     with pytest.raises(UserError, match="names no table to add to"):
         open_target(f"delta:{tmp_path}/table@3", schema)
     schema = pa.schema([("id", pa.int64())])
+    with pytest.raises(UserError, match="is the source itself"):
+        open_target(f"delta:{tmp_path}/table", schema, f"delta:{tmp_path}/table@0")
     with pytest.raises(UserError, match="iceberg:lake.none.found cannot take the output"):
         open_target("iceberg:lake.none.found", schema)
     write_deltalake(tmp_path / "table", pa.table({"id": ["a string"]}))

@@ -227,3 +227,35 @@ def test_an_output_that_was_begun_pins_the_version() -> None:
     assert pinned("/lake/t", begun) == "/lake/t" and pinned("delta:/lake/t@5", "/lake/t") == "delta:/lake/t@5"
     with pytest.raises(UserError, match="begun with delta:/lake/t@3, and delta:/lake/t@4 is asked"):
         pinned("delta:/lake/t@4", begun)
+
+
+def test_types_that_iceberg_has(catalog: Catalog) -> None:
+    kinds = {
+        "text": pa.string(),
+        "at": pa.timestamp("us", "UTC"),
+        "clock": pa.time64("us"),
+        "map": pa.map_(pa.string(), pa.list_(pa.string())),
+        "price": pa.decimal128(10, 2),
+        "raw": pa.binary(),
+        "flags": pa.list_(pa.struct([("on", pa.bool_())])),
+    }
+    schema = pa.schema([("id", pa.int64()), *kinds.items()])
+    table = catalog.create_table("web.types", schema=schema)
+    values = {
+        "text": "t",
+        "at": 1,
+        "clock": 2,
+        "map": {"k": ["v"]},
+        "price": 3,
+        "raw": b"\xff",
+        "flags": [{"on": True}],
+    }
+    table.append(pa.Table.from_pylist([{"id": 1, **values}, {"id": 2}], schema=schema))
+    source = read_source("iceberg:lake.web.types", "text")
+    assert source.schema.equals(schema)
+    rows = rows_of(source)
+    assert rows[0]["map"] == [("k", ["v"])] and rows[0]["flags"] == [{"on": True}] and rows[0]["raw"] == b"\xff"
+    assert [name for name, value in rows[1].items() if value is not None] == [
+        "id",
+        "flags",
+    ]  # pyiceberg writes no null list

@@ -85,7 +85,7 @@ def _run_extract(args: argparse.Namespace) -> int:
     from spanlake.inference.extractor import Extractor
 
     model = os.path.abspath(args.model) if os.path.isdir(args.model) else args.model  # workers have their own directory
-    target = open_target(args.into, request.output_schema) if args.into else None
+    target = open_target(args.into, request.output_schema, request.source.uri) if args.into else None
     if args.dry_run:
         return _dry_run(request, args)
     load = partial(Extractor.load, model, precision=args.precision)

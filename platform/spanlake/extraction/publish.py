@@ -43,14 +43,17 @@ class Target(Protocol):
         ...
 
 
-def open_target(uri: str, schema: pa.Schema) -> Target:
+def open_target(uri: str, schema: pa.Schema, source: str = "") -> Target:
     """The table that a URI names, which need not exist, for an output of this schema.
 
-    Raises: UserError for one that cannot be reached, or cannot hold these columns.
+    Raises: UserError for one that cannot be reached, cannot hold these columns, or is the source of the output.
     """
     name = TableName.parse(uri)
     if name is None or name.version is not None:
         raise UserError(f"--into {uri} names no table to add to: give delta:PATH or iceberg:CATALOG.NAMESPACE.TABLE.")
+    read = TableName.parse(source)
+    if read and (read.kind, read.table) == (name.kind, name.table):
+        raise UserError(f"--into {uri} is the source itself, which would then hold its rows twice: choose another.")
     target: Target = _Delta(name) if name.kind == "delta" else _Iceberg(name)
     try:
         target.check(_table_schema(schema))

@@ -200,7 +200,11 @@ def _plain(kind: pa.DataType, name: str) -> pa.DataType:
         return pa.struct([field.with_type(_plain(field.type, name)) for field in kind])
     if pa.types.is_list(kind) or pa.types.is_large_list(kind):
         return pa.list_(kind.value_field.with_type(_plain(kind.value_type, name)))
-    if kind == pa.uint64() or pa.types.is_duration(kind) or pa.types.is_time(kind):
+    if pa.types.is_map(kind):
+        return pa.map_(_plain(kind.key_type, name), _plain(kind.item_type, name))
+    if pa.types.is_time(kind):
+        return pa.time64("us")
+    if kind == pa.uint64() or pa.types.is_duration(kind):
         raise UserError(f"The column {name} holds {kind}, which a table cannot: cast it in the source.")
     return _PLAIN.get(kind, kind)
 
