@@ -1,5 +1,9 @@
 """Into a table in one transaction: all rows, once, whoever fails or races on the way. Real tables, no Ray."""
 
+import socket
+import subprocess
+import sys
+import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
@@ -10,6 +14,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from deltalake import DeltaTable, write_deltalake
+from pyarrow import fs
 from pyiceberg.catalog import Catalog, load_catalog
 from pyiceberg.exceptions import NoSuchTableError
 from pyiceberg.utils.config import Config
@@ -19,10 +24,11 @@ from spanlake.errors import ShortfallError, UserError
 from spanlake.extraction import publish as publish_module
 from spanlake.extraction.layout import Layout
 from spanlake.extraction.ledger import Ledger, Request, prepare, read_ledger
-from spanlake.extraction.plan import read_source, units_of
+from spanlake.extraction.plan import cut, read_source, units_of
 from spanlake.extraction.publish import open_target, publish
 from spanlake.extraction.redaction import Redaction
 from spanlake.extraction.run import _job
+from spanlake.extraction.sources import Reading
 from spanlake.extraction.store import locate
 from spanlake.extraction.unit import UnitRunner
 from spanlake.inference.settings import Settings
@@ -262,3 +268,44 @@ def test_tables_that_cannot_take_an_output(tmp_path: Path, catalog: Catalog) -> 
     write_deltalake(tmp_path / "table", pa.table({"id": ["a string"]}))
     with pytest.raises(UserError, match="column id is string in delta:.* and int64 in the output"):
         open_target(f"delta:{tmp_path}/table", schema)
+
+
+@pytest.fixture
+def object_storage(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+    """The address of a server with a bucket `lake`: a process of its own, as delta-rs holds this one's lock."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    address = f"http://127.0.0.1:{port}"
+    variables = {"ACCESS_KEY_ID": "name", "SECRET_ACCESS_KEY": "secret", "REGION": "us-east-1", "ALLOW_HTTP": "true"}
+    for name, value in {**variables, "ENDPOINT_URL": address}.items():
+        monkeypatch.setenv(f"AWS_{name}", value)
+    arguments = [sys.executable, "-m", "moto.server", "-H", "127.0.0.1", "-p", str(port)]
+    with subprocess.Popen(arguments, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as server:
+        try:
+            deadline = time.monotonic() + 120
+            while socket.socket().connect_ex(("127.0.0.1", port)):
+                assert server.poll() is None and time.monotonic() < deadline
+                time.sleep(0.1)
+            options = {"endpoint_override": address.removeprefix("http://"), "scheme": "http"}
+            fs.S3FileSystem(allow_bucket_creation=True, **options).create_dir("lake")
+            yield address
+        finally:
+            server.terminate()
+
+
+def test_tables_in_object_storage(
+    tmp_path: Path, catalog: Catalog, object_storage: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PYICEBERG_CATALOG__LAKE__WAREHOUSE", "s3://lake/warehouse")
+    monkeypatch.setenv("PYICEBERG_CATALOG__LAKE__S3__ENDPOINT", object_storage)
+    monkeypatch.setattr("pyiceberg.catalog._ENV_CONFIG", Config())
+    write_source(tmp_path / "source", "a.parquet", 0, 10)
+    ledger = extract(tmp_path)
+    for name in ("delta:s3://lake/found", "iceberg:lake.web.found"):
+        target = open_target(name, ledger.schema)
+        assert publish(ledger, target) == 3 and publish(ledger, target) == 0
+        source = read_source(name, "text")
+        reader = Reading.of(source, "text").open()
+        batches = [batch for file in source.files for unit in cut(file, 4) for batch in reader.read(unit)]
+        assert ids(pa.Table.from_batches(batches)) == list(range(10))
