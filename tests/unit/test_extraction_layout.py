@@ -1,5 +1,6 @@
 """The columns of an output: redacted texts, and one row for each mention; an audit proves either."""
 
+import argparse
 import json
 import re
 from collections.abc import Iterable, Iterator
@@ -10,13 +11,15 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from spanlake import cli
 from spanlake.decoding import Entity
 from spanlake.errors import UserError
 from spanlake.extraction.audit import audit
 from spanlake.extraction.layout import Layout
 from spanlake.extraction.ledger import Ledger, Request, prepare, read_ledger
+from spanlake.extraction.options import add_layout_options
 from spanlake.extraction.plan import read_source, units_of
-from spanlake.extraction.redaction import Redaction
+from spanlake.extraction.redaction import STYLES, Redaction
 from spanlake.extraction.run import _job
 from spanlake.extraction.store import locate
 from spanlake.extraction.unit import FOOTER_KEY, UnitRunner
@@ -179,3 +182,41 @@ def test_columns_that_a_layout_cannot_have() -> None:
     with pytest.raises(UserError, match="--key body is the text that --drop-text leaves out"):
         Layout(kind="mentions", keys=("body",), redaction=Redaction("mask"), drop_text=True).check(body, "body")
     Layout().check(source, "text")
+
+
+REFUSED = [
+    (["--redact", "hash"], "set SPANLAKE_REDACTION_KEY, or give --redact-key-file FILE"),
+    (["--redact", "mask", "--redact-key-file", "key"], "--redact-key-file belongs to --redact hash"),
+    (["--redact", "words"], "invalid choice: 'words'"),
+    (["--key", "id"], "--key belongs to --layout mentions"),
+    (["--drop-text"], "--drop-text leaves out what --redact replaces"),
+    (["--layout", "mentions", "--key", "nothing"], "--key nothing is no column of the source: give one of id, text"),
+    (["--into", "somewhere"], "--into somewhere names no table to add to"),
+]
+
+
+@pytest.mark.parametrize(("options", "message"), REFUSED, ids=[" ".join(options) for options, _ in REFUSED])
+def test_the_command_refuses_before_it_writes(
+    tmp_path: Path,
+    tiny_model_dir: Path,
+    options: list[str],
+    message: str,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.delenv("SPANLAKE_REDACTION_KEY", raising=False)
+    pq.write_table(pa.table({"id": [1], "text": ["a"]}), tmp_path / "a.parquet")
+    call = ["extract", str(tmp_path / "a.parquet"), str(tmp_path / "out"), "--labels", "a"]
+    try:
+        code = cli.main([*call, "--model", str(tiny_model_dir), *options])
+    except SystemExit as error:
+        code = error.code
+    assert code == 2 and message in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
+def test_the_command_offers_every_style() -> None:
+    parser = argparse.ArgumentParser()
+    add_layout_options(parser)
+    for style in STYLES:
+        assert parser.parse_args(["--redact", style]).redact == style
