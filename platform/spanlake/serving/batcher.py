@@ -190,8 +190,8 @@ class Batcher:
             self._changed.notify_all()
         for thread in self._threads:
             thread.join(max(0.0, seconds))
-        self._stop(StoppedError("The model is being shut down; try again."))
         self._choosing.shutdown(wait=True)
+        self._stop(StoppedError("The model is being shut down; try again."))
 
     # --- the queue --------------------------------------------------------------------------------------------------
 
