@@ -98,10 +98,11 @@ class Batcher:
         *,
         queue_seconds: float,
         stuck_seconds: float,
+        rate: float = 0.0,
         observe: Observer = lambda report: None,
     ) -> None:
         """`queue_seconds`: texts are refused while the queue would take longer. `stuck_seconds`: a pass that takes
-        longer is taken for dead.
+        longer is taken for dead. `rate`: sub-words per second, as far as it is known before the first pass.
         """
         self._extractor = extractor
         self._queue_seconds = queue_seconds
@@ -114,10 +115,11 @@ class Batcher:
         self._alive: dict[int, _Text] = {}
         self._next_index = 0
         self._tokens = 0  # of all texts alive
-        self._rate = 0.0  # sub-words per second, 0 until the first pass
+        self._rate = rate
         self._closing = False
         self._pass_began: float | None = None
         self._last_pass = time.monotonic()
+        self._failing = False
         self._room = threading.Semaphore(1)  # for a prepared pass
         self._prepared: SimpleQueue[tuple[list[Row], Batch] | None] = SimpleQueue()
         self._choosing = ThreadPoolExecutor(1, thread_name_prefix="spanlake-choose")
@@ -173,6 +175,11 @@ class Batcher:
     def idle_seconds(self) -> float:
         """Since a pass last ended, or began."""
         return time.monotonic() - (self._pass_began or self._last_pass)
+
+    @property
+    def is_failing(self) -> bool:
+        """Whether no row of the last pass could be scored."""
+        return self._failing
 
     def is_stuck(self) -> bool:
         """Whether a pass takes too long, or a thread has died. Then every text fails, and it never answers again."""
@@ -292,6 +299,7 @@ class Batcher:
             found = self._score(rows, batch)
             self._last_pass = time.monotonic()
             self._pass_began = None
+            self._failing = not found
             self._account(rows, self._last_pass - began)
             self._choosing.submit(self._deliver, rows, found)
 

@@ -17,29 +17,29 @@ class _Checked(BaseModel):
 class Limits(_Checked):
     """What one request may ask for, and how long it may take."""
 
-    body_bytes: int = Field(8 << 20, ge=1, description="of one request's body")
-    texts: int = Field(1000, ge=1, description="in one request")
-    text_characters: int = Field(200_000, ge=1, description="code points of one text")
-    labels: int = Field(200, ge=1, description="in one request")
-    label_characters: int = Field(1000, ge=1, description="code points of one label or description")
-    request_seconds: float = Field(30, gt=0, description="until a request is answered with 504")
-    queue_seconds: float = Field(10, gt=0, description="of work that may wait before requests get 429")
-    stream_bytes: int = Field(256 << 20, ge=1, description="of one streamed request")
-    stream_window: int = Field(64, ge=1, description="texts of one stream in work at once")
+    body_bytes: int = Field(default=8 << 20, ge=1, description="of one request's body")
+    texts: int = Field(default=1000, ge=1, description="in one request")
+    text_characters: int = Field(default=200_000, ge=1, description="code points of one text")
+    labels: int = Field(default=200, ge=1, description="in one request")
+    label_characters: int = Field(default=1000, ge=1, description="code points of one label or description")
+    request_seconds: float = Field(default=30, gt=0, description="until a request is answered with 504")
+    queue_seconds: float = Field(default=10, gt=0, description="of work that may wait before requests get 429")
+    stream_bytes: int = Field(default=256 << 20, ge=1, description="of one streamed request")
+    stream_window: int = Field(default=64, ge=1, description="texts of one stream in work at once")
 
 
 class ServeConfig(_Checked):
-    model: str = Field("mini", description="answers where a request names none: a name, a directory, a URI, a Hub id")
-    models: dict[str, str] = Field({}, description="more models that a request may name, by the name it gives")
-    loaded_models: int = Field(2, ge=1, description="in memory at once; the least recently used gives way")
+    model: str = Field(default="mini", description="the default: a name, a directory, a URI, or a Hub id")
+    models: dict[str, str] = Field(default={}, description="more models that a request may name, by the name it gives")
+    loaded_models: int = Field(default=2, ge=1, description="of `models` in memory at once")
     device: str = "auto"
     precision: Precision = "auto"
-    batch_tokens: int | None = Field(None, ge=1, description="padded sub-words of one forward pass")
-    threads: int | None = Field(None, ge=1, description="that one replica computes with on a CPU")
-    stuck_seconds: float = Field(120, gt=0, description="after which a forward pass is taken for dead")
+    batch_tokens: int | None = Field(default=None, ge=1, description="padded sub-words of one forward pass")
+    threads: int | None = Field(default=None, ge=1, description="that one replica computes with on a CPU")
+    stuck_seconds: float = Field(default=120, gt=0, description="after which a forward pass is taken for dead")
     limits: Limits = Limits()
-    keys: str | None = Field(None, description="a file of API keys; without one, nobody needs a key")
-    cors_origins: tuple[str, ...] = Field((), description="web origins whose pages may call this server")
+    keys: str | None = Field(default=None, description="a file of API keys; without one, nobody needs a key")
+    cors_origins: tuple[str, ...] = Field(default=(), description="web origins whose pages may call this server")
 
 
 def read_config(values: Any) -> ServeConfig:

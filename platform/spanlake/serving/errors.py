@@ -5,10 +5,16 @@ from __future__ import annotations
 from typing import Any
 
 
+class Gone(Exception):
+    """The client has closed its connection."""
+
+
 class ApiError(Exception):
     """An answer that is an error. `kind` is for programs, `message` one sentence for people."""
 
-    def __init__(self, status: int, kind: str, message: str, *, retry_after: float | None = None, **details: Any) -> None:
+    def __init__(
+        self, status: int, kind: str, message: str, *, retry_after: float | None = None, **details: Any
+    ) -> None:
         """`retry_after` is in seconds; `details` go into the answer as they are."""
         super().__init__(message)
         self.status = status

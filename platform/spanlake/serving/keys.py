@@ -1,104 +1,115 @@
-"""API keys: who may call, and how often.
+"""API keys: stored as SHA-256, compared in constant time, each with a rate of its own.
 
-A key is 32 random bytes, so its SHA-256 gives nothing away and needs no salt; only that hash is stored.
+A key is 256 random bits. Nobody can guess such a value from its hash, so a salt and a slow hash, which protect secrets
+that people choose, would only cost time on every request.
 """
 
 from __future__ import annotations
 
+import hashlib
 import hmac
+import math
 import secrets
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
-from hashlib import sha256
+from pathlib import Path
 from typing import Any
 
 import yaml
+from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 
 from spanlake.errors import UserError, one_line, shown
+from spanlake.serving.errors import ApiError
 
-PREFIX = "spk_"
-
-
-@dataclass(frozen=True)
-class Key:
-    name: str
-    sha256: str  # of the secret, in hex
-    requests_per_minute: int | None  # None: as many as the server answers
+_BURST_SECONDS = 10  # of a key's rate may be used at once
 
 
-def new_key(name: str, requests_per_minute: int | None) -> tuple[str, Key]:
-    """A secret, to be handed over once, and the key that is stored for it."""
-    secret = PREFIX + secrets.token_urlsafe(32)
-    return secret, Key(name, _hash(secret), requests_per_minute)
+class Key(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    sha256: str = Field(pattern="^[0-9a-f]{64}$")
+    requests_per_minute: float | None = Field(default=None, gt=0)
 
 
-def read_keys(path: str) -> list[Key]:
-    """A YAML list of `{name, sha256, requests_per_minute?}`.
-
-    Raises: UserError naming the entry that is not one, or a name or hash that stands twice.
-    """
-    try:
-        with open(path, encoding="utf-8") as file:
-            entries = yaml.safe_load(file)
-    except (OSError, ValueError, yaml.YAMLError) as error:
-        raise UserError(f"The keys file {path} cannot be read ({one_line(error)}).") from error
-    if not isinstance(entries, list) or not entries:
-        raise UserError(f"The keys file {path} holds no list of keys; `spanlake key NAME` prints an entry.")
-    keys = [_key(entry, number, path) for number, entry in enumerate(entries, 1)]
-    for field in ("name", "sha256"):
-        values = [getattr(key, field) for key in keys]
-        if twice := [value for value in values if values.count(value) > 1]:
-            raise UserError(f"The keys file {path} has the {field} {twice[0]} twice; remove one entry.")
-    return keys
+_FILE: TypeAdapter[dict[str, Key]] = TypeAdapter(dict[str, Key])
 
 
-def _key(entry: Any, number: int, path: str) -> Key:
-    def refuse(reason: str) -> UserError:
-        return UserError(f"Entry {number} of the keys file {path} {reason}; `spanlake key NAME` prints an entry.")
+class Keys:
+    """The keys that are accepted. Not for several threads: a server asks on its event loop."""
 
-    if not isinstance(entry, dict):
-        raise refuse("is no mapping")
-    if unknown := set(entry) - {"name", "sha256", "requests_per_minute"}:
-        raise refuse(f"has the unknown field {sorted(map(str, unknown))[0]}")
-    name, digest, rate = entry.get("name"), entry.get("sha256"), entry.get("requests_per_minute")
-    if not isinstance(name, str) or not name:
-        raise refuse("has no name")
-    if not isinstance(digest, str) or len(digest) != 64 or set(digest) - set("0123456789abcdef"):
-        raise refuse("has no sha256 of 64 hexadecimal digits")
-    if rate is not None and (not isinstance(rate, int) or isinstance(rate, bool) or rate < 1):
-        raise refuse(f"has requests_per_minute {shown(rate)}, which is no whole number from 1 up")
-    return Key(name, digest, rate)
-
-
-class Gate:
-    """Recognises keys, and counts what each may still ask of this process: a bucket that refills steadily."""
-
-    def __init__(self, keys: list[Key], clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(self, keys: dict[str, Key], clock: Callable[[], float] = time.monotonic) -> None:
         self._keys = keys
         self._clock = clock
-        self._buckets = {key.name: (float(key.requests_per_minute or 0), clock()) for key in keys}
+        self._used: dict[str, tuple[float, float]] = {}  # by name: requests left, and when that was so
 
-    def recognise(self, secret: str) -> Key | None:
-        """The key of a secret. Every stored hash is compared, in constant time."""
-        digest = _hash(secret)
-        found = None
-        for key in self._keys:
-            if hmac.compare_digest(key.sha256, digest):
-                found = key
-        return found
+    def admit(self, presented: str | None) -> str:
+        """The name of the key. Raises: ApiError 401 for none or an unknown one, 429 for one used too often."""
+        digest = _digest(presented or "")
+        names = [name for name, key in self._keys.items() if hmac.compare_digest(key.sha256, digest)]
+        if not presented or not names:
+            wrong = "The API key is unknown" if presented else "This server needs an API key"
+            raise ApiError(401, "unauthorized", f"{wrong}; send one as `Authorization: Bearer KEY`.")
+        rate = self._keys[names[0]].requests_per_minute
+        if rate is not None:
+            self._take(names[0], rate / 60)
+        return names[0]
 
-    def wait(self, key: Key) -> float:
-        """Seconds until the key may ask again; 0 where it may now, which counts as a request."""
-        if key.requests_per_minute is None:
-            return 0.0
-        left, then = self._buckets[key.name]
+    def _take(self, name: str, per_second: float) -> None:
+        burst = max(1.0, per_second * _BURST_SECONDS)
+        left, since = self._used.get(name, (burst, self._clock()))
         now = self._clock()
-        left = min(float(key.requests_per_minute), left + (now - then) * key.requests_per_minute / 60)
-        allowed = left >= 1
-        self._buckets[key.name] = (left - allowed, now)
-        return 0.0 if allowed else (1 - left) * 60 / key.requests_per_minute
+        left = min(burst, left + (now - since) * per_second)
+        if left < 1:
+            self._used[name] = (left, now)
+            raise ApiError(
+                429,
+                "rate_limited",
+                f"This API key may send {per_second * 60:g} requests a minute; wait and try again.",
+                retry_after=(1 - left) / per_second,
+            )
+        self._used[name] = (left - 1, now)
 
 
-def _hash(secret: str) -> str:
-    return sha256(secret.encode("utf-8", "surrogatepass")).hexdigest()
+def read_keys(path: Path) -> Keys:
+    """Reads `name: {sha256: …, requests_per_minute: …}`. Raises: UserError."""
+    return Keys(_read(path))
+
+
+def add_key(path: Path, name: str, requests_per_minute: float | None) -> str:
+    """Makes a key, adds its hash to the file, and returns the key, which is stored nowhere.
+
+    Raises: UserError for a name that the file has, or a file that cannot be read or written.
+    """
+    keys = _read(path) if path.exists() else {}
+    if name in keys:
+        raise UserError(f"{path} already has a key of the name {name!r}; remove it there, or choose another name.")
+    value = f"sl_{secrets.token_urlsafe(32)}"
+    entry: dict[str, Any] = {"sha256": _digest(value)}
+    if requests_per_minute is not None:
+        if not (requests_per_minute > 0 and math.isfinite(requests_per_minute)):
+            raise UserError(f"The rate is {requests_per_minute} requests a minute; it must be above 0.")
+        entry["requests_per_minute"] = requests_per_minute
+    try:
+        path.touch(mode=0o600)
+        with open(path, "a", encoding="utf-8") as file:
+            yaml.safe_dump({name: entry}, file)
+    except OSError as error:
+        raise UserError(f"The key file {path} cannot be written ({one_line(error)}).") from error
+    return value
+
+
+def _read(path: Path) -> dict[str, Key]:
+    try:
+        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise UserError(f"The key file {path} cannot be read ({one_line(error)}).") from error
+    try:
+        return _FILE.validate_python(values if values is not None else {})
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(map(str, first["loc"])) or "it"
+        raise UserError(f"In the key file {path}, {where} is {shown(first['input'])}: {first['msg']}.") from error
+
+
+def _digest(key: str) -> str:
+    return hashlib.sha256(key.encode("utf-8", "surrogatepass")).hexdigest()

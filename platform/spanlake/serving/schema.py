@@ -1,4 +1,4 @@
-"""The messages of the API: what a request may hold, what an answer holds. HTTP, gRPC and the Python client share them."""
+"""The messages of the API: what a request may hold, what an answer holds. All protocols share them."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from spanlake.inference.settings import Settings
 from spanlake.serving.config import Limits
 from spanlake.serving.errors import ApiError, invalid, too_large
 
-_EXAMPLE = {
+_EXAMPLE: Any = {
     "texts": ["Alain Farley works at McGill University"],
     "labels": ["person", "organization"],
     "threshold": 0.5,
@@ -35,11 +35,12 @@ class Question(_Strict):
         examples=[["person", "organization"], {"drug": "name of a medicine"}],
     )
     threshold: float | list[float] | dict[str, float] = Field(
-        0.5, description="Entities score above it: one number from 0 to 1, or one per label, in order or by name."
+        default=0.5,
+        description="Entities score above it: one number, or one per label, in order or by name.",
     )
-    nested: bool = Field(False, description="Allow entities within entities.")
-    multi_label: bool = Field(False, description="Allow several labels for one span.")
-    model: str | None = Field(None, description="One of the names that GET /v1/models lists; the default where null.")
+    nested: bool = Field(default=False, description="Allow entities within entities.")
+    multi_label: bool = Field(default=False, description="Allow several labels for one span.")
+    model: str | None = Field(default=None, description="One that GET /v1/models lists; null: the default.")
 
     def settings(self) -> Settings:
         """Raises: ApiError 422 for values that no model can use."""
@@ -56,7 +57,8 @@ class Question(_Strict):
         for value in values:
             if len(value) > limits.label_characters:
                 raise too_large(
-                    f"The label {shown(value)} has {len(value)} characters; at most {limits.label_characters} are allowed."
+                    f"The label {shown(value)} has {len(value)} characters; at most {limits.label_characters} are "
+                    "allowed."
                 )
 
 
@@ -119,7 +121,7 @@ class ExtractResponse(_Strict):
     results: list[list[FoundEntity] | None] = Field(
         description="The entities of each text, by position. Null for a text that `errors` names."
     )
-    errors: list[TextError] | None = Field(None, description="Stands only where a text could not be answered.")
+    errors: list[TextError] | None = Field(default=None, description="Stands only where a text could not be answered.")
 
 
 class ModelInfo(ModelName):

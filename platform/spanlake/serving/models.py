@@ -1,0 +1,160 @@
+"""The models of a server, by name: the default stays in memory, others are loaded when asked for and give way."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections import OrderedDict
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+
+import torch
+
+from spanlake.errors import SpanlakeError
+from spanlake.inference.extractor import Extractor
+from spanlake.inference.settings import Settings
+from spanlake.serving.batcher import Batcher, Observer
+from spanlake.serving.config import ServeConfig
+from spanlake.serving.errors import ApiError, unavailable
+
+_log = logging.getLogger(__name__)
+_CLOSE_SECONDS = 5.0  # an evicted model has no work left
+_WARM_LABELS = Settings.make(["person", "organization", "location", "date", "product"], 0.99)
+
+
+@dataclass
+class Served:
+    name: str
+    extractor: Extractor
+    batcher: Batcher
+    users: int = 0  # requests in work; a model in use is not evicted
+
+
+class Models:
+    """Belongs to one event loop."""
+
+    def __init__(self, config: ServeConfig, observe: Observer) -> None:
+        self._config = config
+        self._observe = observe
+        self._loaded: OrderedDict[str, Served] = OrderedDict()  # the least recently used first; without the default
+        self._loading: dict[str, asyncio.Task[Served]] = {}
+        self._room = asyncio.Condition()
+        self.default: Served
+
+    async def load_default(self) -> None:
+        """Raises: PackageError, UserError as `Extractor.load` does."""
+        self.default = await asyncio.to_thread(self._load, None)
+
+    @property
+    def names(self) -> list[str]:
+        """All that a request may name, the default first."""
+        return [self.default.name, *(name for name in self._config.models if name != self.default.name)]
+
+    @property
+    def loaded(self) -> list[Served]:
+        return [self.default, *self._loaded.values()]
+
+    @asynccontextmanager
+    async def use(self, name: str | None) -> AsyncIterator[Served]:
+        """The model while the block lasts. Raises: ApiError 404 for an unknown name, 503 for one that does not load."""
+        model = await self._get(name)
+        model.users += 1
+        try:
+            yield model
+        finally:
+            model.users -= 1
+            if not model.users:
+                async with self._room:
+                    self._room.notify_all()
+
+    def find(self, name: str | None) -> Served | None:
+        """The model if it is in memory. Raises: ApiError 404."""
+        if name is None or name == self.default.name:
+            return self.default
+        if name not in self._config.models:
+            names = ", ".join(self.names)
+            raise ApiError(404, "unknown_model", f"The model {name[:100]!r} is not served here; there are {names}.")
+        return self._loaded.get(name)
+
+    async def _get(self, name: str | None) -> Served:
+        model = self.find(name)
+        if model is None:
+            assert name is not None
+            if name not in self._loading:
+                self._loading[name] = asyncio.create_task(self._add(name))
+            # Shielded: a caller who gives up does not end what others wait for.
+            return await asyncio.shield(self._loading[name])
+        if model is not self.default:
+            self._loaded.move_to_end(model.name)
+        return model
+
+    async def _add(self, name: str) -> Served:
+        try:
+            async with self._room:
+                while len(self._loaded) + len(self._loading) > self._config.loaded_models:
+                    unused = next((model for model in self._loaded.values() if not model.users), None)
+                    if unused:
+                        del self._loaded[unused.name]
+                        await asyncio.to_thread(unused.batcher.close, _CLOSE_SECONDS)
+                    elif next(iter(self._loading)) == name and not self._loaded:
+                        break  # others wait for this one
+                    else:
+                        await self._room.wait()
+            model = await asyncio.to_thread(self._load, name)
+            self._loaded[name] = model
+            return model
+        except SpanlakeError as error:
+            _log.error("the model %s cannot be loaded: %s", name, error)
+            raise unavailable(f"The model {name!r} cannot be loaded; the server's log says why.", 60) from error
+        finally:
+            del self._loading[name]
+            async with self._room:
+                self._room.notify_all()
+
+    def _load(self, name: str | None) -> Served:
+        config = self._config
+        began = time.monotonic()
+        extractor = Extractor.load(
+            config.model if name is None else config.models[name],
+            device=config.device,
+            precision=config.precision,
+            batch_tokens=config.batch_tokens,
+        )
+        rate = warm_up(extractor)
+        batcher = Batcher(
+            extractor,
+            queue_seconds=config.limits.queue_seconds,
+            stuck_seconds=config.stuck_seconds,
+            rate=rate,
+            observe=self._observe,
+        )
+        name = name or extractor.package.name
+        _log.info("model %s ready after %.1f s: %.0f sub-words/s", name, time.monotonic() - began, rate)
+        return Served(name, extractor, batcher)
+
+    async def close(self, seconds: float) -> None:
+        """Answers what is queued for at most `seconds`."""
+        await asyncio.gather(*(asyncio.to_thread(model.batcher.close, seconds) for model in self.loaded))
+
+
+def warm_up(extractor: Extractor) -> float:
+    """Runs passes of all lengths, each as full as passes get, so that no request waits for kernels to be chosen or
+    memory to be claimed. Returns the sub-words per second of the last full pass.
+    """
+    words, rate = 8, 0.0
+    longest = extractor.package.config.max_words
+    while True:
+        planned, rows = extractor.plan(0, " ".join(["spanlake"] * min(words, longest)), _WARM_LABELS)
+        row = max(rows, key=lambda row: row.tokens)
+        full = [row] * max(1, extractor.batch_tokens // row.tokens)
+        for batch in ([row], full):
+            began = time.monotonic()
+            extractor.score(batch, extractor.collate(batch))
+            if extractor.device.type == "cuda":
+                torch.cuda.synchronize(extractor.device)
+            rate = len(batch) * row.tokens / (time.monotonic() - began)
+        if words >= longest or len(rows) > 1:
+            return rate
+        words *= 2
