@@ -52,8 +52,11 @@ def make_app(
     keys: Keys | None = None,
     observers: Sequence[Observer] = (),
     metrics: Metrics | None = None,
+    echo_request_id: bool = True,
 ) -> ASGIApp:
-    """`observers` are called with the record of each answered request; `metrics` gives a document and its type."""
+    """`observers` are called with the record of each answered request; `metrics` gives a document and its type.
+    `echo_request_id`: whether answers carry X-Request-ID, which a proxy before the application may see to.
+    """
     app = FastAPI(title="Spanlake", version=spanlake.__version__, docs_url=None, redoc_url=None)
     _add_extraction(app, service)
     _add_state(app, service)
@@ -72,7 +75,7 @@ def make_app(
             allow_headers=["Authorization", "Content-Type", "X-API-Key", "X-Request-ID"],
             expose_headers=["Retry-After", "X-Request-ID"],
         )
-    return Envelope(wrapped, keys, [log_access, *observers])
+    return Envelope(wrapped, keys, [log_access, *observers], echo_request_id)
 
 
 # --- routes -----------------------------------------------------------------------------------------------------------
@@ -103,8 +106,8 @@ def _add_extraction(app: FastAPI, service: Service) -> None:
         "/v1/extract/stream",
         summary="Find entities in many texts, one line of JSON each",
         description='The first line is a Question, each further line a text: a JSON string, or `{"text": …}`. The '
-        'answer begins with `{"model": …}`, has a line `{"index", "entities"}` or `{"index", "error"}` for each text in '
-        'turn, and ends with `{"done": true, "texts": n}`; without that last line, it is not whole.',
+        'answer begins with `{"model": …}`, has a line `{"index", "entities"}` or `{"index", "error"}` for each text '
+        'in turn, and ends with `{"done": true, "texts": n}`; without that last line, it is not whole.',
         responses={
             200: {"content": {NDJSON: {"schema": {"type": "string"}}}, "description": "Lines of JSON."},
             **_errors(400, 401, 404, 413, 415, 422, 429, 500, 503),
@@ -203,7 +206,9 @@ async def _refuse_route(request: Request, error: Exception) -> Response:
     if error.status_code == 405:
         allowed = (error.headers or {}).get("Allow", "")
         message = f"{path} does not take {request.method[:20]}; it takes {allowed}."
-        return _Refusal(ApiError(405, "method_not_allowed", message))
+        refusal = ApiError(405, "method_not_allowed", message)
+        refusal.allow = allowed
+        return _Refusal(refusal)
     return _Refusal(ApiError(error.status_code, "refused", str(error.detail)))
 
 

@@ -120,6 +120,7 @@ class Batcher:
         self._pass_began: float | None = None
         self._last_pass = time.monotonic()
         self._failing = False
+        self._busy_seconds = 0.0
         self._room = threading.Semaphore(1)  # for a prepared pass
         self._prepared: SimpleQueue[tuple[list[Row], Batch] | None] = SimpleQueue()
         self._choosing = ThreadPoolExecutor(1, thread_name_prefix="spanlake-choose")
@@ -180,6 +181,12 @@ class Batcher:
     def is_failing(self) -> bool:
         """Whether no row of the last pass could be scored."""
         return self._failing
+
+    @property
+    def busy_seconds(self) -> float:
+        """That passes have taken, the present one included."""
+        began = self._pass_began
+        return self._busy_seconds + (time.monotonic() - began if began is not None else 0.0)
 
     def is_stuck(self) -> bool:
         """Whether a pass takes too long, or a thread has died. Then every text fails, and it never answers again."""
@@ -300,6 +307,7 @@ class Batcher:
             self._last_pass = time.monotonic()
             self._pass_began = None
             self._failing = not found
+            self._busy_seconds += self._last_pass - began
             self._account(rows, self._last_pass - began)
             self._choosing.submit(self._deliver, rows, found)
 

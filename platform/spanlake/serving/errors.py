@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 
@@ -15,20 +16,28 @@ class ApiError(Exception):
     def __init__(
         self, status: int, kind: str, message: str, *, retry_after: float | None = None, **details: Any
     ) -> None:
-        """`retry_after` is in seconds; `details` go into the answer as they are."""
+        """`retry_after` is in seconds; `details` go into the body as they are."""
         super().__init__(message)
         self.status = status
         self.kind = kind
         self.message = message
         self.retry_after = retry_after
+        self.allow: str | None = None  # methods, with 405
         self.details = details
 
     def body(self) -> dict[str, Any]:
         return {"error": {"type": self.kind, "message": self.message, **self.details}}
 
     def headers(self) -> dict[str, str]:
-        """`Retry-After` in whole seconds, rounded up, where trying again helps."""
-        return {} if self.retry_after is None else {"Retry-After": str(max(1, -int(-self.retry_after // 1)))}
+        """`Retry-After`, in whole seconds, stands where trying again helps."""
+        found = {}
+        if self.retry_after is not None:
+            found["Retry-After"] = str(max(1, math.ceil(self.retry_after)))
+        if self.allow is not None:
+            found["Allow"] = self.allow
+        if self.status == 401:
+            found["WWW-Authenticate"] = 'Basic realm="Spanlake", charset="UTF-8", Bearer'
+        return found
 
 
 def too_large(message: str) -> ApiError:

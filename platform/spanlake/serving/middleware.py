@@ -71,10 +71,11 @@ def log_access(record: RequestRecord) -> None:
 class Envelope:
     """The outermost ASGI application."""
 
-    def __init__(self, app: ASGIApp, keys: Keys | None, observers: Sequence[Observer]) -> None:
+    def __init__(self, app: ASGIApp, keys: Keys | None, observers: Sequence[Observer], echo_request_id: bool) -> None:
         self._app = app
         self._keys = keys
         self._observers = observers
+        self._echo = echo_request_id
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -92,7 +93,8 @@ class Envelope:
                 started = True
                 record.status = message["status"]
                 sent = MutableHeaders(scope=message)
-                sent["X-Request-ID"] = record.request_id
+                if self._echo:
+                    sent["X-Request-ID"] = record.request_id
                 for name, value in _HEADERS.items():
                     sent.setdefault(name, value)
             else:
@@ -130,8 +132,6 @@ async def send_error(error: ApiError, scope: Scope, send: Send) -> None:
     record_of(scope).error_type = error.kind
     body = json.dumps(error.body()).encode()
     headers = {"content-type": "application/json", "content-length": str(len(body)), **error.headers()}
-    if error.status == 401:
-        headers["www-authenticate"] = 'Basic realm="Spanlake", charset="UTF-8", Bearer'
     raw = [(name.lower().encode(), value.encode()) for name, value in headers.items()]
     await send({"type": "http.response.start", "status": error.status, "headers": raw})
     await send({"type": "http.response.body", "body": b"" if scope["method"] == "HEAD" else body})

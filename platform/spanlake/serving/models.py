@@ -10,10 +10,9 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 
-import torch
-
 from spanlake.errors import SpanlakeError
 from spanlake.inference.extractor import Extractor
+from spanlake.inference.planning import Row
 from spanlake.inference.settings import Settings
 from spanlake.serving.batcher import Batcher, Observer
 from spanlake.serving.config import ServeConfig
@@ -140,21 +139,25 @@ class Models:
 
 
 def warm_up(extractor: Extractor) -> float:
-    """Runs passes of all lengths, each as full as passes get, so that no request waits for kernels to be chosen or
-    memory to be claimed. Returns the sub-words per second of the last full pass.
+    """Runs passes of all lengths, so that no request waits for kernels to be chosen or memory to be claimed: each alone
+    and as full as passes get, but on a CPU, where a full pass takes long and claims nothing, only the longest is full.
+    Returns the sub-words per second of the last pass.
     """
-    words, rate = 8, 0.0
-    longest = extractor.package.config.max_words
+    words, longest = 8, extractor.package.config.max_words
     while True:
-        planned, rows = extractor.plan(0, " ".join(["spanlake"] * min(words, longest)), _WARM_LABELS)
+        _, rows = extractor.plan(0, " ".join(["spanlake"] * min(words, longest)), _WARM_LABELS)
         row = max(rows, key=lambda row: row.tokens)
-        full = [row] * max(1, extractor.batch_tokens // row.tokens)
-        for batch in ([row], full):
-            began = time.monotonic()
-            extractor.score(batch, extractor.collate(batch))
-            if extractor.device.type == "cuda":
-                torch.cuda.synchronize(extractor.device)
-            rate = len(batch) * row.tokens / (time.monotonic() - began)
-        if words >= longest or len(rows) > 1:
+        last = words >= longest or len(rows) > 1
+        _timed_pass(extractor, [row])
+        if last or extractor.device.type == "cuda":
+            rate = _timed_pass(extractor, [row] * max(1, extractor.batch_tokens // row.tokens))
+        if last:
             return rate
         words *= 2
+
+
+def _timed_pass(extractor: Extractor, rows: list[Row]) -> float:
+    """Sub-words per second. Scores come back to the CPU, so the device has finished."""
+    began = time.monotonic()
+    extractor.score(rows, extractor.collate(rows))
+    return sum(row.tokens for row in rows) / (time.monotonic() - began)

@@ -168,5 +168,5 @@ def parse(schema: type[_Model], values: Any) -> _Model:
 def _first_problem(error: ValidationError) -> ApiError:
     problems = error.errors(include_url=False, include_context=False)
     first = problems[0]
-    field = ".".join(map(str, first["loc"][:2] if isinstance(first["loc"][-1], str) else first["loc"]))
-    return invalid(f"{field}: {first['msg']}; it is {shown(first['input'])}.", field=str(first["loc"][0]))
+    place = [str(part) for part in first["loc"] if "[" not in str(part)]  # without the names of a union's types
+    return invalid(f"{'.'.join(place)}: {first['msg']}; it is {shown(first['input'])}.", field=place[0])

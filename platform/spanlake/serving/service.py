@@ -148,6 +148,11 @@ class Service:
         """Seconds of work that wait, were the models to work one after another."""
         return sum(model.batcher.queue_delay for model in self._models.loaded)
 
+    @property
+    def busy_seconds(self) -> float:
+        """That forward passes have taken since the start."""
+        return sum(model.batcher.busy_seconds for model in self._models.loaded)
+
     async def check(self) -> None:
         """Raises: ApiError 503 where a model does not answer. Runs a small forward pass where there was none lately."""
         if self._draining:
