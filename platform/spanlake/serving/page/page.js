@@ -167,7 +167,11 @@ async function ask(request, signal) {
   throw new Error(wait ? `${said} Try again in ${wait} s.` : said);
 }
 
-const endpoint = () => new URL("v1/extract", document.baseURI).href;
+/** Where to ask, without the name and key that the page's own address may hold: fetch refuses those. */
+function endpoint() {
+  const { origin, pathname } = new URL("v1/extract", document.baseURI);
+  return origin + pathname;
+}
 
 form.addEventListener("submit", (event) => {
   event.preventDefault();
