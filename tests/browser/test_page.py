@@ -29,12 +29,11 @@ SENTENCE = "Alain Farley works at McGill University"
 
 def ask(window: "Chrome", text: str, labels: str = "person, organization") -> None:
     """Types a text and labels, and waits for the answer."""
-    window.execute_script("arguments[0].value = ''", window.find_element(By.ID, "text"))
     area = window.find_element(By.ID, "text")
     # The driver cannot type beyond the Basic Multilingual Plane.
     window.execute_script("arguments[0].value = arguments[1]", area, text)
-    for remove in window.find_elements(By.CSS_SELECTOR, "#labels button")[::-1]:
-        remove.click()
+    while remove := window.find_elements(By.CSS_SELECTOR, "#labels button"):
+        remove[0].click()
     window.find_element(By.ID, "label").send_keys(labels, Press.ENTER)
     window.find_element(By.ID, "find").click()
     answered(window)
