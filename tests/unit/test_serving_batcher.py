@@ -100,6 +100,19 @@ def test_passes_keep_to_the_budget_and_take_the_oldest_first(extractor: Slow) ->
     assert sum(report.tokens for report in reports) > 0.5 * sum(report.padded_tokens for report in reports)
 
 
+def test_what_arrives_while_the_model_works_goes_together(extractor: Slow, batcher: Batcher) -> None:
+    extractor.go.clear()
+    first = batcher.submit([("Ada met Charles", PERSON)], later())
+    deadline = later()
+    while not batcher.busy_seconds:
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+    others = [batcher.submit([("Marie Curie", PERSON)], later())[0] for _ in range(20)]
+    extractor.go.set()
+    wait([*first, *others], 30)
+    assert extractor.passes == [[0], list(range(1, 21))]
+
+
 def test_a_text_that_fails_answers_alone(extractor: Slow, batcher: Batcher) -> None:
     extractor.poison = {2}
     futures = batcher.submit([("Ada met Charles", PERSON)] * 6, later())

@@ -21,7 +21,7 @@ import spanlake
 from spanlake.serving import schema
 from spanlake.serving.body import decode_json, read_body, require_type, unless_gone
 from spanlake.serving.config import ServeConfig
-from spanlake.serving.errors import ApiError, invalid
+from spanlake.serving.errors import ApiError, Gone, invalid
 from spanlake.serving.keys import Keys
 from spanlake.serving.middleware import Envelope, Observer, failure, log_access, record_of, send_error
 from spanlake.serving.reference import reference_page
@@ -64,6 +64,7 @@ def make_app(
     app.add_exception_handler(ApiError, _refuse)
     app.add_exception_handler(HTTPException, _refuse_route)
     app.add_exception_handler(RequestValidationError, _refuse_values)
+    app.add_exception_handler(Gone, _hang_up)
     app.add_exception_handler(Exception, _report_failure)
     app.openapi = lambda: _openapi(app, bool(keys))  # type: ignore[method-assign]
     wrapped: ASGIApp = app
@@ -210,6 +211,11 @@ async def _refuse_route(request: Request, error: Exception) -> Response:
         refusal.allow = allowed
         return _Refusal(refusal)
     return _Refusal(ApiError(error.status_code, "refused", str(error.detail)))
+
+
+async def _hang_up(request: Request, error: Exception) -> Response:
+    record_of(request.scope).error_type = "gone"
+    return Response(status_code=499)  # which nobody reads
 
 
 async def _report_failure(request: Request, error: Exception) -> Response:

@@ -1,8 +1,9 @@
 """Texts of many callers -> forward passes of bounded cost.
 
-Two threads share the work: one cuts texts into sub-words and prepares the next pass, the other scores the present one.
-Exactly one pass is prepared ahead, so that a pass holds what had arrived until shortly before it runs. The oldest row
-always goes with the next pass; younger ones of about its length fill it up: none waits for ever, and little is padded.
+One thread cuts texts into sub-words and prepares passes, another scores them, a third chooses the entities. Exactly one
+pass is prepared ahead, as soon as it is full; one that is not full stays open for what arrives, until the model has
+nothing to do. The oldest row always goes with the next pass, and younger ones of about its length fill it up: none
+waits for ever, and little is padded.
 """
 
 from __future__ import annotations
@@ -16,7 +17,6 @@ from concurrent.futures import Future, InvalidStateError, ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import partial
-from queue import SimpleQueue
 from typing import Protocol
 
 from spanlake.decoding import Entity
@@ -121,8 +121,9 @@ class Batcher:
         self._last_pass = time.monotonic()
         self._failing = False
         self._busy_seconds = 0.0
-        self._room = threading.Semaphore(1)  # for a prepared pass
-        self._prepared: SimpleQueue[tuple[list[Row], Batch] | None] = SimpleQueue()
+        self._prepared: tuple[list[Row], Batch] | None = None
+        self._idle = False  # whether the model waits for a pass
+        self._all_prepared = False  # and none will come
         self._choosing = ThreadPoolExecutor(1, thread_name_prefix="spanlake-choose")
         self._threads = [
             threading.Thread(target=self._run, args=(work,), name=f"spanlake-{work.__name__.strip('_')}", daemon=True)
@@ -233,26 +234,36 @@ class Batcher:
 
     def _prepare_passes(self) -> None:
         while True:
-            self._room.acquire()
-            rows = self._next_rows()
-            self._prepared.put(None if rows is None else (rows, self._extractor.collate(rows)))
-            if rows is None:
-                return
-
-    def _next_rows(self) -> list[Row] | None:
-        """Rows for one pass, as soon as there are any; None when closing and all is done."""
-        while True:
             with self._changed:
-                self._changed.wait_for(lambda: self._waiting or self._rows or self._closing)
-                if not self._waiting and not self._rows:
-                    return None
+                self._changed.wait_for(lambda: self._can_cut or self._can_prepare or self._is_done)
+                if self._is_done:
+                    self._all_prepared = True
+                    self._changed.notify_all()
+                    return
             self._cut_texts()
-            if rows := self._take_rows():
-                return rows
+            if self._can_prepare and (rows := self._take_rows()):
+                batch = self._extractor.collate(rows)
+                with self._changed:
+                    self._prepared = rows, batch
+                    self._changed.notify_all()
+
+    @property
+    def _can_cut(self) -> bool:
+        """Whether texts wait, and there are not yet rows enough for a pass to choose from."""
+        return bool(self._waiting) and self._row_tokens < 2 * self._extractor.batch_tokens
+
+    @property
+    def _can_prepare(self) -> bool:
+        full = self._row_tokens >= self._extractor.batch_tokens
+        return bool(self._rows) and self._prepared is None and (self._idle or full)
+
+    @property
+    def _is_done(self) -> bool:
+        return self._closing and not self._waiting and not self._rows
 
     def _cut_texts(self) -> None:
-        """Cut the oldest texts into rows, until there are enough for a pass to choose from."""
-        while self._waiting and self._row_tokens < 2 * self._extractor.batch_tokens:
+        """Cut the oldest texts into rows; while the model waits, no more than fill a pass."""
+        while self._can_cut and not (self._can_prepare and self._row_tokens >= self._extractor.batch_tokens):
             item = self._waiting.popleft()
             if not item.is_wanted():
                 continue
@@ -299,10 +310,18 @@ class Batcher:
     # --- scoring ----------------------------------------------------------------------------------------------------
 
     def _score_passes(self) -> None:
-        while (prepared := self._prepared.get()) is not None:
-            self._room.release()
-            rows, batch = prepared
-            self._pass_began = began = time.monotonic()
+        while True:
+            with self._changed:
+                self._idle = True
+                self._changed.notify_all()
+                self._changed.wait_for(lambda: self._prepared is not None or self._all_prepared)
+                if self._prepared is None:
+                    return
+                rows, batch = self._prepared
+                self._prepared = None
+                self._idle = False
+                self._pass_began = began = time.monotonic()
+                self._changed.notify_all()
             found = self._score(rows, batch)
             self._last_pass = time.monotonic()
             self._pass_began = None

@@ -18,7 +18,7 @@ from dataclasses import asdict, dataclass
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from spanlake.serving.errors import ApiError, Gone
+from spanlake.serving.errors import ApiError
 from spanlake.serving.keys import Keys
 
 _log = logging.getLogger(__name__)
@@ -107,8 +107,6 @@ class Envelope:
             await self._app(scope, receive, send_on)
         except ApiError as error:
             await send_error(error, scope, send_on)
-        except Gone:
-            record.error_type = "gone"
         except Exception:
             _log.exception("request %s failed", record.request_id)
             if not started:
@@ -132,6 +130,8 @@ async def send_error(error: ApiError, scope: Scope, send: Send) -> None:
     record_of(scope).error_type = error.kind
     body = json.dumps(error.body()).encode()
     headers = {"content-type": "application/json", "content-length": str(len(body)), **error.headers()}
+    if error.status == 413:
+        headers["connection"] = "close"  # or the client would go on to send what nobody reads
     raw = [(name.lower().encode(), value.encode()) for name, value in headers.items()]
     await send({"type": "http.response.start", "status": error.status, "headers": raw})
     await send({"type": "http.response.body", "body": b"" if scope["method"] == "HEAD" else body})

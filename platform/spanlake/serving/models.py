@@ -5,12 +5,12 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections import OrderedDict
+from collections import Counter, OrderedDict
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 
-from spanlake.errors import SpanlakeError
+from spanlake.errors import one_line
 from spanlake.inference.extractor import Extractor
 from spanlake.inference.planning import Row
 from spanlake.inference.settings import Settings
@@ -23,12 +23,11 @@ _CLOSE_SECONDS = 5.0  # an evicted model has no work left
 _WARM_LABELS = Settings.make(["person", "organization", "location", "date", "product"], 0.99)
 
 
-@dataclass
+@dataclass(frozen=True)
 class Served:
     name: str
     extractor: Extractor
     batcher: Batcher
-    users: int = 0  # requests in work; a model in use is not evicted
 
 
 class Models:
@@ -39,6 +38,8 @@ class Models:
         self._observe = observe
         self._loaded: OrderedDict[str, Served] = OrderedDict()  # the least recently used first; without the default
         self._loading: dict[str, asyncio.Task[Served]] = {}
+        self._users: Counter[str] = Counter()  # requests in work, by name; a model that has some is not evicted
+        self._places = config.loaded_models  # that are free
         self._room = asyncio.Condition()
         self.default: Served
 
@@ -58,15 +59,15 @@ class Models:
     @asynccontextmanager
     async def use(self, name: str | None) -> AsyncIterator[Served]:
         """The model while the block lasts. Raises: ApiError 404 for an unknown name, 503 for one that does not load."""
-        model = await self._get(name)
-        model.users += 1
+        model = self.find(name)
+        name = name or self.default.name
+        self._users[name] += 1  # from here on it is not evicted, loaded or not
         try:
-            yield model
+            yield model or await self._loaded_soon(name)
         finally:
-            model.users -= 1
-            if not model.users:
-                async with self._room:
-                    self._room.notify_all()
+            self._users[name] -= 1
+            async with self._room:
+                self._room.notify_all()
 
     def find(self, name: str | None) -> Served | None:
         """The model if it is in memory. Raises: ApiError 404."""
@@ -75,42 +76,36 @@ class Models:
         if name not in self._config.models:
             names = ", ".join(self.names)
             raise ApiError(404, "unknown_model", f"The model {name[:100]!r} is not served here; there are {names}.")
+        if name in self._loaded:
+            self._loaded.move_to_end(name)
         return self._loaded.get(name)
 
-    async def _get(self, name: str | None) -> Served:
-        model = self.find(name)
-        if model is None:
-            assert name is not None
-            if name not in self._loading:
-                self._loading[name] = asyncio.create_task(self._add(name))
-            # Shielded: a caller who gives up does not end what others wait for.
-            return await asyncio.shield(self._loading[name])
-        if model is not self.default:
-            self._loaded.move_to_end(model.name)
-        return model
+    async def _loaded_soon(self, name: str) -> Served:
+        if name not in self._loading:
+            self._loading[name] = asyncio.create_task(self._add(name))
+        # Shielded: a caller who gives up does not end what others wait for.
+        return await asyncio.shield(self._loading[name])
 
     async def _add(self, name: str) -> Served:
         try:
             async with self._room:
-                while len(self._loaded) + len(self._loading) > self._config.loaded_models:
-                    unused = next((model for model in self._loaded.values() if not model.users), None)
-                    if unused:
-                        del self._loaded[unused.name]
-                        await asyncio.to_thread(unused.batcher.close, _CLOSE_SECONDS)
-                    elif next(iter(self._loading)) == name and not self._loaded:
-                        break  # others wait for this one
-                    else:
+                while self._places == 0:
+                    unused = next((model for model in self._loaded.values() if not self._users[model.name]), None)
+                    if unused is None:
                         await self._room.wait()
-            model = await asyncio.to_thread(self._load, name)
-            self._loaded[name] = model
-            return model
-        except SpanlakeError as error:
-            _log.error("the model %s cannot be loaded: %s", name, error)
+                        continue
+                    del self._loaded[unused.name]
+                    await asyncio.to_thread(unused.batcher.close, _CLOSE_SECONDS)
+                    self._places += 1
+                self._places -= 1
+            self._loaded[name] = await asyncio.to_thread(self._load, name)
+            return self._loaded[name]
+        except Exception as error:
+            self._places += 1
+            _log.error("the model %s cannot be loaded: %s", name, one_line(error))
             raise unavailable(f"The model {name!r} cannot be loaded; the server's log says why.", 60) from error
         finally:
             del self._loading[name]
-            async with self._room:
-                self._room.notify_all()
 
     def _load(self, name: str | None) -> Served:
         config = self._config

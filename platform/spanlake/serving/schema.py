@@ -18,6 +18,9 @@ _EXAMPLE: Any = {
 }
 
 
+# What pydantic calls the alternatives of a field in the place of an error.
+_UNION_PARTS = ("list[str]", "dict[str,str]", "float", "list[float]", "dict[str,float]")
+
 _Model = TypeVar("_Model", bound=BaseModel)
 
 
@@ -168,5 +171,5 @@ def parse(schema: type[_Model], values: Any) -> _Model:
 def _first_problem(error: ValidationError) -> ApiError:
     problems = error.errors(include_url=False, include_context=False)
     first = problems[0]
-    place = [str(part) for part in first["loc"] if "[" not in str(part)]  # without the names of a union's types
+    place = [str(part)[:50] for part in first["loc"] if part not in _UNION_PARTS] or ["the body"]
     return invalid(f"{'.'.join(place)}: {first['msg']}; it is {shown(first['input'])}.", field=place[0])
