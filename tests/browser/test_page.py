@@ -172,7 +172,7 @@ def test_everything_works_from_the_keyboard(url: str, browse: Browse):
     window.find_element(By.ID, "threshold").send_keys(Press.ARROW_RIGHT)
     assert window.find_element(By.ID, "threshold-value").text == "0.51"
     before = len(marks(window))
-    legend[0].send_keys(Press.SPACE)
+    window.find_element(By.CSS_SELECTOR, "#legend button").send_keys(Press.SPACE)
     assert len(marks(window)) < before
     assert window.switch_to.active_element.get_attribute("value") == "person"  # the focus stays where it was
     assert window.switch_to.active_element.get_attribute("aria-pressed") == "false"

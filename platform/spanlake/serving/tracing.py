@@ -8,7 +8,8 @@ from __future__ import annotations
 import os
 from typing import TYPE_CHECKING
 
-from starlette.types import ASGIApp
+from starlette.datastructures import Headers
+from starlette.types import ASGIApp, Receive, Scope, Send
 
 from spanlake.errors import UserError
 from spanlake.serving.middleware import RequestRecord
@@ -17,6 +18,7 @@ if TYPE_CHECKING:
     from opentelemetry.sdk.trace import TracerProvider
 
 _ENDPOINTS = ("OTEL_EXPORTER_OTLP_ENDPOINT", "OTEL_EXPORTER_OTLP_TRACES_ENDPOINT")
+_WATCHED = ("/health", "/ready", "/metrics")
 
 
 def configured_provider() -> TracerProvider | None:
@@ -39,25 +41,37 @@ def configured_provider() -> TracerProvider | None:
 
 
 def traced(app: ASGIApp, provider: TracerProvider | None) -> ASGIApp:
-    """The application with a span around each request but those for health, or itself without a provider."""
-    if provider is None:
-        return app
-    from opentelemetry.instrumentation.asgi import OpenTelemetryMiddleware
+    """The application with a span around each request but those that watch it, or itself without a provider."""
+    return app if provider is None else _Traced(app, provider)
 
-    traced_app: ASGIApp = OpenTelemetryMiddleware(
-        app, tracer_provider=provider, excluded_urls="/health$,/ready$,/metrics$", exclude_spans=["send", "receive"]
-    )
-    return traced_app
+
+class _Traced:
+    def __init__(self, app: ASGIApp, provider: TracerProvider) -> None:
+        self._app = app
+        self._tracer = provider.get_tracer("spanlake.serving")
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        from opentelemetry.propagate import extract
+        from opentelemetry.trace import SpanKind
+
+        if scope["type"] != "http" or scope["path"] in _WATCHED:
+            await self._app(scope, receive, send)
+            return
+        caller = extract(dict(Headers(scope=scope)))
+        with self._tracer.start_as_current_span(scope["method"], caller, SpanKind.SERVER):
+            await self._app(scope, receive, send)
 
 
 def observe_trace(record: RequestRecord) -> None:
     """Adds to the request's span what is known at its end."""
-    from opentelemetry import trace
+    from opentelemetry.trace import Status, StatusCode, get_current_span
 
-    span = trace.get_current_span()
+    span = get_current_span()
     span.update_name(f"{record.method} {record.route}")
     span.set_attributes(
         {
+            "http.request.method": record.method,
+            "http.response.status_code": record.status,
             "http.route": record.route,
             "spanlake.request_id": record.request_id,
             "spanlake.texts": record.texts,
@@ -70,3 +84,5 @@ def observe_trace(record: RequestRecord) -> None:
         span.set_attribute("spanlake.model", record.model)
     if record.error_type:
         span.set_attribute("error.type", record.error_type)
+    if record.status >= 500:
+        span.set_status(Status(StatusCode.ERROR))
