@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 
 from spanlake.errors import SpanlakeError
 from spanlake.extraction.command import add_commands as add_extraction_commands
+from spanlake.serving.command import add_commands as add_serving_commands
 from spanlake.text import printable, replace_surrogates
 
 # torch takes seconds to import, so each command imports the library itself: `spanlake --help` answers at once.
@@ -32,6 +33,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     add_extraction_commands(commands)
     _add_train(commands)
     _add_evaluate(commands)
+    add_serving_commands(commands)
     _add_package(commands)
     _add_doctor(commands)
     args = parser.parse_args(argv)

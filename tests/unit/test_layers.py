@@ -15,7 +15,7 @@ SOURCE_ROOT = Path(__file__).parents[2] / "platform"
 LAYERS = (
     ("errors",),
     ("text", "decoding", "storage"),
-    ("modeling",),
+    ("modeling", "client"),
     ("package",),
     ("inference", "data"),
     ("spanlake",),
