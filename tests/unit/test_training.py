@@ -97,12 +97,12 @@ def test_texts_too_long_for_the_encoder_are_refused(recipe_file: Path, tmp_path:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ("optim.encoder_lrr=1", "'optim.encoder_lrr' is unknown; the nearest known one is 'encoder_lr'"),
+        ("optim.encoder_lrr=1", "'optim.encoder_lrr' is unknown; the nearest known one is 'optim.encoder_lr'"),
         ("optm={}", "'optm' is unknown; the nearest known one is 'optim'"),
         ("optim=3", "'optim' is 3"),
         ("optim.encoder_lr=fast", "'optim.encoder_lr' is 'fast'; it must be a number"),
         ("schedule.steps=1.5", "'schedule.steps' is 1.5; it must be a whole number"),
-        ("precision=float8", "'precision' is 'float8'"),
+        ("parallel.precision=float8", "'parallel.precision' is 'float8'"),
         ("nonsense", "'nonsense' is not of the form"),
         ("model.encoder=/no/such", "'/no/such' cannot be read"),
     ],

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Literal
 
 import numpy as np
 
@@ -17,7 +18,12 @@ class Sampling:
     """How types are chosen."""
 
     max_types: int = 25  # in one prompt
-    max_negatives: int = 12  # their number is drawn from 0 (1 for a text without mentions) to this
+    negatives: Literal["batch", "own"] = "batch"  # from the batch's other texts, or those that the text's set states
+    negative_ratio: float = 0.5  # of the types asked for, with negatives from the batch
+    max_negatives: int = 12  # own ones: their number is drawn from 0 (1 for a text without mentions) to this
+    drop_types: bool = True  # keep only a random number of the types
+    frequency_power: float = 0.0  # negatives are drawn in proportion to this power of how often they occur; 0: evenly
+    description_rate: float = 0.0  # types that go by their description
     broader_rate: float = 0.0  # texts whose types are replaced by ones broader by one or two steps
     above_rate: float = 0.0  # types broader than those asked for that become negatives
     synonym_rate: float = 0.0  # types that go by one of their synonyms

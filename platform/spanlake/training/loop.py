@@ -230,7 +230,7 @@ def _optimise(
             pad_id=model.config.pad_token_id,
             rng=np.random.default_rng((recipe.seed, 2, step)),
         )
-        with torch.autocast(device.type, dtype=torch.bfloat16, enabled=recipe.precision == "bfloat16"):
+        with torch.autocast(device.type, dtype=torch.bfloat16, enabled=recipe.parallel.precision == "bfloat16"):
             logits = model(batch.to(device))
         loss = span_loss(logits, targets.to(device), batch.word_counts, batch.type_counts, optim.positive_weight)
         if not torch.isfinite(loss):
