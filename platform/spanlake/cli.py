@@ -14,6 +14,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from spanlake.data.command import add_commands as add_data_commands
 from spanlake.errors import SpanlakeError
 from spanlake.extraction.command import add_commands as add_extraction_commands
 from spanlake.text import replace_surrogates
@@ -30,6 +31,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     commands: _Commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND", parser_class=_Parser)
     _add_predict(commands)
     add_extraction_commands(commands)
+    add_data_commands(commands)
     _add_train(commands)
     _add_evaluate(commands)
     _add_package(commands)
