@@ -63,7 +63,7 @@ def read_statistics(uri: str) -> dict[str, Any] | None:
     return statistics
 
 
-def examples_of(batch: pa.RecordBatch) -> Iterator[Example]:
+def examples_of(batch: pa.Table) -> Iterator[Example]:
     """The rows of the training format as annotated texts."""
     for text, mentions, negatives in zip(
         batch["text"].to_pylist(), batch["mentions"].to_pylist(), batch["negatives"].to_pylist(), strict=True

@@ -60,7 +60,7 @@ def read_source(source: str, form: Format = "auto") -> Iterator[Parsed | BadReco
             yield from _read_file(file, form)
     elif name and _is_saved(Path(name)):
         yield from _read_saved(Path(name), split, form)
-    elif _HUB_ID.fullmatch(name or source) and path.suffix not in (*_JSON, *_PARQUET, *_TAG_LINES, ".gz"):
+    elif _HUB_ID.fullmatch(name or source) and not _kind(path) and not path.parent.is_dir():
         yield from _read_hub(name or source, split if name else "train", form)
     else:
         raise UserError(f"There is no file or directory {source!r}; give one, or a Hub id such as owner/name.")

@@ -7,18 +7,15 @@ import math
 import shutil
 import sys
 import time
-from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from tokenizers import Tokenizer
 from transformers import AutoConfig, AutoModel
 
-from spanlake.data.batches import TokenizedExample, Unusable, plan_epoch, tokenize, training_batch
-from spanlake.data.examples import Example, read_word_lists
+from spanlake.data.batches import training_batch
 from spanlake.errors import ShortfallError, UserError
 from spanlake.evaluation.metrics import Tally
 from spanlake.inference.extractor import Extractor
@@ -27,21 +24,13 @@ from spanlake.modeling.model import SpanModel, drop_pooler, encoder_values
 from spanlake.modeling.pretrained import pretrained_tokenizer
 from spanlake.modeling.tokens import PromptTokenizer
 from spanlake.package import Package, open_package, prompt_tokenizer, repack
+from spanlake.training.data import DevSet, RecipeData, recipe_data
 from spanlake.training.loss import span_loss
 from spanlake.training.recipe import ModelSection, Recipe
 
 # The published checkpoints' tokens, in their order, so that a trained model can be written in their form.
 _PROMPT_TOKENS = ["[FLERT]", "<<ENT>>", "<<SEP>>"]
 _LOG_EVERY = 100  # steps
-_PROMPT_ROOM = 64  # sub-words that length planning sets aside for the prompt
-
-
-@dataclass
-class DataSet:
-    name: str
-    types: list[str]
-    train: list[Example]
-    dev: list[Example]
 
 
 def train(recipe: Recipe, run_directory: Path) -> Path:
@@ -53,25 +42,20 @@ def train(recipe: Recipe, run_directory: Path) -> Path:
     log = run_directory / "metrics.jsonl"
     run_directory.mkdir(parents=True, exist_ok=True)
     (run_directory / "recipe.json").write_text(json.dumps(recipe.to_dict(), indent=1), encoding="utf-8")
-    sets = [read_set(Path(recipe.data.root, file), recipe) for file in recipe.data.train]
+    data = recipe_data(recipe, str(run_directory / "data"))
     tokenizer, model = starting_model(recipe.model)
     prompts = prompt_tokenizer(tokenizer, model.config)
-    examples, unusable = _tokenized(sets, prompts, model.config)
-    if not examples:
-        raise UserError(
-            f"None of the {unusable.texts_too_long} texts fits the encoder's {model.config.max_tokens} sub-words with "
-            "its labels; give shorter texts or an encoder that reads more."
-        )
-    _report({"texts": len(examples), "unusable_mentions": asdict(unusable)}, log)
+    texts = sum(prepared.rows for prepared in data.sets)
+    _report({"texts": texts, "mentions_wider_than_max_width": data.wider_than(model.config.max_width)}, log)
     metadata: dict[str, Any] = {
         "license": recipe.license,
-        "labels_seen": sorted({label for data in sets for label in data.types}),
-        "training": {"recipe": recipe.to_dict(), "texts": len(examples), "torch": torch.__version__},
+        "labels_seen": data.types(recipe.data.ignored_types),
+        "training": {"recipe": recipe.to_dict(), "texts": texts, "torch": torch.__version__},
     }
     best = -1.0
-    for step in _optimise(recipe, model, prompts, examples, log):
+    for step in _optimise(recipe, model, prompts, data, log):
         package = Package(recipe.name, model, prompts, metadata, "")
-        f1 = dev_score(package, sets)
+        f1 = dev_score(package, data.dev)
         _report({"step": step, "dev_f1": f1}, log)
         if f1 > best:
             best = f1
@@ -80,7 +64,7 @@ def train(recipe: Recipe, run_directory: Path) -> Path:
     return run_directory / "package"
 
 
-def dev_score(package: Package, sets: list[DataSet]) -> float:
+def dev_score(package: Package, sets: Sequence[DevSet]) -> float:
     """The mean over data sets of the exact-match F1 on their dev parts, 0 to 1.
 
     A text is asked for all types of its data set, or for its own and its stated negatives where it states any.
@@ -90,23 +74,15 @@ def dev_score(package: Package, sets: list[DataSet]) -> float:
     scores = []
     for data in sets:
         tally = Tally()
-        asked = [
-            sorted({*(m.label for m in e.mentions), *e.negatives}) if e.negatives else data.types for e in data.dev
-        ]
-        found = extractor.extract([example.text for example in data.dev], asked)
-        for example, entities in zip(data.dev, found, strict=True):
+        asked = [data.asked(example) for example in data.examples]
+        found = extractor.extract([example.text for example in data.examples], asked)
+        for example, entities in zip(data.examples, found, strict=True):
             tally.add(
                 ((entity.start, entity.end, entity.label) for entity in entities),
                 ((mention.start, mention.end, mention.label) for mention in example.mentions),
             )
         scores.append(tally.overall().f1)
     return sum(scores) / len(scores)
-
-
-def _dev_types(example: Example, data: DataSet) -> list[str]:
-    if not example.negatives:
-        return data.types
-    return sorted({*(mention.label for mention in example.mentions), *example.negatives})
 
 
 def _replace_package(directory: Path, package: Package, metadata: dict[str, Any]) -> None:
@@ -121,21 +97,6 @@ def _report(record: dict[str, Any], log: Path) -> None:
     with open(log, "a", encoding="utf-8") as lines:
         lines.write(json.dumps(record) + "\n")
     print(json.dumps(record), file=sys.stderr, flush=True)
-
-
-def read_set(path: Path, recipe: Recipe) -> DataSet:
-    """The last `held_out` examples of a seeded shuffle are the dev part."""
-    ignored = set(recipe.data.ignored_types)
-    examples = [
-        Example(example.text, tuple(m for m in example.mentions if m.label not in ignored), example.negatives)
-        for example in read_word_lists(path)
-    ]
-    if not examples:
-        raise UserError(f"The training file {path} holds no examples.")
-    types = sorted({mention.label for example in examples for mention in example.mentions})
-    order = np.random.default_rng(recipe.seed).permutation(len(examples))
-    cut = len(examples) - min(recipe.data.held_out, len(examples) // 10)
-    return DataSet(path.name, types, [examples[i] for i in order[:cut]], [examples[i] for i in order[cut:]])
 
 
 def starting_model(section: ModelSection) -> tuple[Tokenizer, SpanModel]:
@@ -180,34 +141,7 @@ def from_encoder(section: ModelSection) -> tuple[Tokenizer, SpanModel]:
     return tokenizer, SpanModel(model_config, encoder)
 
 
-def _tokenized(
-    sets: list[DataSet], prompts: PromptTokenizer, config: ModelConfig
-) -> tuple[list[TokenizedExample], Unusable]:
-    unusable = Unusable()
-    examples = []
-    for data in sets:
-        examples += tokenize(
-            data.train,
-            data.types,
-            prompts,
-            max_width=config.max_width,
-            max_tokens=config.max_tokens - prompts.special_tokens - 2 * _PROMPT_ROOM,
-            unusable=unusable,
-        )
-    return examples, unusable
-
-
-def _batches(recipe: Recipe, examples: list[TokenizedExample]) -> Iterator[list[int]]:
-    lengths = [example.tokens + _PROMPT_ROOM for example in examples]
-    schedule = recipe.schedule
-    for epoch in range(sys.maxsize):
-        rng = np.random.default_rng((recipe.seed, 1, epoch))
-        yield from plan_epoch(lengths, schedule.batch_tokens, schedule.batch_texts, rng)
-
-
-def _optimise(
-    recipe: Recipe, model: SpanModel, prompts: PromptTokenizer, examples: list[TokenizedExample], log: Path
-) -> Iterator[int]:
+def _optimise(recipe: Recipe, model: SpanModel, prompts: PromptTokenizer, data: RecipeData, log: Path) -> Iterator[int]:
     """Trains `model` in place, and yields the step whenever it is time to evaluate and after the last one."""
     schedule, optim = recipe.schedule, recipe.optim
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -220,15 +154,18 @@ def _optimise(
     optimiser = torch.optim.AdamW(groups, weight_decay=optim.weight_decay, fused=True)
     rates = torch.optim.lr_scheduler.LambdaLR(optimiser, lambda step: rate_at(step, schedule.steps, schedule.warmup))
     started, texts, total = time.monotonic(), 0, 0.0
-    for step, chosen in zip(range(1, schedule.steps + 1), _batches(recipe, examples), strict=False):
+    batches = data.stream(recipe, prompts, model.config).batches()
+    for step, chosen in zip(range(1, schedule.steps + 1), batches, strict=False):
         model.train()
         batch, targets = training_batch(
-            [examples[i] for i in chosen],
+            chosen.examples,
+            range(len(chosen.examples)),
             prompts,
-            recipe.sampling,
-            max_width=model.config.max_width,
-            pad_id=model.config.pad_token_id,
-            rng=np.random.default_rng((recipe.seed, 2, step)),
+            data.sampling,
+            model.config,
+            seed=recipe.seed,
+            step=step,
+            frequencies=data.frequencies,
         )
         with torch.autocast(device.type, dtype=torch.bfloat16, enabled=recipe.parallel.precision == "bfloat16"):
             logits = model(batch.to(device))
@@ -240,7 +177,7 @@ def _optimise(
         torch.nn.utils.clip_grad_norm_(model.parameters(), optim.max_norm)
         optimiser.step()
         rates.step()
-        texts += len(chosen)
+        texts += len(chosen.examples)
         total += loss.item()
         if step % _LOG_EVERY == 0:
             rate = texts / (time.monotonic() - started)

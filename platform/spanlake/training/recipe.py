@@ -248,8 +248,10 @@ def _check_together(recipe: Recipe) -> None:
     wrong = [name for name, weight in data.weights.items() if not 0 < weight < math.inf]
     if wrong:
         raise UserError(f"data.weights gives {wrong[0]!r} {data.weights[wrong[0]]}; a weight must exceed 0.")
-    if recipe.sampling.description_rate and not data.descriptions:
-        raise UserError("sampling.description_rate needs data.descriptions, a JSON file {type: description}.")
+    if recipe.sampling.description_rate and not (data.descriptions or recipe.sampling.descriptions):
+        raise UserError(
+            "sampling.description_rate needs sampling.descriptions, or data.descriptions with a JSON file of them."
+        )
 
 
 def _section(kind: Any, values: Any, prefix: str) -> Any:
