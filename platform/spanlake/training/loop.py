@@ -12,24 +12,19 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from tokenizers import Tokenizer
-from transformers import AutoConfig, AutoModel
 
 from spanlake.data.batches import training_batch
-from spanlake.errors import ShortfallError, UserError
+from spanlake.errors import ShortfallError
 from spanlake.evaluation.metrics import Tally
 from spanlake.inference.extractor import Extractor
-from spanlake.modeling.config import ModelConfig
-from spanlake.modeling.model import SpanModel, drop_pooler, encoder_values
-from spanlake.modeling.pretrained import pretrained_tokenizer
+from spanlake.modeling.model import SpanModel
 from spanlake.modeling.tokens import PromptTokenizer
-from spanlake.package import Package, open_package, prompt_tokenizer, repack
+from spanlake.package import Package, prompt_tokenizer, repack
 from spanlake.training.data import DevSet, RecipeData, recipe_data
+from spanlake.training.encoders import starting_model
 from spanlake.training.loss import span_loss
-from spanlake.training.recipe import ModelSection, Recipe
+from spanlake.training.recipe import Recipe
 
-# The published checkpoints' tokens, in their order, so that a trained model can be written in their form.
-_PROMPT_TOKENS = ["[FLERT]", "<<ENT>>", "<<SEP>>"]
 _LOG_EVERY = 100  # steps
 
 
@@ -97,48 +92,6 @@ def _report(record: dict[str, Any], log: Path) -> None:
     with open(log, "a", encoding="utf-8") as lines:
         lines.write(json.dumps(record) + "\n")
     print(json.dumps(record), file=sys.stderr, flush=True)
-
-
-def starting_model(section: ModelSection) -> tuple[Tokenizer, SpanModel]:
-    """Raises `UserError` where the recipe names no encoder and no model to start from, or both."""
-    if bool(section.encoder) == bool(section.start):
-        raise UserError("The recipe names model.encoder and model.start, or neither; name one of them.")
-    if section.encoder:
-        return from_encoder(section)
-    package = open_package(section.start)
-    return package.tokenizer.backend, package.model
-
-
-def from_encoder(section: ModelSection) -> tuple[Tokenizer, SpanModel]:
-    """A model with a pretrained encoder and a random head.
-
-    Raises `UserError` where `section.encoder` holds no encoder that the transformers library can read.
-    """
-    try:
-        config = AutoConfig.from_pretrained(section.encoder)
-        for key in ("attention_probs_dropout_prob", "hidden_dropout_prob"):
-            setattr(config, key, section.encoder_dropout)
-        encoder = AutoModel.from_pretrained(section.encoder, config=config, dtype=torch.float32)
-    except (OSError, ValueError) as error:
-        raise UserError(f"The encoder {section.encoder!r} cannot be read: {str(error).splitlines()[0]}") from error
-    tokenizer = pretrained_tokenizer(section.encoder)
-    tokenizer.add_special_tokens(_PROMPT_TOKENS)
-    entity_id = tokenizer.token_to_id(_PROMPT_TOKENS[1])
-    assert entity_id is not None
-    drop_pooler(encoder)
-    encoder.resize_token_embeddings(tokenizer.get_vocab_size(), mean_resizing=True)
-    model_config = ModelConfig(
-        encoder=encoder_values(encoder.config),
-        hidden_size=section.hidden_size,
-        span_head=section.span_head,
-        entity_token=_PROMPT_TOKENS[1],
-        separator_token=_PROMPT_TOKENS[2],
-        entity_token_id=entity_id,
-        max_width=section.max_width,
-        lstm=section.lstm,
-        dropout=section.dropout,
-    )
-    return tokenizer, SpanModel(model_config, encoder)
 
 
 def _optimise(recipe: Recipe, model: SpanModel, prompts: PromptTokenizer, data: RecipeData, log: Path) -> Iterator[int]:
