@@ -1,7 +1,6 @@
 """The recipe, the loss, and a run from an encoder to a package that finds what it was taught."""
 
 import json
-import math
 from pathlib import Path
 
 import pytest
@@ -12,8 +11,7 @@ from transformers import BertConfig, BertModel, PreTrainedTokenizerFast
 
 from spanlake.errors import ShortfallError, UserError
 from spanlake.inference.extractor import Extractor
-from spanlake.training.loop import rate_at, train
-from spanlake.training.loss import span_loss
+from spanlake.training.loop import train
 from spanlake.training.recipe import read_recipe
 
 CITIES = ["paris", "oslo", "cairo", "lima", "rome"]
@@ -105,28 +103,6 @@ def test_a_wrong_recipe_is_refused_by_name(recipe_file: Path, tmp_path: Path, ch
     with pytest.raises(UserError) as caught:
         train(read_recipe(recipe_file, [change]), tmp_path / "run")
     assert message in str(caught.value)
-
-
-def test_the_loss_counts_real_spans_and_types_only() -> None:
-    logits = torch.randn(2, 3, 2, 2)
-    targets = torch.zeros(2, 3, 2, 2)
-    targets[0, 0, 1, 0] = 1
-    expected = 0.0
-    for text, words, types in ((0, 3, 2), (1, 1, 1)):
-        for i in range(words):
-            for k in range(min(2, words - i)):
-                for c in range(types):
-                    z, y = logits[text, i, k, c].item(), targets[text, i, k, c].item()
-                    p = 1 / (1 + math.exp(-z))
-                    expected -= 3.0 * y * math.log(p) + (1 - y) * math.log(1 - p)
-    loss = span_loss(logits, targets, [3, 1], [2, 1], positive_weight=3.0)
-    assert loss.item() == pytest.approx(expected / 2, rel=1e-5)
-
-
-def test_the_rate_rises_then_falls_to_zero() -> None:
-    rates = [rate_at(step, 100, 0.1) for step in range(101)]
-    assert rates[0] == 0.1 and max(rates) == 1.0 == rates[9]
-    assert rates[9:] == sorted(rates[9:], reverse=True) and rates[100] == pytest.approx(0)
 
 
 def test_the_shipped_recipes_are_valid() -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 import shutil
 import sys
 import time
@@ -23,6 +22,7 @@ from spanlake.package import Package, prompt_tokenizer, repack
 from spanlake.training.data import DevSet, RecipeData, recipe_data
 from spanlake.training.encoders import starting_model
 from spanlake.training.loss import span_loss
+from spanlake.training.optimiser import adamw, rate_at
 from spanlake.training.recipe import Recipe
 
 _LOG_EVERY = 100  # steps
@@ -99,13 +99,8 @@ def _optimise(recipe: Recipe, model: SpanModel, prompts: PromptTokenizer, data: 
     schedule, optim = recipe.schedule, recipe.optim
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     model.to(device)
-    encoder = {id(parameter) for parameter in model.encoder.parameters()}
-    groups = [
-        {"params": [p for p in model.parameters() if id(p) in encoder], "lr": optim.encoder_lr},
-        {"params": [p for p in model.parameters() if id(p) not in encoder], "lr": optim.head_lr},
-    ]
-    optimiser = torch.optim.AdamW(groups, weight_decay=optim.weight_decay, fused=True)
-    rates = torch.optim.lr_scheduler.LambdaLR(optimiser, lambda step: rate_at(step, schedule.steps, schedule.warmup))
+    optimiser = adamw(model, optim)
+    rates = torch.optim.lr_scheduler.LambdaLR(optimiser, lambda step: rate_at(step, schedule))
     started, texts, total = time.monotonic(), 0, 0.0
     batches = data.stream(recipe, prompts, model.config).batches()
     for step, chosen in zip(range(1, schedule.steps + 1), batches, strict=False):
@@ -122,7 +117,7 @@ def _optimise(recipe: Recipe, model: SpanModel, prompts: PromptTokenizer, data: 
         )
         with torch.autocast(device.type, dtype=torch.bfloat16, enabled=recipe.parallel.precision == "bfloat16"):
             logits = model(batch.to(device))
-        loss = span_loss(logits, targets.to(device), batch.word_counts, batch.type_counts, optim.positive_weight)
+        loss = span_loss(logits, targets.to(device), batch.word_counts, batch.type_counts, optim) / len(chosen.examples)
         if not torch.isfinite(loss):
             raise ShortfallError(f"The loss at step {step} is {loss.item()}; lower optim.encoder_lr and optim.head_lr.")
         optimiser.zero_grad()
@@ -138,11 +133,3 @@ def _optimise(recipe: Recipe, model: SpanModel, prompts: PromptTokenizer, data: 
             total = 0.0
         if step % schedule.evaluate_every == 0 or step == schedule.steps:
             yield step
-
-
-def rate_at(step: int, steps: int, warmup: float) -> float:
-    """Linear warm-up over the share `warmup` of the steps, then cosine decay to zero."""
-    rising = max(1, int(steps * warmup))
-    if step < rising:
-        return (step + 1) / rising
-    return 0.5 * (1 + math.cos(math.pi * (step - rising) / max(1, steps - rising)))
