@@ -171,6 +171,7 @@ def _summary(found: Sequence[SourceStatistics], request: Mapping[str, Any]) -> d
         "examples": sum(source.examples for source in found),
         "mentions": sum(source.mentions for source in found),
         "types": len(types),
+        "words": sum(source.words for source in found),
         "longest_text": max(source.longest_text for source in found),
         "longest_mention": max(source.longest_mention for source in found),
         "dropped": dict(sum((source.dropped for source in found), Counter())),
@@ -191,7 +192,10 @@ def _names(sources: Sequence[str]) -> list[str]:
     """A short name for each source, fit for a file and unlike the others'."""
     names: list[str] = []
     for source in sources:
-        stem = re.sub(r"(\.(gz|jsonl?|ndjson|parquet|conll|bio|iob2?|txt|tsv))+$", "", Path(source).name)
+        path = Path(source)
+        stem = re.sub(r"(\.(gz|jsonl?|ndjson|parquet|conll|bio|iob2?|txt|tsv))+$", "", path.name)
+        if stem in ("train", "dev", "test", "validation", "data"):
+            stem = f"{path.parent.name}-{stem}"
         name = re.sub(r"[^\w.-]+", "_", stem).strip("._-") or "source"
         taken = {*names}
         names.append(next(n for n in (name, *(f"{name}-{i}" for i in range(2, len(sources) + 2))) if n not in taken))

@@ -19,6 +19,7 @@ class SourceStatistics:
     examples_without_mentions: int = 0
     types: Counter[str] = field(default_factory=Counter)
     mention_widths: Counter[int] = field(default_factory=Counter)  # in words
+    words: int = 0
     longest_text: int = 0  # words
     longest_mention: int = 0  # words
     dropped: Counter[str] = field(default_factory=Counter)  # mentions given as strings, or places of them, by reason
@@ -38,6 +39,7 @@ class SourceStatistics:
         self.examples += 1
         self.mentions += len(example.mentions)
         self.examples_without_mentions += not example.mentions
+        self.words += len(offsets)
         self.longest_text = max(self.longest_text, len(offsets))
         for mention in example.mentions:
             self.types[mention.label] += 1

@@ -84,7 +84,7 @@ def recipe_data(recipe: Recipe, cache: str) -> RecipeData:
     for name in section.train:
         opened = _opened(name, section, recipe.model.max_width, cache)
         sets += opened
-        weights += [section.weights.get(name, 1.0)] * len(opened)
+        weights += [_weight(data, section.weights.get(name, 1.0), section.max_per_set) for data in opened]
     ignored = frozenset(section.ignored_types)
     if not any(set(data.types) - ignored for data in sets):
         raise UserError(f"The data sets {', '.join(section.train)} mention no type; there is nothing to train on.")
@@ -100,6 +100,10 @@ def recipe_data(recipe: Recipe, cache: str) -> RecipeData:
         )
     sampling = replace(recipe.sampling, descriptions={**_descriptions(section), **recipe.sampling.descriptions})
     return RecipeData(tuple(sets), tuple(weights), tuple(data for data in dev if data.examples), sampling)
+
+
+def _weight(data: PreparedSet, weight: float, most: int) -> float:
+    return min(weight, most / max(data.rows, 1)) if most else weight
 
 
 def _dev_set(data: PreparedSet, rows: frozenset[int] | None, ignored: frozenset[str]) -> DevSet:

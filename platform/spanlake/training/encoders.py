@@ -65,13 +65,13 @@ def planned_config(section: ModelSection) -> tuple[PretrainedConfig, str]:
     Raises `UserError` for an encoder that is neither here nor known.
     """
     if section.encoder_config:
-        return encoder_config(dict(section.encoder_config)), "the recipe"
+        return _random_config(section, _tokenizer(section)), "the recipe"
+    if section.encoder in KNOWN_ENCODERS and not Path(section.encoder).is_dir():
+        return encoder_config(KNOWN_ENCODERS[section.encoder]), "its published configuration"
     try:
         return AutoConfig.from_pretrained(section.encoder), "its files"
     except (OSError, ValueError) as error:
-        if section.encoder not in KNOWN_ENCODERS:
-            raise _missing(section.encoder, error) from error
-        return encoder_config(KNOWN_ENCODERS[section.encoder]), "its published configuration"
+        raise _missing(section.encoder, error) from error
 
 
 def _pretrained_encoder(section: ModelSection) -> nn.Module:
@@ -85,15 +85,20 @@ def _pretrained_encoder(section: ModelSection) -> nn.Module:
 
 
 def _random_encoder(section: ModelSection, tokenizer: Tokenizer) -> nn.Module:
+    config = _random_config(section, tokenizer)
+    _set_dropout(config, section.encoder_dropout)
+    auto: Any = AutoModel  # its type hints are incomplete
+    encoder: nn.Module = auto.from_config(config, dtype=torch.float32)
+    return encoder
+
+
+def _random_config(section: ModelSection, tokenizer: Tokenizer) -> PretrainedConfig:
     if "model_type" not in section.encoder_config:
         raise UserError("model.encoder_config names no model_type, such as bert or deberta-v2.")
     if "vocab_size" in section.encoder_config:
         raise UserError("model.encoder_config gives a vocab_size, which is that of model.tokenizer; leave it out.")
     pad = next((i for i in map(tokenizer.token_to_id, ("[PAD]", "<pad>")) if i is not None), 0)
-    config = encoder_config({"pad_token_id": pad, **section.encoder_config, "vocab_size": tokenizer.get_vocab_size()})
-    _set_dropout(config, section.encoder_dropout)
-    encoder: nn.Module = AutoModel.from_config(config, dtype=torch.float32)
-    return encoder
+    return encoder_config({"pad_token_id": pad, **section.encoder_config, "vocab_size": tokenizer.get_vocab_size()})
 
 
 def _set_dropout(config: PretrainedConfig, rate: float) -> None:

@@ -46,6 +46,7 @@ class DataSection:
     weights: Mapping[str, float] = field(default_factory=dict)  # how often one of `train` is read in an epoch (1)
     ignored_types: tuple[str, ...] = ()  # types that say nothing, such as "miscellaneous": neither asked nor negative
     descriptions: str = ""  # a JSON file {type: description}, for sampling.description_rate
+    max_per_set: int = 0  # examples of one data set read in an epoch, drawn anew in each; 0: all
     max_bad_rate: float = 0.01  # share of the records that may be unreadable
 
 
@@ -139,6 +140,7 @@ _RANGES: dict[str, tuple[float, float]] = {
     "model.dropout": (0, 0.99),
     "model.encoder_dropout": (0, 0.99),
     "data.held_out": (0, math.inf),
+    "data.max_per_set": (0, math.inf),
     "data.max_bad_rate": (0, 1),
     "sampling.max_types": (1, math.inf),
     "sampling.negative_ratio": (0, 0.95),
@@ -182,8 +184,8 @@ _IN_WORDS = {
 
 
 def read_recipe(path: Path, changes: list[str]) -> Recipe:
-    """`changes` are `section.key=value`, the value in YAML. `extends: FILE` takes over another recipe, found beside
-    this one, section by section and key by key.
+    """`changes` are `section.key=value`, the value in YAML. `extends: FILE` takes over another recipe, or a list of
+    parts of recipes, found from this one's directory on, section by section and key by key; what comes later stands.
 
     Raises `UserError` for a file that is no recipe, an unknown key, a wrong value, or a change that names no key.
     """
@@ -208,19 +210,24 @@ def _with_parents(path: Path, seen: tuple[Path, ...]) -> dict[str, Any]:
         raise UserError(f"The recipe {path} cannot be read: {one_line(error)}.") from error
     if not isinstance(values, dict):
         raise UserError(f"The recipe {path} holds no sections; see jobs/recipes for examples.")
-    parent = values.pop("extends", None)
-    if parent is None:
-        return values
+    parents = values.pop("extends", [])
+    parents = [parents] if isinstance(parents, str) else parents
     seen = (*seen, path.resolve())
-    if not isinstance(parent, str) or (path.parent / parent).resolve() in seen:
-        raise UserError(f"The recipe {path} extends {parent!r}; it must name another recipe's file.")
-    base = _with_parents(path.parent / parent, seen)
-    for key, value in values.items():
-        if isinstance(value, dict) and isinstance(base.get(key), dict):
-            base[key] = {**base[key], **value}
-        else:
-            base[key] = value
+    if not isinstance(parents, list) or not all(isinstance(parent, str) for parent in parents):
+        raise UserError(f"The recipe {path} extends {shown(parents)}; it must name files of recipes.")
+    base: dict[str, Any] = {}
+    for parent in parents:
+        if (path.parent / parent).resolve() in seen:
+            raise UserError(f"The recipe {path} extends {parent}, which leads back to it.")
+        _merge(base, _with_parents(path.parent / parent, seen))
+    _merge(base, values)
     return base
+
+
+def _merge(base: dict[str, Any], values: dict[str, Any]) -> None:
+    for key, value in values.items():
+        merged = isinstance(value, dict) and isinstance(base.get(key), dict)
+        base[key] = {**base[key], **value} if merged else value
 
 
 def _set(values: dict[str, Any], names: list[str], value: Any) -> None:
