@@ -19,7 +19,7 @@ from typing import Any, Literal, get_args
 from spanlake.data.examples import Example, Mention, checked_label, example_of_sentence, example_of_words
 from spanlake.data.mentions import find_mentions
 from spanlake.data.tags import spans_of_tags
-from spanlake.errors import shown
+from spanlake.errors import one_line, shown
 
 Format = Literal["auto", "conversations", "gliner", "tagged", "sentences", "prepared"]
 
@@ -55,7 +55,8 @@ def parse_record(record: Any, form: Format = "auto", tag_names: Sequence[str] = 
     try:
         parsed = _PARSERS[found](record, tag_names)
     except (KeyError, TypeError, ValueError, IndexError, AttributeError) as error:
-        raise NoExample(f"{type(error).__name__}: {shown(str(error)).strip(chr(34) + chr(39))}") from error
+        kind = "" if type(error) is ValueError else f"{type(error).__name__}: "
+        raise NoExample(kind + one_line(error)) from error
     if not parsed.example.text.strip():
         raise NoExample("its text is empty")
     return parsed
