@@ -72,9 +72,10 @@ def tokenize(
         else:
             spans.append((start, end, mention.label))
     lengths = np.array([len(ids) for ids in words], dtype=np.int64)
+    fits = len(words) <= config.max_words and lengths.sum() <= room
     windows = plan_windows(
         lengths,
-        sentence_starts(example.text, offsets),
+        np.zeros(len(words), dtype=np.bool_) if fits else sentence_starts(example.text, offsets),
         max_words=config.max_words,
         max_tokens=room,
         overlap=min(config.max_width, config.max_words - 1),

@@ -224,11 +224,10 @@ class ExampleStream:
     def _load_ahead(self, plans: Sequence[PoolPlan]) -> Iterator[Pool]:
         """One pool is read while the one before it is trained on."""
         with ThreadPoolExecutor(1) as reader:
-            following = reader.submit(self.load, plans[0]) if plans else None
-            for plan in [*plans[1:], None]:
-                assert following is not None
-                pool = following.result()
-                following = reader.submit(self.load, plan) if plan else None
+            ahead = [reader.submit(self.load, plan) for plan in plans[:1]]
+            for plan in [*plans[1:], None][: len(plans)]:
+                pool = ahead.pop().result()
+                ahead += [reader.submit(self.load, plan)] if plan else []
                 yield pool
 
 
