@@ -1,13 +1,9 @@
-"""Annotated texts, and the readers of the formats they come in.
-
-Every reader yields `Example`s in character offsets of a plain text, so training cuts words exactly as inference does.
-"""
+"""Annotated texts: character offsets in a plain text, so that training cuts words exactly as inference does."""
 
 from __future__ import annotations
 
-import gzip
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -38,34 +34,12 @@ def checked_label(label: object) -> str:
     return label
 
 
-def read_word_lists(path: Path) -> Iterator[Example]:
-    """JSON lines, plain or gzip, as the `gliner` library trains on:
-    `{"tokenized_text": [word, ...], "ner": [[first, last, label], ...], "negatives"?: [label, ...]}`,
-    word indexes inclusive. The text is the words joined by single spaces.
-
-    Raises `UserError` naming the file and line of a record of another form.
-    """
-    opener = gzip.open if path.suffix == ".gz" else open
-    try:
-        with opener(path, "rt", encoding="utf-8") as lines:
-            for number, line in enumerate(lines, 1):
-                if line.strip():
-                    yield _from_line(line, number, path)
-    except (OSError, EOFError, UnicodeDecodeError) as error:
-        raise UserError(f"{path} cannot be read as lines of text ({one_line(error)}).") from error
-
-
-def _from_line(line: str, number: int, path: Path) -> Example:
-    try:
-        return example_of_words(json.loads(line))
-    except (ValueError, KeyError, TypeError, IndexError) as error:
-        raise UserError(
-            f"Line {number} of {path} is no training example ({error!r}); each line must be "
-            '{"tokenized_text": [words], "ner": [[first, last, label]]}.'
-        ) from error
-
-
 def example_of_words(record: Mapping[str, Any]) -> Example:
+    """`{"tokenized_text": [word, ...], "ner": [[first, last, label], ...], "negatives"?: [label, ...]}` as the `gliner`
+    library trains on, word indexes inclusive. The text is the words joined by single spaces.
+
+    Raises ValueError, TypeError, KeyError or IndexError for a record of another form.
+    """
     starts, ends, position = [], [], 0
     for word in record["tokenized_text"]:
         starts.append(position)
@@ -105,6 +79,7 @@ def read_sentences(path: Path) -> list[Example]:
 
 
 def example_of_sentence(record: Mapping[str, Any]) -> Example:
+    """One of what `read_sentences` reads. Raises ValueError, TypeError or KeyError for a record of another form."""
     text = record["sentence"]
     if not isinstance(text, str):
         raise ValueError(f"sentence {shown(text)}")

@@ -64,10 +64,12 @@ def plan(recipe: Recipe) -> Plan:
 
 
 def memory(parameters: int, stage: int, workers: int, offload: bool) -> Memory:
-    """Weights and gradients in float32, and two moments of AdamW. ZeRO splits among the workers the optimiser's state
-    from stage 1 on, the gradients from 2 and the weights from 3 (Rajbhandari et al. 2020, section 5)."""
+    """Weights and gradients in float32, and two moments of AdamW, beside which DeepSpeed keeps a second copy of the
+    weights from stage 1 on. ZeRO splits among the workers the optimiser's state from stage 1 on, the gradients from 2
+    and the weights from 3 (Rajbhandari et al. 2020, section 5)."""
+    sizes = (4, 4, 12 if stage else 8)
     share = [1.0 if stage < first else 1 / workers for first in (3, 2, 1)]
-    weights, gradients, optimiser = (size * parameters * part for size, part in zip((4, 4, 8), share, strict=True))
+    weights, gradients, optimiser = (size * parameters * part for size, part in zip(sizes, share, strict=True))
     return Memory(weights, gradients, 0.0 if offload else optimiser, optimiser if offload else 0.0)
 
 
@@ -95,16 +97,17 @@ def _memory_lines(found: Plan, recipe: Recipe) -> list[str]:
     parallel = recipe.parallel
     offload = parallel.offload == "cpu"
     counts = sorted({parallel.workers[1], 1, 2, 4, 8})
-    alone = memory(found.parameters, 0, 1, offload)
+    mine = memory(found.parameters, parallel.zero_stage, parallel.workers[1], offload)
+    host = f" and {_size(mine.on_host)} in host memory" if offload else ""
     lines = [
-        f"memory   weights {_size(alone.weights)}, gradients {_size(alone.gradients)}, optimiser "
-        f"{_size(alone.optimiser + alone.on_host)}{' in host memory' if offload else ''}; on each worker",
-        "           ZeRO stage " + "".join(f"{f'of {count}':>10}" for count in counts),
+        f"memory   on each of {parallel.workers[1]}: weights {_size(mine.weights)}, gradients {_size(mine.gradients)}, "
+        f"optimiser {_size(mine.optimiser)}{host}; together, by ZeRO stage and workers:",
+        "              stage   " + "".join(f"{f'of {count}':>10}" for count in counts),
     ]
     for stage in range(4):
         used = [memory(found.parameters, stage, count, offload).on_device for count in counts]
         mark = "*" if stage == parallel.zero_stage else " "
-        lines.append(f"         {mark} {stage:>10} " + "".join(f"{_size(size):>10}" for size in used))
+        lines.append(f"         {mark} {stage:>8}   " + "".join(f"{_size(size):>10}" for size in used))
     checkpointing = ", with gradient checkpointing" if parallel.gradient_checkpointing else ""
     return [*lines, f"         and for activations, as an estimate{checkpointing}, {_size(found.activations)}"]
 
