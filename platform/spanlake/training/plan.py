@@ -68,6 +68,7 @@ def memory(parameters: int, stage: int, workers: int, offload: bool) -> Memory:
     weights from stage 1 on. ZeRO splits among the workers the optimiser's state from stage 1 on, the gradients from 2
     and the weights from 3 (Rajbhandari et al. 2020, section 5)."""
     sizes = (4, 4, 12 if stage else 8)
+    offload = offload and stage > 0
     share = [1.0 if stage < first else 1 / workers for first in (3, 2, 1)]
     weights, gradients, optimiser = (size * parameters * part for size, part in zip(sizes, share, strict=True))
     return Memory(weights, gradients, 0.0 if offload else optimiser, optimiser if offload else 0.0)

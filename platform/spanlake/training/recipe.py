@@ -255,6 +255,8 @@ def _check_together(recipe: Recipe) -> None:
     wrong = [name for name, weight in data.weights.items() if not 0 < weight < math.inf]
     if wrong:
         raise UserError(f"data.weights gives {wrong[0]!r} {data.weights[wrong[0]]}; a weight must exceed 0.")
+    if recipe.parallel.offload == "cpu" and not recipe.parallel.zero_stage:
+        raise UserError("parallel.offload is cpu, which needs parallel.zero_stage of 1, 2 or 3.")
     if recipe.sampling.description_rate and not (data.descriptions or recipe.sampling.descriptions):
         raise UserError(
             "sampling.description_rate needs sampling.descriptions, or data.descriptions with a JSON file of them."
