@@ -115,6 +115,7 @@ def test_recipes_extend_each_other(tmp_path: Path) -> None:
         ("model.start=mini", "exactly one of model.encoder, model.encoder_config and model.start"),
         ("model.max_words=12", "model.max_words (12) must exceed model.max_width (12)"),
         ("sampling.description_rate=0.5", "needs sampling.descriptions, or data.descriptions"),
+        ("parallel.offload=cpu", "needs parallel.zero_stage of 1, 2 or 3"),
         ("seed=-1", "'seed' is -1"),
         ("nonsense", "'nonsense' is not of the form"),
         ("a..b=1", "'a..b=1' is not of the form"),
