@@ -8,6 +8,7 @@ import pytest
 import torch
 import yaml
 
+from spanlake.cli import main
 from spanlake.data.prepare import prepare
 from spanlake.errors import UserError
 from spanlake.training.data import recipe_data
@@ -341,3 +342,16 @@ def test_the_plan_of_an_unknown_encoder_says_what_to_do(tmp_path: Path) -> None:
     recipe: Recipe = read_recipe(write(tmp_path / "r.yaml", {**LEAST, "model": {"encoder": "no/such"}}), [])
     with pytest.raises(UserError, match="hf download no/such"):
         plan_text(recipe)
+
+
+def test_a_dry_run_prints_the_plan_and_writes_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    recipe = str(ROOT / "jobs" / "recipes" / "pile-ner-small.yaml")
+    assert main(["train", "--dry-run", recipe, "schedule.steps=10"]) == 0
+    printed, _ = capsys.readouterr()
+    assert "microsoft/deberta-v3-small: 153.1 M parameters" in printed and "steps    10," in printed
+    assert main(["train", "--dry-run", recipe, "schedule.step=10"]) == 2
+    assert "'schedule.steps'" in capsys.readouterr().err
+    assert list(tmp_path.iterdir()) == []
