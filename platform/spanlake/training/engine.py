@@ -18,6 +18,7 @@ import torch
 from torch import nn
 
 from spanlake.errors import ShortfallError, UserError
+from spanlake.modeling.cpu import prepare_cpu_training
 from spanlake.modeling.model import SpanModel
 from spanlake.training.optimiser import adamw
 from spanlake.training.recipe import Recipe
@@ -57,6 +58,8 @@ def make_engine(recipe: Recipe, model: SpanModel, device: torch.device, size: in
     Raises: UserError where DeepSpeed is needed and not installed.
     """
     model.to(device)
+    if device.type == "cpu":
+        prepare_cpu_training(model)
     if recipe.parallel.gradient_checkpointing:
         model.encoder.gradient_checkpointing_enable()  # type: ignore[operator]
     if needs_deepspeed(recipe, size):
