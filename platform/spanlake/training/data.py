@@ -7,6 +7,7 @@ import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 
 from spanlake.data.examples import Example
@@ -42,7 +43,7 @@ class RecipeData:
     dev: tuple[DevSet, ...]
     sampling: Sampling  # the recipe's, with the descriptions of `data.descriptions`
 
-    @property
+    @cached_property
     def frequencies(self) -> Mapping[str, int]:
         return sum((Counter(data.types) for data in self.sets), Counter[str]())
 
