@@ -37,6 +37,7 @@ def _train(args: argparse.Namespace) -> int:
         print(plan_text(recipe))
         return 0
     from spanlake.training.directory import open_run
+    from spanlake.training.tracking import showing
 
     run = open_run(args.directory or os.path.join("runs", recipe.name))
     if "TORCHELASTIC_RUN_ID" in os.environ or (recipe.parallel.workers[1] == 1 and not _is_ray_job()):
@@ -48,7 +49,9 @@ def _train(args: argparse.Namespace) -> int:
             raise UserError("Several workers need Ray, which is not installed: pip install 'spanlake[train]'.")
         from spanlake.training.launch import launch
 
-        launch(recipe, _prepare(recipe, run), run)
+        data = _prepare(recipe, run)
+        with showing(recipe, run):
+            launch(recipe, data, run)
     print(f"{run.uri.rstrip('/')}/package")
     return 0
 

@@ -5,6 +5,7 @@ on from the last checkpoint that all of them reported.
 """
 
 import json
+import logging
 import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -15,8 +16,8 @@ from typing import Any
 import ray
 import torch
 from ray import train
-from ray.train.v2.api.config import CheckpointConfig, FailureConfig, RunConfig, ScalingConfig
 from ray.train.torch import TorchConfig, TorchTrainer
+from ray.train.v2.api.config import CheckpointConfig, FailureConfig, RunConfig, ScalingConfig
 
 import spanlake
 from spanlake.errors import ShortfallError, SpanlakeError, UserError, one_line
@@ -52,7 +53,7 @@ def launch(recipe: Recipe, data: RecipeData, run: RunDirectory, resize_seconds: 
                 resources_per_worker=_resources(recipe),
                 elastic_resize_monitor_interval_s=resize_seconds,
             ),
-            run_config=RunConfig(
+            run_config=RunConfig(  # type: ignore[arg-type] # its own stubs mean the old one
                 name="ray",
                 storage_path=run.path,
                 storage_filesystem=run.filesystem,
@@ -143,9 +144,15 @@ def _cluster() -> Iterator[None]:
     address = os.environ.get("RAY_ADDRESS")
     try:
         if address:
-            ray.init(address, runtime_env=_runtime_env())
+            ray.init(address, runtime_env=_runtime_env(), log_to_driver=False, logging_level=logging.ERROR)
         else:
-            ray.init("local", include_dashboard=False, object_store_memory=_OBJECT_STORE_BYTES)
+            ray.init(
+                "local",
+                include_dashboard=False,
+                object_store_memory=_OBJECT_STORE_BYTES,
+                log_to_driver=False,
+                logging_level=logging.ERROR,
+            )
     except Exception as error:  # of many kinds
         where = f"No Ray cluster answers at RAY_ADDRESS={address}" if address else "Ray does not start on this machine"
         raise (UserError if address else ShortfallError)(f"{where} ({one_line(error)}).") from error

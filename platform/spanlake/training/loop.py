@@ -137,7 +137,7 @@ def _run(
         window.texts += len(batch.examples)
         window.tokens += tokens
         if tracker and step % recipe.logging.every == 0:
-            tracker.record(_measured(step, window, norm, engine, progress))
+            tracker.record(_measured(recipe, window, norm, engine, progress))
             window = _Window(time.monotonic())
         if step % schedule.evaluate_every == 0 or step == schedule.steps:
             _evaluate(data, run, worker, engine, package, progress, tracker)
@@ -225,17 +225,22 @@ def _not_finite(step: int, examples: Sequence[TokenizedExample]) -> ShortfallErr
     )
 
 
-def _measured(step: int, window: _Window, norm: float | None, engine: Engine, progress: Progress) -> dict[str, Any]:
+def _measured(
+    recipe: Recipe, window: _Window, norm: float | None, engine: Engine, progress: Progress
+) -> dict[str, Any]:
     seconds = time.monotonic() - window.began
     rates = engine.rates()
     return {
-        "step": step,
+        "step": progress.step,
         "loss": window.loss / window.steps,
         "texts": progress.texts,
+        "tokens": progress.tokens,
         "texts_per_second": window.texts / seconds,
         "tokens_per_second": window.tokens / seconds,
+        "seconds_left": seconds / window.steps * (recipe.schedule.steps - progress.step),
         "encoder_lr": rates[0],
         "head_lr": rates[-1],
+        "workers": progress.size,
         **({} if norm is None else {"gradient_norm": norm}),
     }
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 
 import torch
 import torch.distributed as dist
@@ -15,6 +15,7 @@ from spanlake.training.directory import RunDirectory
 from spanlake.training.engine import needs_deepspeed
 from spanlake.training.loop import Worker, fit
 from spanlake.training.recipe import Recipe
+from spanlake.training.tracking import showing
 
 
 def train_here(recipe: Recipe, run: RunDirectory, prepare: Callable[[Recipe, RunDirectory], RecipeData]) -> None:
@@ -23,7 +24,8 @@ def train_here(recipe: Recipe, run: RunDirectory, prepare: Callable[[Recipe, Run
         data = prepare(recipe, run) if worker.leads else None
         worker.wait()
         checkpoints = OwnCheckpoints(run, recipe.checkpoint.keep, worker.rank, worker.wait)
-        fit(recipe, data or prepare(recipe, run), run, worker, checkpoints)
+        with showing(recipe, run) if worker.leads else nullcontext():
+            fit(recipe, data or prepare(recipe, run), run, worker, checkpoints)
 
 
 @contextmanager

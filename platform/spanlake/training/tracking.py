@@ -1,14 +1,18 @@
-"""Where a run's measurements go: metrics.jsonl, TensorBoard, MLflow, Weights & Biases, and the person who waits."""
+"""Where a run's measurements go: metrics.jsonl, TensorBoard, MLflow, Weights & Biases, and the person who waits.
+
+The process that trains writes; the one that launched it may be elsewhere, and shows what was written.
+"""
 
 from __future__ import annotations
 
 import json
 import sys
-import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from importlib.util import find_spec
 from pathlib import Path
 from tempfile import mkdtemp
+from threading import Event, Thread
 from typing import Any
 
 from rich.console import Console
@@ -17,6 +21,8 @@ from rich.progress import BarColumn, Progress, TextColumn
 from spanlake.errors import UserError
 from spanlake.training.directory import RunDirectory
 from spanlake.training.recipe import MlflowSection, Recipe, WandbSection
+
+_LOOK_SECONDS = 1.0  # between looks at what was recorded
 
 Send = Callable[[dict[str, Any]], None]
 
@@ -31,7 +37,7 @@ class Tracker:
         """
         self._run = run
         written = (run.read("metrics.jsonl") or "").splitlines()
-        self._lines = [line for line in written if json.loads(line).get("step", 0) <= step]
+        self._lines = [line for line in written if step and json.loads(line)["step"] <= step]
         self._sends: list[Send] = []
         self._closes: list[Callable[[], None]] = []
         self._tensorboard: Path | None = None
@@ -41,7 +47,6 @@ class Tracker:
             self._open_mlflow(recipe, recipe.logging.mlflow)
         if recipe.logging.wandb:
             self._open_wandb(recipe, recipe.logging.wandb)
-        self._display = _Display(recipe, step)
 
     def record(self, values: dict[str, Any]) -> None:
         """`values` hold the step and what was measured."""
@@ -51,12 +56,10 @@ class Tracker:
             send(values)
         if self._tensorboard and not self._run.is_local:
             self._run.upload(self._tensorboard, "tensorboard")
-        self._display.show(values)
 
     def close(self) -> None:
         for close in self._closes:
             close()
-        self._display.close()
 
     def _open_tensorboard(self, step: int) -> None:
         if find_spec("tensorboardX") is None:
@@ -112,31 +115,57 @@ def _numbers(values: dict[str, Any]) -> dict[str, float]:
     }
 
 
+@contextmanager
+def showing(recipe: Recipe, run: RunDirectory) -> Iterator[None]:
+    """Shows on standard error, while the block lasts, what is recorded in it."""
+    display, over = _Display(recipe), Event()
+    shown = (run.read("metrics.jsonl") or "").splitlines()
+
+    def follow() -> None:
+        known = {*shown}
+        while True:
+            last = over.wait(_LOOK_SECONDS)
+            for line in (run.read("metrics.jsonl") or "").splitlines():
+                if line not in known:
+                    known.add(line)
+                    display.show(json.loads(line))
+            if last:
+                return
+
+    follower = Thread(target=follow, name="spanlake-show", daemon=True)
+    follower.start()
+    try:
+        yield
+    finally:
+        over.set()
+        follower.join()
+        display.close()
+
+
 class _Display:
     """A bar on a terminal, a line for each record elsewhere."""
 
-    def __init__(self, recipe: Recipe, step: int) -> None:
+    def __init__(self, recipe: Recipe) -> None:
         self._steps = recipe.schedule.steps
-        self._first, self._began = step, time.monotonic()
         self._bar: Progress | None = None
         if sys.stderr.isatty():
             columns = (TextColumn(recipe.name), BarColumn(), TextColumn("{task.fields[line]}"))
             self._bar = Progress(*columns, console=Console(stderr=True))
-            self._task = self._bar.add_task("", total=self._steps, completed=step, line="")
+            self._task = self._bar.add_task("", total=self._steps, line="")
             self._bar.start()
 
     def show(self, values: dict[str, Any]) -> None:
         step = values["step"]
         line = f"step {step:,} of {self._steps:,}"
-        if step > self._first:
-            seconds = (time.monotonic() - self._began) / (step - self._first) * (self._steps - step)
-            line += f", {_duration(seconds)} left"
         if "loss" in values:
             line += f", loss {values['loss']:.3f}, {values['texts_per_second']:.1f} texts/s"
-            line += f", {values['tokens_per_second']:,.0f} tokens/s"
-            line += f", rates {values['encoder_lr']:.1e} {values['head_lr']:.1e}"
+            line += f", {values['tokens_per_second']:,.0f} tokens/s, {_duration(values['seconds_left'])} left"
+            line += f", rates {values['encoder_lr']:.1e} and {values['head_lr']:.1e}"
         if "dev_f1" in values:
             line += f", dev F1 {100 * values['dev_f1']:.1f}"
+        if "texts_to_train_on" in values:
+            line += f", {values['texts_to_train_on']:,} texts to train on"
+            line += f", {values['mentions_wider_than_max_width']:,} mentions too wide to be found"
         if self._bar:
             self._bar.update(self._task, completed=step, line=line)
         else:
