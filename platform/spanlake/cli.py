@@ -14,10 +14,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from spanlake.data.command import add_commands as add_data_commands
 from spanlake.errors import SpanlakeError
 from spanlake.extraction.command import add_commands as add_extraction_commands
 from spanlake.serving.command import add_commands as add_serving_commands
 from spanlake.text import printable, replace_surrogates
+from spanlake.training.command import add_commands as add_training_commands
 
 # torch takes seconds to import, so each command imports the library itself: `spanlake --help` answers at once.
 
@@ -31,12 +33,17 @@ def main(argv: Sequence[str] | None = None) -> int:
     commands: _Commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND", parser_class=_Parser)
     _add_predict(commands)
     add_extraction_commands(commands)
-    _add_train(commands)
+    add_data_commands(commands)
+    add_training_commands(commands)
     _add_evaluate(commands)
     add_serving_commands(commands)
     _add_package(commands)
     _add_doctor(commands)
-    args = parser.parse_args(argv)
+    args, others = parser.parse_known_args(argv)
+    if others and (not hasattr(args, "changes") or any(other.startswith("-") for other in others)):
+        parser.error(f"unrecognized arguments: {' '.join(others)}")
+    if others:  # `train RECIPE --directory DIR section.key=value`: argparse takes what stands together alone
+        args.changes += others
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")  # in a terminal that cannot show every character
     try:
@@ -113,26 +120,6 @@ def _texts(arguments: list[str]) -> list[str]:
         else:
             texts.append(argument)
     return [replace_surrogates(text) for text in texts]
-
-
-# --- train -----------------------------------------------------------------------------------------------------------
-
-
-def _add_train(commands: _Commands) -> None:
-    parser = commands.add_parser("train", help="train a model in this process")
-    parser.add_argument("recipe", type=Path, metavar="RECIPE", help="a YAML file; see jobs/recipes")
-    parser.add_argument("changes", nargs="*", metavar="section.key=value", help="in place of the recipe's own")
-    parser.add_argument("--directory", type=Path, metavar="DIR", help="where the run is written (runs/NAME)")
-    parser.set_defaults(run=_train)
-
-
-def _train(args: argparse.Namespace) -> int:
-    from spanlake.training.loop import train
-    from spanlake.training.recipe import read_recipe
-
-    recipe = read_recipe(args.recipe, args.changes)
-    print(train(recipe, args.directory or Path("runs", recipe.name)))
-    return 0
 
 
 # --- evaluate --------------------------------------------------------------------------------------------------------

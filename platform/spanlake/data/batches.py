@@ -5,7 +5,8 @@ Shapes: B texts, W words, K span width, C types.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -13,65 +14,87 @@ import torch
 
 from spanlake.data.examples import Example
 from spanlake.data.sampling import Sampling, sample_types
-from spanlake.modeling.tokens import Batch, PromptTokenizer
-from spanlake.text import replace_surrogates, word_offsets
+from spanlake.errors import UserError, shown
+from spanlake.modeling.config import ModelConfig
+from spanlake.modeling.tokens import Batch, Prompt, PromptTokenizer
+from spanlake.text import plan_windows, replace_surrogates, sentence_starts, word_offsets
+
+# The share of a window that is kept for the prompt; a text that fills less of the window leaves more.
+_PROMPT_SHARE = 0.25
 
 
 @dataclass(frozen=True, slots=True)
 class TokenizedExample:
+    """A text, or one window of it."""
+
     words: tuple[tuple[int, ...], ...]  # the sub-words of each word
     spans: tuple[tuple[int, int, str], ...]  # first word, last word, label
-    inventory: tuple[str, ...]  # where its negatives come from: those it states, or every type of its data set
+    inventory: tuple[str, ...]  # its own negatives: those it states, or every type of its data set
+    where: str = ""  # what a message calls it
 
     @property
     def tokens(self) -> int:
         return sum(map(len, self.words))
 
 
-@dataclass
-class Unusable:
-    """Mentions that training cannot use, counted so that they can be reported."""
-
-    wider_than_max_width: int = 0
-    inside_a_word: int = 0  # begins or ends within a word
-    texts_too_long: int = 0
-
-
 def tokenize(
-    examples: Sequence[Example],
-    inventory: Sequence[str],
+    example: Example,
+    types: tuple[str, ...],
     tokenizer: PromptTokenizer,
+    config: ModelConfig,
     *,
-    max_width: int,
-    max_tokens: int,
-    unusable: Unusable,
+    where: str = "",
+    untrained: Counter[str] | None = None,
 ) -> list[TokenizedExample]:
-    """Cuts texts into words and sub-words and places their mentions on words. Texts without words are left out."""
-    types = tuple(inventory)
-    tokenized = []
-    for example in examples:
-        offsets = word_offsets(example.text)
-        text = replace_surrogates(example.text)
-        cut = tokenizer.words([text[start:end] for start, end in offsets])
-        seen = [i for i, ids in enumerate(cut) if ids]
-        if not seen:
-            continue
-        if sum(len(cut[i]) for i in seen) > max_tokens:
-            unusable.texts_too_long += 1
-            continue
-        first = {int(offsets[i, 0]): place for place, i in enumerate(seen)}
-        last = {int(offsets[i, 1]): place for place, i in enumerate(seen)}
-        spans = []
-        for mention in example.mentions:
-            start, end = first.get(mention.start), last.get(mention.end)
-            if start is None or end is None:
-                unusable.inside_a_word += 1
-            elif end - start >= max_width:
-                unusable.wider_than_max_width += 1
-            else:
-                spans.append((start, end, mention.label))
-        tokenized.append(TokenizedExample(tuple(cut[i] for i in seen), tuple(spans), example.negatives or types))
-    return tokenized
+    """Cuts a text into words and sub-words and places its mentions on words; none for a text without words.
+
+    A text longer than the model's window becomes several examples that overlap by more than the widest span, so each
+    mention lies wholly in one of them, or in two. `types` are those of its data set. `untrained` counts the mentions
+    that no span stands for, by reason.
+    """
+    lost = Counter[str]() if untrained is None else untrained
+    offsets = word_offsets(example.text)
+    text = replace_surrogates(example.text)
+    cut = tokenizer.words([text[start:end] for start, end in offsets.tolist()])
+    seen = [i for i, ids in enumerate(cut) if ids]
+    offsets = offsets[seen]
+    room = int((config.max_tokens - tokenizer.special_tokens) * (1 - _PROMPT_SHARE))
+    words = [cut[i][:room] for i in seen]  # a word beyond the window is read by its first sub-words, as in inference
+    first = {start: place for place, start in enumerate(offsets[:, 0].tolist())}
+    last = {end: place for place, end in enumerate(offsets[:, 1].tolist())}
+    spans = []
+    for mention in example.mentions:
+        start, end = first.get(mention.start), last.get(mention.end)
+        if start is None or end is None:
+            lost["inside_a_word"] += 1
+        elif end - start >= config.max_width:
+            lost["wider_than_max_width"] += 1
+        else:
+            spans.append((start, end, mention.label))
+    lengths = np.array([len(ids) for ids in words], dtype=np.int64)
+    fits = len(words) <= config.max_words and lengths.sum() <= room
+    windows = plan_windows(
+        lengths,
+        np.zeros(len(words), dtype=np.bool_) if fits else sentence_starts(example.text, offsets),
+        max_words=config.max_words,
+        max_tokens=room,
+        overlap=min(config.max_width, config.max_words - 1),
+    )
+    examples = []
+    covered: set[tuple[int, int, str]] = set()
+    for number, window in enumerate(windows):
+        inside = [span for span in spans if window.first <= span[0] and span[1] < window.stop]
+        covered.update(inside)
+        examples.append(
+            TokenizedExample(
+                tuple(words[window.first : window.stop]),
+                tuple((start - window.first, end - window.first, label) for start, end, label in inside),
+                example.negatives or types,
+                where if len(windows) == 1 else f"{where}, window {number + 1}",
+            )
+        )
+    lost["wider_than_window"] += len({*spans} - covered)  # in sub-words
+    return examples
 
 
 def plan_epoch(
@@ -79,7 +102,8 @@ def plan_epoch(
 ) -> Iterator[list[int]]:
     """Every example once, in batches of near-equal length whose padded sub-words stay within `batch_tokens`.
 
-    `pool` examples at a time are sorted by length, which keeps batches dense and their order random.
+    `pool` examples at a time are sorted by length, which keeps batches dense and their order random. Within a batch the
+    shortest come first.
     """
     order = rng.permutation(len(lengths))
     for at in range(0, len(order), pool):
@@ -94,23 +118,62 @@ def plan_epoch(
 
 def training_batch(
     examples: Sequence[TokenizedExample],
+    chosen: Sequence[int],
     tokenizer: PromptTokenizer,
     sampling: Sampling,
+    config: ModelConfig,
     *,
-    max_width: int,
-    pad_id: int,
-    rng: np.random.Generator,
+    seed: int,
+    step: int,
+    frequencies: Mapping[str, int] | None = None,
 ) -> tuple[Batch, torch.Tensor]:
-    """A batch with freshly sampled types, and its targets [B, W, K, C] float32."""
+    """The `chosen` of a step's examples as a batch with freshly sampled types, and its targets [B, W, K, C] float32.
+
+    `examples` are those of all workers, for negatives come from all of them. What is sampled for an example depends on
+    the seed, the step and its place among them, not on which worker does it or what else is chosen.
+
+    Raises `UserError` for a label or description that leaves no room for the words beside it.
+    """
+    batch_types = sorted({label for example in examples for *_, label in example.spans})
+    cut: dict[str, tuple[int, ...]] = {}
     rows, places = [], []
-    for example in examples:
-        names, place = sample_types([label for *_, label in example.spans], example.inventory, sampling, rng)
-        rows.append((tokenizer.prompt([tokenizer.label(name) for name in names]), example.words))
-        places.append(place)
-    batch = tokenizer.collate(rows, pad_id)
-    targets = torch.zeros(len(rows), batch.word_positions.shape[1], max_width, batch.type_positions.shape[1])
-    for row, (example, place) in enumerate(zip(examples, places, strict=True)):
-        for start, end, label in example.spans:
+    for index in chosen:
+        example = examples[index]
+        names, place = sample_types(
+            [label for *_, label in example.spans],
+            batch_types if sampling.negatives == "batch" and batch_types else example.inventory,
+            sampling,
+            np.random.default_rng((seed, 2, step, index)),
+            frequencies,
+        )
+        for name in names:
+            if name not in cut:
+                cut[name] = tokenizer.label(name)
+        prompt = _fitting_prompt(names, cut, tokenizer, config.max_tokens - tokenizer.special_tokens - example.tokens)
+        rows.append((prompt, example.words))
+        places.append({label: at for label, at in place.items() if at < len(prompt.type_positions)})
+    batch = tokenizer.collate(rows, config.pad_token_id)
+    targets = torch.zeros(len(rows), batch.word_positions.shape[1], config.max_width, batch.type_positions.shape[1])
+    for row, (index, place) in enumerate(zip(chosen, places, strict=True)):
+        for start, end, label in examples[index].spans:
             if label in place:
                 targets[row, start, end - start, place[label]] = 1.0
     return batch, targets
+
+
+def _fitting_prompt(
+    names: Sequence[str], cut: Mapping[str, tuple[int, ...]], tokenizer: PromptTokenizer, room: int
+) -> Prompt:
+    """The prompt of as many of the names, from the first on, as fit into `room` sub-words."""
+    left, count = room - 1, 0
+    for name in names:
+        left -= 1 + len(cut[name])
+        if left < 0:
+            break
+        count += 1
+    if names and not count:
+        raise UserError(
+            f"The type {shown(names[0])} has {len(cut[names[0]])} sub-words, and beside its text the encoder reads "
+            f"{room - 2} more; shorten it, or choose an encoder that reads longer texts."
+        )
+    return tokenizer.prompt([cut[name] for name in names[:count]])

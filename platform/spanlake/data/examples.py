@@ -1,13 +1,9 @@
-"""Annotated texts, and the readers of the formats they come in.
-
-Every reader yields `Example`s in character offsets of a plain text, so training cuts words exactly as inference does.
-"""
+"""Annotated texts: character offsets in a plain text, so that training cuts words exactly as inference does."""
 
 from __future__ import annotations
 
-import gzip
 import json
-from collections.abc import Iterator
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -31,34 +27,19 @@ class Example:
     negatives: tuple[str, ...] = ()  # labels that the text is known not to mention
 
 
-def read_word_lists(path: Path) -> Iterator[Example]:
-    """JSON lines, plain or gzip, as the `gliner` library trains on:
-    `{"tokenized_text": [word, ...], "ner": [[first, last, label], ...], "negatives"?: [label, ...]}`,
-    word indexes inclusive. The text is the words joined by single spaces.
+def checked_label(label: object) -> str:
+    """Raises ValueError for what is no label."""
+    if not isinstance(label, str) or not label.strip():
+        raise ValueError(f"the label {shown(label)} is not a text with visible characters")
+    return label
 
-    Raises `UserError` naming the file and line of a record of another form.
+
+def example_of_words(record: Mapping[str, Any]) -> Example:
+    """`{"tokenized_text": [word, ...], "ner": [[first, last, label], ...], "negatives"?: [label, ...]}` as the `gliner`
+    library trains on, word indexes inclusive. The text is the words joined by single spaces.
+
+    Raises ValueError, TypeError, KeyError or IndexError for a record of another form.
     """
-    opener = gzip.open if path.suffix == ".gz" else open
-    try:
-        with opener(path, "rt", encoding="utf-8") as lines:
-            for number, line in enumerate(lines, 1):
-                if line.strip():
-                    yield _from_line(line, number, path)
-    except (OSError, EOFError, UnicodeDecodeError) as error:
-        raise UserError(f"{path} cannot be read as lines of text ({one_line(error)}).") from error
-
-
-def _from_line(line: str, number: int, path: Path) -> Example:
-    try:
-        return _from_words(json.loads(line))
-    except (ValueError, KeyError, TypeError, IndexError) as error:
-        raise UserError(
-            f"Line {number} of {path} is no training example ({error!r}); each line must be "
-            '{"tokenized_text": [words], "ner": [[first, last, label]]}.'
-        ) from error
-
-
-def _from_words(record: dict[str, Any]) -> Example:
     starts, ends, position = [], [], 0
     for word in record["tokenized_text"]:
         starts.append(position)
@@ -68,8 +49,8 @@ def _from_words(record: dict[str, Any]) -> Example:
     for first, last, label in record["ner"]:
         if not 0 <= first <= last < len(starts):
             raise ValueError(f"mention {first}..{last} outside {len(starts)} words")
-        mentions.append(Mention(starts[first], ends[last], str(label)))
-    negatives = tuple(str(label) for label in record.get("negatives", ()))
+        mentions.append(Mention(starts[first], ends[last], checked_label(label)))
+    negatives = tuple(map(checked_label, record.get("negatives") or record.get("ner_negatives") or ()))
     return Example(" ".join(record["tokenized_text"]), tuple(mentions), negatives)
 
 
@@ -88,7 +69,7 @@ def read_sentences(path: Path) -> list[Example]:
     examples = []
     for number, record in enumerate(records):
         try:
-            examples.append(_from_sentence(record))
+            examples.append(example_of_sentence(record))
         except (ValueError, KeyError, TypeError) as error:
             raise UserError(
                 f"Record {number} of {path} is no sentence ({error!r}); each must be "
@@ -97,7 +78,8 @@ def read_sentences(path: Path) -> list[Example]:
     return examples
 
 
-def _from_sentence(record: dict[str, Any]) -> Example:
+def example_of_sentence(record: Mapping[str, Any]) -> Example:
+    """One of what `read_sentences` reads. Raises ValueError, TypeError or KeyError for a record of another form."""
     text = record["sentence"]
     if not isinstance(text, str):
         raise ValueError(f"sentence {shown(text)}")
@@ -106,5 +88,5 @@ def _from_sentence(record: dict[str, Any]) -> Example:
         start, end = entity["pos"]
         if not 0 <= start < end <= len(text):
             raise ValueError(f"mention {start}..{end} outside {len(text)} characters")
-        mentions.append(Mention(start, end, str(entity["type"])))
+        mentions.append(Mention(start, end, checked_label(entity["type"])))
     return Example(text, tuple(mentions))

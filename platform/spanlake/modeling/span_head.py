@@ -11,6 +11,8 @@ Shapes: B texts, W words, K span width, C types, D width of a vector, F width in
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import nn
 
@@ -69,26 +71,84 @@ class SpanHead(nn.Module):
     def _score(self, start_bWF: torch.Tensor, end_bWF: torch.Tensor, types_bCD: torch.Tensor) -> torch.Tensor:
         texts, words, _ = start_bWF.shape
         types, width = types_bCD.shape[1:]
+        if self.joined is None:
+            return _grid(start_bWF, end_bWF, types_bCD.transpose(1, 2), None, self.max_width, relu=False)
         # The folded types are [b, F, C]; beyond D types it is cheaper to finish the span vectors.
-        fold = self.joined is not None and types <= width
-        if fold:
+        if types <= width:
             columns = (types_bCD @ self.out.weight).transpose(1, 2)
             bias = (types_bCD @ self.out.bias).unsqueeze(1)
-        else:
-            columns = types_bCD.transpose(1, 2)
-            bias = columns.new_zeros(())
+            return _grid(start_bWF, end_bWF, columns, bias, self.max_width, relu=True)
         by_width = []
         for k in range(min(self.max_width, words)):
-            spans = start_bWF[:, : words - k] + end_bWF[:, k:]
-            if self.joined is not None:
-                spans = spans.relu_()
-                if not fold:
-                    spans = self.out(spans)
-            logits = (torch.bmm(spans, columns) + bias).float()
+            spans = self.out((start_bWF[:, : words - k] + end_bWF[:, k:]).relu_())
+            logits = torch.bmm(spans, types_bCD.transpose(1, 2)).float()
             by_width.append(nn.functional.pad(logits, (0, 0, 0, k)))
         unused = self.max_width - len(by_width)
         by_width.extend([by_width[0].new_zeros(texts, words, types)] * unused)
         return torch.stack(by_width, dim=2)
+
+
+def _grid(
+    start_bWF: torch.Tensor,
+    end_bWF: torch.Tensor,
+    columns_bFC: torch.Tensor,
+    bias_b1C: torch.Tensor | None,
+    max_width: int,
+    *,
+    relu: bool,
+) -> torch.Tensor:
+    """act(start_i + end_{i+k}) . columns + bias, float32 [b, W, K, C]; 0 where a span ends past the last word."""
+    logits: torch.Tensor = _Grid.apply(start_bWF, end_bWF, columns_bFC, bias_b1C, max_width, relu)
+    return logits
+
+
+class _Grid(torch.autograd.Function):
+    """The backward pass adds the spans up again: that is cheaper than to keep K times the size of the words."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        start: torch.Tensor,
+        end: torch.Tensor,
+        columns: torch.Tensor,
+        bias: torch.Tensor | None,
+        max_width: int,
+        relu: bool,
+    ) -> torch.Tensor:
+        ctx.save_for_backward(start, end, columns)
+        ctx.relu, ctx.has_bias = relu, bias is not None
+        words = start.shape[1]
+        logits = start.new_zeros(len(start), words, max_width, columns.shape[2], dtype=torch.float32)
+        for k in range(min(max_width, words)):
+            scores = torch.bmm(_spans(start, end, k, relu), columns)
+            logits[:, : words - k, k] = scores if bias is None else scores + bias
+        return logits
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
+        start, end, columns = ctx.saved_tensors
+        words, max_width = gradients[0].shape[1:3]
+        by_start, by_end = torch.zeros_like(start), torch.zeros_like(end)
+        by_columns = torch.zeros_like(columns, memory_format=torch.contiguous_format)
+        rows = columns.transpose(1, 2)
+        by_bias = torch.zeros_like(rows[:, :, 0]).unsqueeze(1) if ctx.has_bias else None
+        for k in range(min(max_width, words)):
+            gradient = gradients[0][:, : words - k, k].to(columns.dtype)
+            spans = _spans(start, end, k, ctx.relu)
+            by_columns += torch.bmm(spans.transpose(1, 2), gradient)
+            by_spans = torch.bmm(gradient, rows)
+            if ctx.relu:
+                by_spans = torch.ops.aten.threshold_backward(by_spans, spans, 0)
+            by_start[:, : words - k] += by_spans
+            by_end[:, k:] += by_spans
+            if by_bias is not None:
+                by_bias += gradient.sum(1, keepdim=True)
+        return by_start, by_end, by_columns, by_bias, None, None
+
+
+def _spans(start: torch.Tensor, end: torch.Tensor, k: int, relu: bool) -> torch.Tensor:
+    spans = start[:, : start.shape[1] - k] + end[:, k:]
+    return spans.relu_() if relu else spans
 
 
 def span_mask(word_counts: list[int], words: int, max_width: int, device: torch.device) -> torch.Tensor:

@@ -1,258 +1,325 @@
-"""Trains a span model in one process."""
+"""The training loop, the same in one process, under torchrun and in a worker of Ray Train.
+
+A step sees one batch, the same however many processes share it: process r of n takes every n-th text of it, and the
+loss is divided by the texts of the whole batch. All that is random follows from the seed and the step.
+"""
 
 from __future__ import annotations
 
-import json
-import math
-import shutil
 import sys
 import time
-from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
-import numpy as np
 import torch
-from tokenizers import Tokenizer
-from transformers import AutoConfig, AutoModel
+import torch.distributed as dist
 
-from spanlake.data.batches import TokenizedExample, Unusable, plan_epoch, tokenize, training_batch
-from spanlake.data.examples import Example, read_word_lists
-from spanlake.errors import ShortfallError, UserError
-from spanlake.evaluation.metrics import Tally
-from spanlake.inference.extractor import Extractor
-from spanlake.modeling.config import ModelConfig
-from spanlake.modeling.model import SpanModel, drop_pooler, encoder_values
-from spanlake.modeling.pretrained import pretrained_tokenizer
-from spanlake.modeling.tokens import PromptTokenizer
-from spanlake.package import Package, open_package, prompt_tokenizer, repack
+from spanlake.data.batches import TokenizedExample, training_batch
+from spanlake.data.stream import PROMPT_ROOM, StreamBatch
+from spanlake.errors import ShortfallError
+from spanlake.package import Package, prompt_tokenizer
+from spanlake.training.checkpoints import Checkpoints, Progress
+from spanlake.training.data import RecipeData
+from spanlake.training.directory import RunDirectory
+from spanlake.training.encoders import starting_model
+from spanlake.training.engine import Engine, make_engine, make_universal, needs_deepspeed
+from spanlake.training.evaluation import dev_score, publish
 from spanlake.training.loss import span_loss
-from spanlake.training.recipe import ModelSection, Recipe
+from spanlake.training.optimiser import rate_at
+from spanlake.training.recipe import Recipe
+from spanlake.training.tracking import Tracker
 
-# The published checkpoints' tokens, in their order, so that a trained model can be written in their form.
-_PROMPT_TOKENS = ["[FLERT]", "<<ENT>>", "<<SEP>>"]
-_LOG_EVERY = 100  # steps
-_PROMPT_ROOM = 64  # sub-words that length planning sets aside for the prompt
+_TEXTS_NAMED = 5  # of a batch whose loss is not finite
+
+
+@dataclass(frozen=True)
+class Worker:
+    """One process among those of a run. `torch.distributed` is set up where there are several."""
+
+    rank: int
+    size: int
+    local_rank: int  # among those of its machine
+    device: torch.device
+
+    @property
+    def leads(self) -> bool:
+        return self.rank == 0
+
+    def wait(self) -> None:
+        """Until all processes are here."""
+        if self.size > 1:
+            dist.barrier()
+
+    def total(self, values: Sequence[float]) -> list[float]:
+        """The sums over all processes."""
+        sums = torch.tensor(values, dtype=torch.float64)
+        if self.size > 1:
+            sums = sums.to(self.device if dist.get_backend() == "nccl" else "cpu")
+            dist.all_reduce(sums)
+        return sums.tolist()
+
+    def gather(self, value: Any) -> list[Any]:
+        """The values of all processes."""
+        values = [value] * self.size
+        if self.size > 1:
+            dist.all_gather_object(values, value)
+        return values
 
 
 @dataclass
-class DataSet:
-    name: str
-    types: list[str]
-    train: list[Example]
-    dev: list[Example]
+class _Window:
+    """What has been measured since the last record."""
+
+    began: float
+    steps: int = 0
+    loss: float = 0.0
+    texts: int = 0
+    tokens: int = 0
 
 
-def train(recipe: Recipe, run_directory: Path) -> Path:
-    """Runs the recipe and returns the directory of the package, `run_directory/package`.
+def fit(recipe: Recipe, data: RecipeData, run: RunDirectory, worker: Worker, checkpoints: Checkpoints) -> None:
+    """Train from the last checkpoint on, or from the beginning; the best package is left in the run's directory.
 
-    Raises `UserError` for data or an encoder that cannot be read, `ShortfallError` when the loss stops being finite.
+    Raises: UserError for data or an encoder that cannot be read; ShortfallError where the loss stops being finite. All
+    processes raise together.
     """
+    if worker.device.type == "cpu" and recipe.parallel.gpus_per_worker and worker.leads:
+        print("spanlake: no GPU is there, so this trains on the CPU, which is slow", file=sys.stderr)
     torch.manual_seed(recipe.seed)
-    log = run_directory / "metrics.jsonl"
-    run_directory.mkdir(parents=True, exist_ok=True)
-    (run_directory / "recipe.json").write_text(json.dumps(recipe.to_dict(), indent=1), encoding="utf-8")
-    sets = [read_set(Path(recipe.data.root, file), recipe) for file in recipe.data.train]
     tokenizer, model = starting_model(recipe.model)
     prompts = prompt_tokenizer(tokenizer, model.config)
-    examples, unusable = _tokenized(sets, prompts, model.config)
-    if not examples:
-        raise UserError(
-            f"None of the {unusable.texts_too_long} texts fits the encoder's {model.config.max_tokens} sub-words with "
-            "its labels; give shorter texts or an encoder that reads more."
-        )
-    _report({"texts": len(examples), "unusable_mentions": asdict(unusable)}, log)
-    metadata: dict[str, Any] = {
-        "license": recipe.license,
-        "labels_seen": sorted({label for data in sets for label in data.types}),
-        "training": {"recipe": recipe.to_dict(), "texts": len(examples), "torch": torch.__version__},
-    }
-    best = -1.0
-    for step in _optimise(recipe, model, prompts, examples, log):
-        package = Package(recipe.name, model, prompts, metadata, "")
-        f1 = dev_score(package, sets)
-        _report({"step": step, "dev_f1": f1}, log)
-        if f1 > best:
-            best = f1
-            known = {**metadata, "training": {**metadata["training"], "step": step, "dev_f1": f1}}
-            _replace_package(run_directory / "package", package, known)
-    return run_directory / "package"
-
-
-def dev_score(package: Package, sets: list[DataSet]) -> float:
-    """The mean over data sets of the exact-match F1 on their dev parts, 0 to 1.
-
-    A text is asked for all types of its data set, or for its own and its stated negatives where it states any.
-    """
-    package.model.eval()
-    extractor = Extractor(package, next(package.model.parameters()).device, torch.float32)
-    scores = []
-    for data in sets:
-        tally = Tally()
-        asked = [
-            sorted({*(m.label for m in e.mentions), *e.negatives}) if e.negatives else data.types for e in data.dev
-        ]
-        found = extractor.extract([example.text for example in data.dev], asked)
-        for example, entities in zip(data.dev, found, strict=True):
-            tally.add(
-                ((entity.start, entity.end, entity.label) for entity in entities),
-                ((mention.start, mention.end, mention.label) for mention in example.mentions),
-            )
-        scores.append(tally.overall().f1)
-    return sum(scores) / len(scores)
-
-
-def _dev_types(example: Example, data: DataSet) -> list[str]:
-    if not example.negatives:
-        return data.types
-    return sorted({*(mention.label for mention in example.mentions), *example.negatives})
-
-
-def _replace_package(directory: Path, package: Package, metadata: dict[str, Any]) -> None:
-    draft = directory.with_name("package.new")
-    shutil.rmtree(draft, ignore_errors=True)
-    repack(Package(package.name, package.model, package.tokenizer, metadata, ""), draft, name=package.name, int8=False)
-    shutil.rmtree(directory, ignore_errors=True)
-    draft.rename(directory)
-
-
-def _report(record: dict[str, Any], log: Path) -> None:
-    with open(log, "a", encoding="utf-8") as lines:
-        lines.write(json.dumps(record) + "\n")
-    print(json.dumps(record), file=sys.stderr, flush=True)
-
-
-def read_set(path: Path, recipe: Recipe) -> DataSet:
-    """The last `held_out` examples of a seeded shuffle are the dev part."""
-    ignored = set(recipe.data.ignored_types)
-    examples = [
-        Example(example.text, tuple(m for m in example.mentions if m.label not in ignored), example.negatives)
-        for example in read_word_lists(path)
-    ]
-    if not examples:
-        raise UserError(f"The training file {path} holds no examples.")
-    types = sorted({mention.label for example in examples for mention in example.mentions})
-    order = np.random.default_rng(recipe.seed).permutation(len(examples))
-    cut = len(examples) - min(recipe.data.held_out, len(examples) // 10)
-    return DataSet(path.name, types, [examples[i] for i in order[:cut]], [examples[i] for i in order[cut:]])
-
-
-def starting_model(section: ModelSection) -> tuple[Tokenizer, SpanModel]:
-    """Raises `UserError` where the recipe names no encoder and no model to start from, or both."""
-    if bool(section.encoder) == bool(section.start):
-        raise UserError("The recipe names model.encoder and model.start, or neither; name one of them.")
-    if section.encoder:
-        return from_encoder(section)
-    package = open_package(section.start)
-    return package.tokenizer.backend, package.model
-
-
-def from_encoder(section: ModelSection) -> tuple[Tokenizer, SpanModel]:
-    """A model with a pretrained encoder and a random head.
-
-    Raises `UserError` where `section.encoder` holds no encoder that the transformers library can read.
-    """
+    with checkpoints.latest() as found:
+        progress = Progress.read(found) if found else Progress()
+        with _loadable(found, recipe, progress, worker) as directory:
+            universal = directory is not None and directory != found
+            engine = make_engine(recipe, model, worker.device, worker.size, universal)
+            if directory:
+                engine.load(directory)
+    progress.size = worker.size
+    package = Package(recipe.name, model, prompts, _metadata(recipe, data), "")
+    tracker = Tracker(recipe, run, progress.step) if worker.leads else None
+    if tracker and not progress.step:
+        _report_data(tracker, data, package)
     try:
-        config = AutoConfig.from_pretrained(section.encoder)
-        for key in ("attention_probs_dropout_prob", "hidden_dropout_prob"):
-            setattr(config, key, section.encoder_dropout)
-        encoder = AutoModel.from_pretrained(section.encoder, config=config, dtype=torch.float32)
-    except (OSError, ValueError) as error:
-        raise UserError(f"The encoder {section.encoder!r} cannot be read: {str(error).splitlines()[0]}") from error
-    tokenizer = pretrained_tokenizer(section.encoder)
-    tokenizer.add_special_tokens(_PROMPT_TOKENS)
-    entity_id = tokenizer.token_to_id(_PROMPT_TOKENS[1])
-    assert entity_id is not None
-    drop_pooler(encoder)
-    encoder.resize_token_embeddings(tokenizer.get_vocab_size(), mean_resizing=True)
-    model_config = ModelConfig(
-        encoder=encoder_values(encoder.config),
-        hidden_size=section.hidden_size,
-        span_head=section.span_head,
-        entity_token=_PROMPT_TOKENS[1],
-        separator_token=_PROMPT_TOKENS[2],
-        entity_token_id=entity_id,
-        max_width=section.max_width,
-        lstm=section.lstm,
-        dropout=section.dropout,
-    )
-    return tokenizer, SpanModel(model_config, encoder)
+        _run(recipe, data, run, worker, checkpoints, engine, package, progress, tracker)
+    finally:
+        if tracker:
+            tracker.close()
 
 
-def _tokenized(
-    sets: list[DataSet], prompts: PromptTokenizer, config: ModelConfig
-) -> tuple[list[TokenizedExample], Unusable]:
-    unusable = Unusable()
-    examples = []
-    for data in sets:
-        examples += tokenize(
-            data.train,
-            data.types,
-            prompts,
-            max_width=config.max_width,
-            max_tokens=config.max_tokens - prompts.special_tokens - 2 * _PROMPT_ROOM,
-            unusable=unusable,
-        )
-    return examples, unusable
-
-
-def _batches(recipe: Recipe, examples: list[TokenizedExample]) -> Iterator[list[int]]:
-    lengths = [example.tokens + _PROMPT_ROOM for example in examples]
+def _run(
+    recipe: Recipe,
+    data: RecipeData,
+    run: RunDirectory,
+    worker: Worker,
+    checkpoints: Checkpoints,
+    engine: Engine,
+    package: Package,
+    progress: Progress,
+    tracker: Tracker | None,
+) -> None:
     schedule = recipe.schedule
-    for epoch in range(sys.maxsize):
-        rng = np.random.default_rng((recipe.seed, 1, epoch))
-        yield from plan_epoch(lengths, schedule.batch_tokens, schedule.batch_texts, rng)
-
-
-def _optimise(
-    recipe: Recipe, model: SpanModel, prompts: PromptTokenizer, examples: list[TokenizedExample], log: Path
-) -> Iterator[int]:
-    """Trains `model` in place, and yields the step whenever it is time to evaluate and after the last one."""
-    schedule, optim = recipe.schedule, recipe.optim
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    model.to(device)
-    encoder = {id(parameter) for parameter in model.encoder.parameters()}
-    groups = [
-        {"params": [p for p in model.parameters() if id(p) in encoder], "lr": optim.encoder_lr},
-        {"params": [p for p in model.parameters() if id(p) not in encoder], "lr": optim.head_lr},
-    ]
-    optimiser = torch.optim.AdamW(groups, weight_decay=optim.weight_decay, fused=True)
-    rates = torch.optim.lr_scheduler.LambdaLR(optimiser, lambda step: rate_at(step, schedule.steps, schedule.warmup))
-    started, texts, total = time.monotonic(), 0, 0.0
-    for step, chosen in zip(range(1, schedule.steps + 1), _batches(recipe, examples), strict=False):
-        model.train()
-        batch, targets = training_batch(
-            [examples[i] for i in chosen],
-            prompts,
-            recipe.sampling,
-            max_width=model.config.max_width,
-            pad_id=model.config.pad_token_id,
-            rng=np.random.default_rng((recipe.seed, 2, step)),
-        )
-        with torch.autocast(device.type, dtype=torch.bfloat16, enabled=recipe.precision == "bfloat16"):
-            logits = model(batch.to(device))
-        loss = span_loss(logits, targets.to(device), batch.word_counts, batch.type_counts, optim.positive_weight)
-        if not torch.isfinite(loss):
-            raise ShortfallError(f"The loss at step {step} is {loss.item()}; lower optim.encoder_lr and optim.head_lr.")
-        optimiser.zero_grad()
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(model.parameters(), optim.max_norm)
-        optimiser.step()
-        rates.step()
-        texts += len(chosen)
-        total += loss.item()
-        if step % _LOG_EVERY == 0:
-            rate = texts / (time.monotonic() - started)
-            _report({"step": step, "loss": total / _LOG_EVERY, "texts": texts, "texts_per_second": rate}, log)
-            total = 0.0
+    batches = data.stream(recipe, package.tokenizer, package.config).batches(progress.position)
+    window = _Window(time.monotonic())
+    while progress.step < schedule.steps and not _is_over(recipe, progress):
+        batch = next(batches)
+        step = progress.step + 1
+        loss, norm = _step(recipe, data, engine, package, worker, batch, step)
+        progress.step, progress.position = step, batch.position
+        tokens = sum(example.tokens for example in batch.examples)
+        progress.texts += len(batch.examples)
+        progress.tokens += tokens
+        window.steps += 1
+        window.loss += loss
+        window.texts += len(batch.examples)
+        window.tokens += tokens
+        if tracker and step % recipe.logging.every == 0:
+            tracker.record(_measured(recipe, window, norm, engine, progress))
+            window = _Window(time.monotonic())
         if step % schedule.evaluate_every == 0 or step == schedule.steps:
-            yield step
+            _evaluate(data, run, worker, engine, package, progress, tracker)
+        if step % recipe.checkpoint.every == 0 or step == schedule.steps:
+            _save(checkpoints, engine, progress, worker)
 
 
-def rate_at(step: int, steps: int, warmup: float) -> float:
-    """Linear warm-up over the share `warmup` of the steps, then cosine decay to zero."""
-    rising = max(1, int(steps * warmup))
-    if step < rising:
-        return (step + 1) / rising
-    return 0.5 * (1 + math.cos(math.pi * (step - rising) / max(1, steps - rising)))
+def _is_over(recipe: Recipe, progress: Progress) -> bool:
+    return 0 < recipe.schedule.patience <= progress.waited
+
+
+def _step(
+    recipe: Recipe,
+    data: RecipeData,
+    engine: Engine,
+    package: Package,
+    worker: Worker,
+    batch: StreamBatch,
+    step: int,
+) -> tuple[float, float | None]:
+    """One optimiser step. Returns the loss over the whole batch, and the gradient's norm where it is known.
+
+    Raises: ShortfallError, in all processes, where the loss is not finite; the weights are as they were.
+    """
+    texts = len(batch.examples)
+    torch.manual_seed((recipe.seed * 1_000_003 + step) * 4099 + worker.rank)  # of dropout
+    package.model.train()
+    loss_sum, odd = 0.0, list[int]()
+    for chosen, weight in _parts(batch.examples, worker, recipe.schedule.micro_tokens):
+        part, targets = training_batch(
+            batch.examples,
+            chosen,
+            package.tokenizer,
+            data.sampling,
+            package.config,
+            seed=recipe.seed,
+            step=step,
+            frequencies=data.frequencies,
+        )
+        with torch.autocast(worker.device.type, torch.bfloat16, enabled=recipe.parallel.precision == "bfloat16"):
+            logits = engine.forward(part.to(worker.device))
+        loss = span_loss(logits, targets.to(worker.device), part.word_counts, part.type_counts, recipe.optim)
+        engine.backward(loss * (weight * worker.size / texts))  # gradients are averaged over processes
+        value = weight * float(loss.detach())
+        loss_sum += value
+        odd += [] if -float("inf") < value < float("inf") else chosen
+    total, wrong = worker.total([loss_sum, float(bool(odd))])
+    if wrong:
+        raise _not_finite(step, [batch.examples[i] for part in worker.gather(odd) for i in part])
+    return total / texts, engine.step(rate_at(step - 1, recipe.schedule))
+
+
+def _parts(
+    examples: Sequence[TokenizedExample], worker: Worker, micro_tokens: int
+) -> Iterator[tuple[list[int], float]]:
+    """This process's share of a batch, cut by `micro_tokens`, and the weight of each part.
+
+    Every process has equally many parts, as each ends in an exchange with the others: parts of weight 0 make up for it.
+    """
+    shares = [
+        _cut(list(range(rank, len(examples), worker.size)), examples, micro_tokens) for rank in range(worker.size)
+    ]
+    own = shares[worker.rank]
+    yield from ((part, 1.0) for part in own)
+    for _ in range(max(map(len, shares)) - len(own)):
+        yield [0], 0.0
+
+
+def _cut(chosen: list[int], examples: Sequence[TokenizedExample], micro_tokens: int) -> list[list[int]]:
+    """`chosen` come shortest first."""
+    parts: list[list[int]] = []
+    for i in chosen:
+        padded = (examples[i].tokens + PROMPT_ROOM) * (len(parts[-1]) + 1) if parts else 0
+        if not parts or (micro_tokens and padded > micro_tokens):
+            parts.append([])
+        parts[-1].append(i)
+    return parts
+
+
+def _not_finite(step: int, examples: Sequence[TokenizedExample]) -> ShortfallError:
+    named = "; ".join(example.where or "a text" for example in examples[:_TEXTS_NAMED])
+    return ShortfallError(
+        f"The loss of step {step} is not finite (among {len(examples)} texts: {named}); lower optim.encoder_lr and "
+        "optim.head_lr, or look at these texts."
+    )
+
+
+def _measured(
+    recipe: Recipe, window: _Window, norm: float | None, engine: Engine, progress: Progress
+) -> dict[str, Any]:
+    seconds = time.monotonic() - window.began
+    rates = engine.rates()
+    return {
+        "step": progress.step,
+        "loss": window.loss / window.steps,
+        "texts": progress.texts,
+        "tokens": progress.tokens,
+        "texts_per_second": window.texts / seconds,
+        "tokens_per_second": window.tokens / seconds,
+        "seconds_left": seconds / window.steps * (recipe.schedule.steps - progress.step),
+        "encoder_lr": rates[0],
+        "head_lr": rates[-1],
+        "workers": progress.size,
+        **({} if norm is None else {"gradient_norm": norm}),
+    }
+
+
+def _evaluate(
+    data: RecipeData,
+    run: RunDirectory,
+    worker: Worker,
+    engine: Engine,
+    package: Package,
+    progress: Progress,
+    tracker: Tracker | None,
+) -> None:
+    """Score the model, and keep its package where it is the best so far. The first process works, the others wait."""
+    f1 = 0.0
+    with engine.whole_weights():
+        if worker.leads:
+            f1 = dev_score(package, data.dev)
+            if f1 > progress.best:
+                publish(run, package, progress.step, f1)
+    [f1] = worker.total([f1])
+    better = f1 > progress.best
+    progress.best, progress.waited = (f1, 0) if better else (progress.best, progress.waited + 1)
+    if tracker:
+        tracker.record({"step": progress.step, "dev_f1": f1, "best": better})
+
+
+def _save(checkpoints: Checkpoints, engine: Engine, progress: Progress, worker: Worker) -> None:
+    def write(directory: Path) -> None:
+        engine.save(directory)
+        if worker.leads:
+            progress.write(directory)
+
+    checkpoints.save(write, progress.step, {"step": progress.step, "best_dev_f1": progress.best})
+
+
+class _loadable:  # noqa: N801 (a context manager)
+    """The checkpoint as this number of processes can load it: as it is, or converted, once on each machine."""
+
+    def __init__(self, found: Path | None, recipe: Recipe, progress: Progress, worker: Worker) -> None:
+        self._found, self._worker = found, worker
+        sharded = recipe.parallel.zero_stage > 0 and needs_deepspeed(recipe, worker.size)
+        self._converts = found is not None and sharded and progress.size != worker.size
+        self._own: TemporaryDirectory[str] | None = None
+
+    def __enter__(self) -> Path | None:
+        if not self._converts or self._found is None:
+            return self._found
+        if self._worker.local_rank == 0:
+            self._own = TemporaryDirectory(prefix="spanlake-universal-")
+            make_universal(self._found, Path(self._own.name))
+        machine = _machine()
+        places = self._worker.gather((machine, self._own.name if self._own else None))
+        return Path(next(place for where, place in places if where == machine and place))
+
+    def __exit__(self, *_: object) -> None:
+        if self._converts:
+            self._worker.wait()
+            if self._own:
+                self._own.cleanup()
+
+
+def _machine() -> str:
+    """What tells machines apart; several nodes of a cluster on one machine see the same files, so any copy will do."""
+    import socket
+
+    return socket.gethostname()
+
+
+def _metadata(recipe: Recipe, data: RecipeData) -> dict[str, Any]:
+    texts = sum(prepared.rows for prepared in data.sets)
+    return {
+        "license": recipe.license,
+        "labels_seen": data.types(recipe.data.ignored_types),
+        "training": {"recipe": recipe.to_dict(), "texts": texts, "torch": torch.__version__},
+    }
+
+
+def _report_data(tracker: Tracker, data: RecipeData, package: Package) -> None:
+    texts = sum(prepared.rows for prepared in data.sets)
+    wider = data.wider_than(package.config.max_width)
+    tracker.record({"step": 0, "texts_to_train_on": texts, "mentions_wider_than_max_width": wider})

@@ -1,4 +1,5 @@
-"""Binary cross-entropy over every real span and type (Zaratiana et al. 2023, equation 3).
+"""The loss of every real span and type: binary cross-entropy (Zaratiana et al. 2023, equation 3), or focal loss
+(Lin et al. 2017, equation 5).
 
 Shapes: B texts, W words, K span width, C types.
 """
@@ -9,6 +10,7 @@ import torch
 from torch.nn import functional
 
 from spanlake.modeling.span_head import span_mask
+from spanlake.training.recipe import OptimSection
 
 
 def span_loss(
@@ -16,22 +18,32 @@ def span_loss(
     targets_BWKC: torch.Tensor,
     word_counts: list[int],
     type_counts: list[int],
-    positive_weight: float = 1.0,
+    optim: OptimSection,
 ) -> torch.Tensor:
-    """The loss summed over spans and types and divided by the number of texts.
+    """The loss summed over texts, spans and types; a step divides it by the texts of its whole batch.
 
-    `positive_weight` multiplies the loss of true spans, which are about one in a hundred.
+    Targets are 0 or 1. `optim.positive_weight` multiplies the loss of true spans, which are about one in a hundred;
+    focal loss, with p the probability given to what is right, multiplies every loss by (1 - p) ** `focal_gamma`, and by
+    `focal_alpha` where the span is true and 1 - `focal_alpha` where it is not.
     """
+    logits_BWKC, targets_BWKC = logits_BWKC.float(), targets_BWKC.float()
+    # No indices of what counts, and no copies: the padding is a few per cent.
+    losses = functional.binary_cross_entropy_with_logits(logits_BWKC, targets_BWKC, reduction="none")
+    weights = _counted(logits_BWKC, word_counts, type_counts)
+    positive, negative = optim.positive_weight, 1.0
+    if optim.loss == "focal":
+        wrong = (-torch.expm1(-losses)).clamp_min(1e-30)  # 1 - p; a power below 1 has no slope at 0
+        losses = losses * wrong**optim.focal_gamma
+        positive, negative = positive * optim.focal_alpha, 1 - optim.focal_alpha
+    if positive != 1 or negative != 1:
+        weights = weights * (negative + (positive - negative) * targets_BWKC)
+    return (losses * weights).sum()
+
+
+def _counted(logits_BWKC: torch.Tensor, word_counts: list[int], type_counts: list[int]) -> torch.Tensor:
+    """[B, W, K, C] float32, 1 where the span lies within its text and the type is one of its prompt."""
     _, words, width, types = logits_BWKC.shape
-    spans = span_mask(word_counts, words, width, logits_BWKC.device).unsqueeze(-1)
-    columns = torch.arange(types, device=logits_BWKC.device) < torch.tensor(
-        type_counts, device=logits_BWKC.device
-    ).unsqueeze(1)
-    counted = spans & columns[:, None, None, :]
-    losses = functional.binary_cross_entropy_with_logits(
-        logits_BWKC[counted],
-        targets_BWKC[counted],
-        pos_weight=torch.tensor(positive_weight, device=logits_BWKC.device),
-        reduction="sum",
-    )
-    return losses / logits_BWKC.shape[0]
+    device = logits_BWKC.device
+    spans = span_mask(word_counts, words, width, device).float()
+    columns = (torch.arange(types, device=device) < torch.tensor(type_counts, device=device).unsqueeze(1)).float()
+    return spans.unsqueeze(-1) * columns[:, None, None, :]

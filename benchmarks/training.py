@@ -1,0 +1,283 @@
+"""Examples per second of a training step beside the gliner library's own trainer, in one run.
+
+    python benchmarks/training.py DATA ENCODER [--steps 8] [--rounds 2] [--batch 8] [--width 512] [--lstm]
+                                              [--threads 2]
+
+DATA is a file of GLiNER JSON lines (plain or .gz), such as a part of Pile-NER; ENCODER the directory of a pretrained
+encoder. Both sides train the same architecture from the same encoder on the same passages, each asked for the same
+types, with binary cross-entropy summed over all spans, AdamW, and products in bfloat16; gliner through its own trainer
+with its collator and its shuffling, Spanlake through its own batches of near-equal length. The sides
+take turns, `--steps` batches each; the figures are of the median step of all rounds. Passages beyond the encoder's
+window are left out, for gliner would cut them.
+
+Sides: "every dropout" drops where gliner does and as often: in attention, the encoder's layers and the head. "head's
+dropout" is model.encoder_dropout=0. The last table says where the first side's step spends its time.
+"""
+
+import argparse
+import gzip
+import json
+import platform
+import random
+import statistics
+import tempfile
+import time
+from dataclasses import dataclass, field
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import gliner
+import numpy as np
+import torch
+import transformers
+from gliner.training import Trainer
+from inference import processor  # the benchmark beside this one
+from transformers import TrainerCallback
+
+import spanlake
+from spanlake.data.batches import TokenizedExample, plan_epoch, training_batch
+from spanlake.data.sampling import Sampling, sample_types
+from spanlake.modeling.cpu import prepare_cpu_training
+from spanlake.package import prompt_tokenizer
+from spanlake.training.encoders import starting_model
+from spanlake.training.loss import span_loss
+from spanlake.training.optimiser import adamw
+from spanlake.training.recipe import ModelSection, OptimSection
+
+MAX_WIDTH = 12  # K
+DROPOUT = 0.4  # of the head
+ENCODER_DROPOUT = 0.1
+OPTIM = OptimSection(max_norm=1.0)  # gliner's
+PROMPT = 128  # sub-words that are kept for it
+
+
+@dataclass
+class Passage:
+    words: list[str]
+    mentions: list[tuple[int, int, str]]  # first word, last word, type
+    types: list[str] = field(default_factory=list)  # what it is asked for
+
+
+def main() -> None:
+    args = arguments()
+    torch.set_num_threads(args.threads)
+    transformers.utils.logging.set_verbosity_error()
+    print(f"{processor()}, {args.threads} threads, Python {platform.python_version()}")
+    print(f"spanlake {spanlake.__version__}, gliner {gliner.__version__}, torch {torch.__version__}, ", end="")
+    print(f"transformers {transformers.__version__}")
+
+    sides = [
+        Spanlake("spanlake, every dropout", args, ENCODER_DROPOUT),
+        Spanlake("spanlake, head's dropout", args, 0.0),
+    ]
+    batches = sides[0].batches(read(args.data), args.steps, args.batch)
+    passages = [passage for batch in batches for passage in batch]
+    words = sum(len(passage.words) for passage in passages)
+    asked = sum(len(passage.types) for passage in passages)
+    described = f"head of width {args.width}{' with LSTM' if args.lstm else ''}"
+    print(f"{Path(args.encoder).name}, {described}; {args.steps} batches of {args.batch}, ", end="")
+    print(f"{words / len(passages):.0f} words and {asked / len(passages):.1f} types in each text", flush=True)
+    reference = Gliner(args, passages)
+    for side in (reference, *sides):
+        side.round(batches[:1])  # warms up
+        side.seconds.clear()
+    for _ in range(args.rounds):
+        for side in (reference, *sides):
+            side.round(batches)
+
+    print(f"\n{'':<26}{'s/step':>8}{'texts/s':>9}{'words/s':>9}{'ratio':>7}")
+    base = 0.0
+    for side in (reference, *sides):
+        step = statistics.median(side.seconds)
+        base = base or step
+        rate = args.batch / step
+        print(f"{side.name:<26}{step:>8.2f}{rate:>9.1f}{rate * words / len(passages):>9.0f}{base / step:>6.1f}x")
+    print("\nSeconds of the median step:")
+    parts = list(sides[0].parts)
+    print(f"{'':<26}" + "".join(f"{part:>14}" for part in parts))
+    for side in sides:
+        print(f"{side.name:<26}" + "".join(f"{statistics.median(side.parts[part]):>14.3f}" for part in parts))
+
+
+def arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("data", type=Path)
+    parser.add_argument("encoder", type=str)
+    parser.add_argument("--steps", type=int, default=8, help="in a round")
+    parser.add_argument("--rounds", type=int, default=2)
+    parser.add_argument("--batch", type=int, default=8, help="texts")
+    parser.add_argument("--width", type=int, default=512, help="of word and type vectors")
+    parser.add_argument("--lstm", action="store_true")
+    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
+    return parser.parse_args()
+
+
+def read(file: Path) -> list[Passage]:
+    with (gzip.open if file.suffix == ".gz" else open)(file, "rt", encoding="utf-8") as lines:
+        rows = [json.loads(line) for line in lines]
+    return [
+        Passage(row["tokenized_text"], [(i, j, label) for i, j, label in row["ner"] if j - i < MAX_WIDTH])
+        for row in rows
+        if row["ner"]
+    ]
+
+
+class Gliner:
+    """Its own trainer, in one run of all rounds: a round is what it does until it has taken `steps` steps more."""
+
+    name = "gliner"
+
+    def __init__(self, args: argparse.Namespace, passages: list[Passage]) -> None:
+        self.seconds: list[float] = []
+        self._args = args
+        torch.manual_seed(1)
+        config = gliner.GLiNERConfig(
+            model_name=args.encoder,
+            span_mode="markerV0",
+            hidden_size=args.width,
+            max_width=MAX_WIDTH,
+            dropout=DROPOUT,
+            num_rnn_layers=int(args.lstm),
+        )
+        self._model = gliner.GLiNER.from_config(config, backbone_from_pretrained=True)
+        self._data = [
+            {
+                "tokenized_text": passage.words,
+                "ner": [list(mention) for mention in passage.mentions if mention[2] in passage.types],
+                "ner_labels": passage.types,
+            }
+            for passage in passages
+        ]
+
+    def round(self, batches: list[list[Passage]]) -> None:
+        with tempfile.TemporaryDirectory() as directory:
+            settings = self._model.create_training_args(
+                output_dir=directory,
+                learning_rate=OPTIM.encoder_lr,
+                others_lr=OPTIM.head_lr,
+                weight_decay=OPTIM.weight_decay,
+                others_weight_decay=OPTIM.weight_decay,
+                max_grad_norm=OPTIM.max_norm,
+                per_device_train_batch_size=self._args.batch,
+                max_steps=len(batches) + 1,  # the first is not timed: it waits for the data loader to start
+                save_strategy="no",
+                logging_strategy="no",
+                disable_tqdm=True,
+                use_cpu=True,
+                bf16=True,
+            )
+            # As `train_model` does it, but with a clock.
+            trainer = Trainer(
+                model=self._model,
+                args=settings,
+                train_dataset=self._data,
+                data_collator=self._model._create_data_collator(),
+                processing_class=self._model.data_processor.transformer_tokenizer,
+                callbacks=[Clock(self.seconds)],
+            )
+            trainer.train()
+
+
+class Clock(TrainerCallback):
+    """From the end of one step to the end of the next."""
+
+    def __init__(self, seconds: list[float]) -> None:
+        self._seconds = seconds
+        self._last: float | None = None
+
+    def on_step_end(self, *args: Any, **kwargs: Any) -> None:
+        now = time.perf_counter()
+        if self._last is not None:
+            self._seconds.append(now - self._last)
+        self._last = now
+
+
+class Spanlake:
+    def __init__(self, name: str, args: argparse.Namespace, encoder_dropout: float) -> None:
+        self.name = name
+        self.seconds: list[float] = []
+        self.parts: dict[str, list[float]] = {}
+        torch.manual_seed(1)
+        tokenizer, self._model = starting_model(
+            ModelSection(
+                encoder=args.encoder,
+                span_head="marker_v0",
+                hidden_size=args.width,
+                max_width=MAX_WIDTH,
+                lstm=args.lstm,
+                dropout=DROPOUT,
+                encoder_dropout=encoder_dropout,
+            )
+        )
+        prepare_cpu_training(self._model)
+        self._prompts = prompt_tokenizer(tokenizer, self._model.config)
+        self._optimiser = adamw(self._model, OPTIM)
+
+    def batches(self, passages: list[Passage], steps: int, size: int) -> list[list[Passage]]:
+        """Random passages that fit the window, as this side trains on them, and what each is asked for."""
+        room = self._model.config.max_tokens - self._prompts.special_tokens - PROMPT
+        random.Random(1).shuffle(passages)
+        fitting: list[Passage] = []
+        for passage in passages:
+            if len(passage.words) <= self._model.config.max_words and self._tokenized(passage).tokens <= room:
+                fitting.append(passage)
+            if len(fitting) == steps * size:
+                break
+        lengths = [self._tokenized(passage).tokens for passage in fitting]
+        planned = plan_epoch(lengths, 1 << 30, size, np.random.default_rng(1))
+        batches = [[fitting[i] for i in chosen] for chosen in planned]
+        for step, batch in enumerate(batches):
+            known = sorted({label for passage in batch for *_, label in passage.mentions})
+            for index, passage in enumerate(batch):
+                rng = np.random.default_rng((0, 2, step, index))  # as `training_batch` draws them
+                own = [label for *_, label in passage.mentions]
+                passage.types = sample_types(own, known, Sampling(), rng)[0]
+        return batches
+
+    def _tokenized(self, passage: Passage) -> TokenizedExample:
+        return TokenizedExample(tuple(self._prompts.words(passage.words)), tuple(passage.mentions), ())
+
+    def round(self, batches: list[list[Passage]]) -> None:
+        self._model.train()
+        for step, passages in enumerate(batches):
+            marks = [("", time.perf_counter()), *self._step(step, passages)]
+            for (_, before), (part, after) in pairwise(marks):
+                self.parts.setdefault(part, []).append(after - before)
+            self.seconds.append(marks[-1][1] - marks[0][1])
+
+    def _step(self, step: int, passages: list[Passage]) -> list[tuple[str, float]]:
+        """The parts of a step, and when each ended."""
+        marks: list[tuple[str, float]] = []
+
+        def mark(part: str) -> None:
+            marks.append((part, time.perf_counter()))
+
+        def at_encoder(_module: object, _inputs: object, output: Any) -> None:
+            mark("encoder")
+            output.last_hidden_state.register_hook(lambda _gradient: mark("head, back"))
+
+        examples = [self._tokenized(passage) for passage in passages]
+        batch, targets = training_batch(
+            examples, range(len(examples)), self._prompts, Sampling(), self._model.config, seed=0, step=step
+        )
+        assert batch.type_counts == [len(passage.types) for passage in passages]
+        mark("data")
+        hook = self._model.encoder.register_forward_hook(at_encoder)
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            logits = self._model(batch)
+        hook.remove()
+        mark("head")
+        loss = span_loss(logits, targets, batch.word_counts, batch.type_counts, OPTIM)
+        mark("loss")
+        loss.backward()
+        mark("encoder, back")
+        torch.nn.utils.clip_grad_norm_(self._model.parameters(), OPTIM.max_norm)
+        self._optimiser.step()
+        self._optimiser.zero_grad()
+        mark("optimiser")
+        return marks
+
+
+if __name__ == "__main__":
+    main()

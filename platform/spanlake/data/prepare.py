@@ -1,0 +1,236 @@
+"""Sources of any format -> the training format (see `prepared`)."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+from pyarrow import fs
+
+from spanlake.data.examples import Example, Mention
+from spanlake.data.prepared import FORMAT_VERSION, SCHEMA, STATISTICS, open_directory, read_statistics
+from spanlake.data.readers import BadRecord, files_in, read_source
+from spanlake.data.records import Format
+from spanlake.data.statistics import SourceStatistics
+from spanlake.errors import UserError, one_line, shown
+from spanlake.text import replace_surrogates
+
+_UNFINISHED = "unfinished.json"  # stands in the directory while it is being written
+_ROW_GROUP = 256  # rows: what training reads at once, so the finer the better shuffled
+_FILE_ROWS = 100_000
+_SHOWN_BAD = 20  # bad records that the statistics name
+_EARLY = 1_000  # records after which the rate of bad ones is first judged
+
+
+def prepare(
+    sources: Sequence[str],
+    output: str,
+    *,
+    form: Format = "auto",
+    max_width: int = 12,
+    max_bad_rate: float = 0.01,
+    renamed: Mapping[str, str] | None = None,
+) -> dict[str, Any]:
+    """Writes the sources to the directory or URI `output`, and returns its statistics.
+
+    `max_width`, in words, is only counted by: wider mentions are kept, so that scores count them as missed. `renamed`:
+    labels -> what they are called instead. An `output` that holds the same preparation is left as it is.
+
+    Raises `UserError` for a source that cannot be read, more bad records than `max_bad_rate` of a source's, and an
+    `output` that holds anything else.
+    """
+    if not sources:
+        raise UserError("No source is named; give files, directories or Hub ids.")
+    if max_width < 1 or not 0 <= max_bad_rate <= 1:
+        raise UserError(f"max_width is {max_width} and max_bad_rate {max_bad_rate}; at least 1, and from 0 to 1.")
+    renamed = dict(renamed or {})
+    request = {
+        "format_version": FORMAT_VERSION,
+        "sources": {source: _identity(source) for source in sources},
+        "format": form,
+        "max_width": max_width,
+        "renamed": renamed,
+    }
+    filesystem, path = open_directory(output)
+    finished = _prepared_before(filesystem, path, request, output)
+    if finished is not None:
+        return finished
+    names = _names(sources)
+    try:
+        filesystem.create_dir(path, recursive=True)
+        _write_json(filesystem, f"{path}/{_UNFINISHED}", request)
+        found = [
+            _write_source(filesystem, path, name, source, form, max_width, max_bad_rate, renamed)
+            for name, source in zip(names, sources, strict=True)
+        ]
+        statistics = _summary(found, request)
+        _write_json(filesystem, f"{path}/{STATISTICS}", statistics)
+        filesystem.delete_file(f"{path}/{_UNFINISHED}")
+    except (OSError, pa.ArrowException) as error:
+        raise UserError(f"The directory {output} cannot be written ({one_line(error)}).") from error
+    return statistics
+
+
+def _write_source(
+    filesystem: fs.FileSystem,
+    directory: str,
+    name: str,
+    source: str,
+    form: Format,
+    max_width: int,
+    max_bad_rate: float,
+    renamed: Mapping[str, str],
+) -> SourceStatistics:
+    statistics = SourceStatistics(name, source)
+    if Path(source).is_dir():
+        statistics.files_not_read = [str(file) for file in files_in(Path(source))[1]]
+    outcomes = read_source(source, form)
+    rows = _rows(outcomes, statistics, max_width, max_bad_rate, renamed)
+    number, ended = 0, False
+    while not ended:
+        with pq.ParquetWriter(f"{directory}/{name}-{number:05d}.parquet", SCHEMA, filesystem=filesystem) as writer:
+            for _ in range(0, _FILE_ROWS, _ROW_GROUP):
+                group = [row for _, row in zip(range(_ROW_GROUP), rows, strict=False)]
+                if group:
+                    writer.write_table(pa.Table.from_pylist(group, SCHEMA))
+                ended = len(group) < _ROW_GROUP
+                if ended:
+                    break
+        number += 1
+    _judge(statistics, max_bad_rate)
+    if not statistics.examples:
+        raise UserError(f"The source {source} holds no examples.")
+    return statistics
+
+
+def _rows(
+    outcomes: Iterator[Any],
+    statistics: SourceStatistics,
+    max_width: int,
+    max_bad_rate: float,
+    renamed: Mapping[str, str],
+) -> Iterator[dict[str, Any]]:
+    """The rows of one source, counted as they pass."""
+    for outcome in outcomes:
+        if isinstance(outcome, BadRecord):
+            statistics.bad_records += 1
+            if len(statistics.first_bad) < _SHOWN_BAD:
+                statistics.first_bad.append(f"{outcome.where}: {shown(outcome.reason)[1:-1]}")
+            if statistics.records >= _EARLY:
+                _judge(statistics, max_bad_rate)
+            continue
+        example = _clean(outcome.example, renamed)
+        statistics.add(example, max_width)
+        statistics.dropped.update(outcome.dropped)
+        mentions = [asdict(mention) for mention in example.mentions]
+        yield {
+            "text": example.text,
+            "mentions": mentions,
+            "negatives": list(example.negatives),
+            "source": statistics.name,
+        }
+
+
+def _clean(example: Example, renamed: Mapping[str, str]) -> Example:
+    """The example under its labels' new names, each mention once, in order, in text that UTF-8 can hold."""
+
+    def named(label: str) -> str:
+        return replace_surrogates(renamed.get(label, label).strip())
+
+    places = sorted({(m.start, m.end, named(m.label)) for m in example.mentions})
+    own = {label for *_, label in places}
+    negatives = dict.fromkeys(named(label) for label in example.negatives)
+    return Example(
+        replace_surrogates(example.text),
+        tuple(Mention(*place) for place in places),
+        tuple(label for label in negatives if label not in own),
+    )
+
+
+def _judge(statistics: SourceStatistics, max_bad_rate: float) -> None:
+    bad, records = statistics.bad_records, statistics.records
+    if records and bad / records > max_bad_rate:
+        raise UserError(
+            f"{bad} of {records} records of {statistics.source} cannot be read, more than the rate {max_bad_rate:g} "
+            f"allows; the first: {statistics.first_bad[0]}."
+        )
+
+
+def _summary(found: Sequence[SourceStatistics], request: Mapping[str, Any]) -> dict[str, Any]:
+    types: Counter[str] = sum((source.types for source in found), Counter())
+    return {
+        "format_version": FORMAT_VERSION,
+        "request": dict(request),
+        "examples": sum(source.examples for source in found),
+        "mentions": sum(source.mentions for source in found),
+        "types": len(types),
+        "words": sum(source.words for source in found),
+        "longest_text": max(source.longest_text for source in found),
+        "longest_mention": max(source.longest_mention for source in found),
+        "dropped": dict(sum((source.dropped for source in found), Counter())),
+        "unusable": dict(sum((source.unusable for source in found), Counter())),
+        "bad_records": sum(source.bad_records for source in found),
+        "sources": [source.to_dict() for source in found],
+    }
+
+
+def _identity(source: str) -> list[Any]:
+    """What shows that a source has changed: the name, size and time of its files. Of a Hub id, nothing does."""
+    path = Path(source)
+    files = [path] if path.is_file() else files_in(path)[0] if path.is_dir() else []
+    return [[str(file), file.stat().st_size, file.stat().st_mtime_ns] for file in files]
+
+
+def _names(sources: Sequence[str]) -> list[str]:
+    """A short name for each source, fit for a file and unlike the others'."""
+    names: list[str] = []
+    for source in sources:
+        path = Path(source)
+        stem = re.sub(r"(\.(gz|jsonl?|ndjson|parquet|conll|bio|iob2?|txt|tsv))+$", "", path.name)
+        if stem in ("train", "dev", "test", "validation", "data"):
+            stem = f"{path.parent.name}-{stem}"
+        name = re.sub(r"[^\w.-]+", "_", stem).strip("._-") or "source"
+        taken = {*names}
+        names.append(next(n for n in (name, *(f"{name}-{i}" for i in range(2, len(sources) + 2))) if n not in taken))
+    return names
+
+
+def _prepared_before(
+    filesystem: fs.FileSystem, path: str, request: Mapping[str, Any], output: str
+) -> dict[str, Any] | None:
+    """The statistics of the same preparation, done before. What an interrupted one left is deleted."""
+    try:
+        present = filesystem.get_file_info(fs.FileSelector(path, allow_not_found=True))
+    except OSError as error:
+        raise UserError(f"The directory {output} cannot be read ({one_line(error)}).") from error
+    if not present:
+        return None
+    names = {info.base_name for info in present}
+    if _UNFINISHED in names:
+        for info in present:
+            if info.base_name == STATISTICS or info.base_name.endswith(".parquet"):
+                filesystem.delete_file(info.path)
+        return None
+    statistics = read_statistics(output) if STATISTICS in names else None
+    if statistics is None:
+        raise UserError(f"The directory {output} holds something else ({sorted(names)[0]}); give a new one.")
+    before = statistics["request"]
+    different = [key for key in request if before.get(key) != request[key]]
+    if different:
+        raise UserError(
+            f"The directory {output} holds another preparation: its {different[0]} is {shown(before.get(different[0]))}"
+            f" and not {shown(request[different[0]])}; give a new one."
+        )
+    return statistics
+
+
+def _write_json(filesystem: fs.FileSystem, path: str, value: Any) -> None:
+    with filesystem.open_output_stream(path) as stream:
+        stream.write(json.dumps(value, indent=1, ensure_ascii=False).encode())

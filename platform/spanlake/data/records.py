@@ -1,0 +1,154 @@
+"""One record of any of the formats -> an annotated text. The format shows in the record's keys.
+
+conversations  `{"conversations": [{"from", "value"}, ...]}`: Pile-NER (Zhou et al. 2024, UniversalNER)
+gliner         `{"tokenized_text": [word, ...], "ner": [[first, last, label], ...], "negatives"?: [label, ...]}`
+tagged         `{"tokens": [word, ...], "ner_tags": [tag, ...]}`, tags by name or by number; BIO, BIOES, BILOU or IO
+sentences      `{"sentence", "entities": [{"type", "pos": [start, end]}, ...]}`
+prepared       `{"text", "mentions": [{"start", "end", "label"}, ...], "negatives"?: [label, ...]}`
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal, get_args
+
+from spanlake.data.examples import Example, Mention, checked_label, example_of_sentence, example_of_words
+from spanlake.data.mentions import find_mentions
+from spanlake.data.tags import spans_of_tags
+from spanlake.errors import one_line, shown
+
+Format = Literal["auto", "conversations", "gliner", "tagged", "sentences", "prepared"]
+
+TOKEN_COLUMNS = ("tokens", "words")
+TAG_COLUMNS = ("ner_tags", "tags", "labels")
+
+_QUESTION = re.compile(r"\s*what describes (.+) in the text\s*\?\s*", re.IGNORECASE | re.DOTALL)
+_LEAD = "Text:"
+
+
+class NoExample(Exception):
+    """Why a record is no annotated text."""
+
+
+@dataclass(frozen=True)
+class Parsed:
+    example: Example
+    dropped: Counter[str] = field(default_factory=Counter)  # mentions that have no place in the text, by reason
+
+
+def parse_record(record: Any, form: Format = "auto", tag_names: Sequence[str] = ()) -> Parsed:
+    """`tag_names`: the names of tags that are numbers.
+
+    Raises `NoExample` for a record of another form than `form`, or of none.
+    """
+    if not isinstance(record, Mapping):
+        raise NoExample(f"it is a {type(record).__name__}, not an object with keys")
+    found = _form_of(record)
+    if found is None:
+        raise NoExample(f"its keys {shown(sorted(map(str, record)))} are those of no format")
+    if form not in ("auto", found):
+        raise NoExample(f"it is of the format {found}, not {form}")
+    try:
+        parsed = _PARSERS[found](record, tag_names)
+    except (KeyError, TypeError, ValueError, IndexError, AttributeError) as error:
+        kind = "" if type(error) is ValueError else f"{type(error).__name__}: "
+        raise NoExample(kind + one_line(error)) from error
+    if not parsed.example.text.strip():
+        raise NoExample("its text is empty")
+    return parsed
+
+
+def _form_of(record: Mapping[str, Any]) -> str | None:
+    if "conversations" in record:
+        return "conversations"
+    if "tokenized_text" in record:
+        return "gliner"
+    if "mentions" in record:
+        return "prepared"
+    if "entities" in record:
+        return "sentences"
+    return "tagged" if _column(record, TOKEN_COLUMNS) and _column(record, TAG_COLUMNS) else None
+
+
+def _column(record: Mapping[str, Any], names: Sequence[str]) -> str | None:
+    return next((name for name in names if name in record), None)
+
+
+def _conversation(record: Mapping[str, Any], _: Sequence[str]) -> Parsed:
+    turns = record["conversations"]
+    values = [turn["value"] for turn in turns]
+    if [turn["from"] for turn in turns] != ["human", "gpt"] * (len(turns) // 2) or not turns:
+        raise ValueError("its turns do not alternate between human and gpt")
+    if not values[0].startswith(_LEAD):
+        raise ValueError(f"its first turn is {shown(values[0])}, which does not begin with {_LEAD!r}")
+    text = values[0][len(_LEAD) :].removeprefix(" ")
+    wanted: list[tuple[str, str]] = []
+    negatives = []
+    for question, answer in zip(values[2::2], values[3::2], strict=True):
+        asked = _QUESTION.fullmatch(question)
+        if asked is None:
+            raise ValueError(f"{shown(question)} is no question of the form 'What describes … in the text?'")
+        label, strings = asked[1].strip(), json.loads(answer)
+        if not isinstance(strings, list) or not all(isinstance(string, str) for string in strings):
+            raise ValueError(f"the answer {shown(answer)} is no list of texts")
+        wanted += [(label, string) for string in strings]
+        if not strings:
+            negatives.append(label)
+    mentions, dropped = find_mentions(text, wanted)
+    answered = {label for label, _ in wanted}
+    return Parsed(Example(text, mentions, tuple(label for label in negatives if label not in answered)), dropped)
+
+
+def _gliner(record: Mapping[str, Any], _: Sequence[str]) -> Parsed:
+    return Parsed(example_of_words(record))
+
+
+def _tagged(record: Mapping[str, Any], tag_names: Sequence[str]) -> Parsed:
+    words = list(record[_column(record, TOKEN_COLUMNS) or ""])
+    tags = list(record[_column(record, TAG_COLUMNS) or ""])
+    if len(words) != len(tags):
+        raise ValueError(f"it has {len(words)} words but {len(tags)} tags")
+    names = [_tag_name(tag, tag_names) for tag in tags]
+    spans = [[first, last, label] for first, last, label in spans_of_tags(names)]
+    return Parsed(example_of_words({"tokenized_text": words, "ner": spans}))
+
+
+def _tag_name(tag: Any, names: Sequence[str]) -> str:
+    if isinstance(tag, str):
+        return tag
+    if not names:
+        raise ValueError(f"the tag {tag!r} is a number and the data set does not name its tags")
+    if not 0 <= tag < len(names):
+        raise ValueError(f"the tag {tag!r} is none of the {len(names)} that the data set names")
+    return names[tag]
+
+
+def _sentence(record: Mapping[str, Any], _: Sequence[str]) -> Parsed:
+    return Parsed(example_of_sentence(record))
+
+
+def _prepared(record: Mapping[str, Any], _: Sequence[str]) -> Parsed:
+    text = record["text"]
+    if not isinstance(text, str):
+        raise ValueError(f"its text is {shown(text)}")
+    mentions = []
+    for mention in record["mentions"] or ():
+        start, end, label = mention["start"], mention["end"], checked_label(mention["label"])
+        if not 0 <= start < end <= len(text):
+            raise ValueError(f"mention {start}..{end} outside {len(text)} characters")
+        mentions.append(Mention(start, end, label))
+    return Parsed(Example(text, tuple(mentions), tuple(map(checked_label, record.get("negatives") or ()))))
+
+
+_PARSERS: dict[str, Callable[[Mapping[str, Any], Sequence[str]], Parsed]] = {
+    "conversations": _conversation,
+    "gliner": _gliner,
+    "tagged": _tagged,
+    "sentences": _sentence,
+    "prepared": _prepared,
+}
+assert {*_PARSERS, "auto"} == {*get_args(Format)}

@@ -1,0 +1,61 @@
+"""What a source of annotated texts holds, counted."""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass, field, fields
+from typing import Any
+
+from spanlake.data.examples import Example
+from spanlake.text import word_offsets
+
+
+@dataclass
+class SourceStatistics:
+    name: str
+    source: str
+    examples: int = 0
+    mentions: int = 0
+    examples_without_mentions: int = 0
+    types: Counter[str] = field(default_factory=Counter)
+    mention_widths: Counter[int] = field(default_factory=Counter)  # in words
+    words: int = 0
+    longest_text: int = 0  # words
+    longest_mention: int = 0  # words
+    dropped: Counter[str] = field(default_factory=Counter)  # mentions given as strings, or places of them, by reason
+    unusable: Counter[str] = field(default_factory=Counter)  # mentions kept for scoring that no span can stand for
+    bad_records: int = 0
+    first_bad: list[str] = field(default_factory=list)
+    files_not_read: list[str] = field(default_factory=list)
+
+    @property
+    def records(self) -> int:
+        return self.examples + self.bad_records
+
+    def add(self, example: Example, max_width: int) -> None:
+        offsets = word_offsets(example.text)
+        first = {start: place for place, start in enumerate(offsets[:, 0].tolist())}
+        last = {end: place for place, end in enumerate(offsets[:, 1].tolist())}
+        self.examples += 1
+        self.mentions += len(example.mentions)
+        self.examples_without_mentions += not example.mentions
+        self.words += len(offsets)
+        self.longest_text = max(self.longest_text, len(offsets))
+        for mention in example.mentions:
+            self.types[mention.label] += 1
+            start, end = first.get(mention.start), last.get(mention.end)
+            if start is None or end is None:
+                self.unusable["inside_a_word"] += 1
+                continue
+            width = end - start + 1
+            self.mention_widths[width] += 1
+            self.longest_mention = max(self.longest_mention, width)
+            self.unusable["wider_than_max_width"] += width > max_width
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values, as JSON has them; the commonest types first."""
+        values = {item.name: getattr(self, item.name) for item in fields(self)}
+        values["types"] = dict(self.types.most_common())
+        values["mention_widths"] = {str(width): self.mention_widths[width] for width in sorted(self.mention_widths)}
+        values["unusable"] = {reason: count for reason, count in sorted(self.unusable.items()) if count}
+        return values

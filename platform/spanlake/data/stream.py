@@ -1,0 +1,266 @@
+"""Prepared data sets -> the endless sequence of batches that a run trains on, read as it goes.
+
+The sequence depends on the data sets, the seed and the size of a batch, and on nothing else: not on the number of
+workers, not on where a run was interrupted. An epoch is cut into pools of row groups drawn at random from all data
+sets; one pool at a time, and the next, are in memory.
+"""
+
+from __future__ import annotations
+
+import re
+import zlib
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
+from dataclasses import asdict, dataclass, field
+from itertools import count
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from pyarrow import fs
+
+from spanlake.data.batches import TokenizedExample, plan_epoch, tokenize
+from spanlake.data.examples import Example
+from spanlake.data.prepared import examples_of, open_directory, read_statistics
+from spanlake.errors import UserError, one_line
+from spanlake.modeling.config import ModelConfig
+from spanlake.modeling.tokens import PromptTokenizer
+
+_POOL_ROWS = 4096
+PROMPT_ROOM = 64  # sub-words that the planning of batches sets aside for a text's prompt
+
+
+@dataclass(frozen=True)
+class PreparedSet:
+    """One source of a prepared directory."""
+
+    name: str
+    uri: str  # the directory
+    groups: tuple[tuple[str, int, int], ...]  # file, row group in it, rows
+    types: Mapping[str, int]  # how often each is mentioned
+    mention_widths: Mapping[int, int]  # in words; how many mentions
+
+    @property
+    def rows(self) -> int:
+        return sum(rows for *_, rows in self.groups)
+
+    def held_out(self, limit: int, seed: int) -> frozenset[int]:
+        """The rows kept for the dev score: `limit` of them, at most a tenth."""
+        size = min(limit, self.rows // 10)
+        rng = np.random.default_rng((seed, 3, zlib.crc32(self.name.encode())))
+        return frozenset(rng.choice(self.rows, size, replace=False).tolist())
+
+    def examples(self, rows: frozenset[int] | None = None) -> list[Example]:
+        """The examples at these rows, or all; they are held in memory."""
+        found: list[Example] = []
+        at = 0
+        with _Files(self.uri) as files:
+            for file, group, size in self.groups:
+                wanted = [row - at for row in range(at, at + size) if rows is None or row in rows]
+                if wanted:
+                    found += examples_of(files.row_group(file, group).take(wanted))
+                at += size
+        return found
+
+
+def open_prepared(uri: str) -> list[PreparedSet]:
+    """The data sets in a prepared directory. Raises `UserError` where there are none, or a file cannot be read."""
+    statistics = read_statistics(uri)
+    if statistics is None:
+        raise UserError(f"{uri} is no prepared data set; `spanlake data prepare` writes one.")
+    filesystem, path = open_directory(uri)
+    groups: dict[str, list[tuple[str, int, int]]] = {}
+    try:
+        names = sorted(info.base_name for info in filesystem.get_file_info(fs.FileSelector(path)))
+        for name in names:
+            match = re.fullmatch(r"(.+)-\d{5,}\.parquet", name)
+            if match:
+                footer = pq.read_metadata(f"{path}/{name}", filesystem=filesystem)
+                found = groups.setdefault(match[1], [])
+                found += [(name, group, footer.row_group(group).num_rows) for group in range(footer.num_row_groups)]
+    except (OSError, pa.ArrowException) as error:
+        raise UserError(f"The prepared data set {uri} cannot be read ({one_line(error)}).") from error
+    sets = []
+    for source in statistics["sources"]:
+        widths = {int(width): number for width, number in source["mention_widths"].items()}
+        prepared = PreparedSet(source["name"], uri, tuple(groups.get(source["name"], ())), source["types"], widths)
+        if prepared.rows != source["examples"]:
+            raise UserError(
+                f"The prepared data set {uri} lacks rows of {source['name']}: it has {prepared.rows} of "
+                f"{source['examples']}; prepare it again."
+            )
+        sets.append(prepared)
+    return sets
+
+
+@dataclass(frozen=True)
+class Position:
+    """How far a run has come: `batch` batches of a pool are done, and all pools and epochs before it."""
+
+    epoch: int = 0
+    pool: int = 0
+    batch: int = 0
+
+    def to_dict(self) -> dict[str, int]:
+        return asdict(self)
+
+
+@dataclass(frozen=True)
+class StreamBatch:
+    examples: tuple[TokenizedExample, ...]  # what one optimiser step sees on all workers; the shortest first
+    position: Position  # after this batch: where to go on from
+    untrained: Counter[str]  # mentions of this batch's pool that no span stands for; told once, with its first batch
+
+
+@dataclass(frozen=True)
+class PoolPlan:
+    """What to read at once."""
+
+    epoch: int
+    number: int
+    pieces: tuple[tuple[int, int, float], ...]  # data set, row group of it, share of its rows
+
+
+@dataclass(frozen=True)
+class Pool:
+    examples: list[TokenizedExample]
+    untrained: Counter[str]
+
+
+@dataclass(frozen=True)
+class ExampleStream:
+    """It can be pickled, so that `load` may run anywhere."""
+
+    sets: Sequence[PreparedSet]
+    weights: Sequence[float]  # for each set, how often it is read in an epoch
+    tokenizer: PromptTokenizer
+    config: ModelConfig
+    seed: int
+    batch_tokens: int
+    batch_texts: int
+    held_out: int = 0
+    ignored_types: frozenset[str] = field(default_factory=frozenset)
+    pool_rows: int = _POOL_ROWS
+
+    def batches(
+        self,
+        start: Position = Position(),  # noqa: B008 (it is frozen)
+        load: Callable[[Sequence[PoolPlan]], Iterable[Pool]] | None = None,
+    ) -> Iterator[StreamBatch]:
+        """Batches without end, from `start` on. `load` reads the pools of a plan in their order (here, one ahead).
+
+        Raises `UserError` where no text holds a word.
+        """
+        for epoch in count(start.epoch):
+            plans = self.plans(epoch)[start.pool if epoch == start.epoch else 0 :]
+            found = start != Position(epoch)  # there may be none left of an epoch that was interrupted
+            for plan, pool in zip(plans, (load or self._load_ahead)(plans), strict=True):
+                lengths = [example.tokens + PROMPT_ROOM for example in pool.examples]
+                rng = np.random.default_rng((self.seed, 1, epoch, plan.number))
+                batches = list(plan_epoch(lengths, self.batch_tokens, self.batch_texts, rng))
+                resumed = (epoch, plan.number) == (start.epoch, start.pool)
+                for number, chosen in enumerate(batches):
+                    if chosen and not (resumed and number < start.batch):
+                        found = True
+                        yield StreamBatch(
+                            tuple(pool.examples[i] for i in chosen),
+                            Position(epoch, plan.number, number + 1),
+                            pool.untrained if number == 0 else Counter(),
+                        )
+            if not found:
+                raise UserError(f"The data sets {', '.join(s.name for s in self.sets)} hold no text with words.")
+
+    def plans(self, epoch: int) -> list[PoolPlan]:
+        """Row groups of all sets in random order. A set of weight 2.3 comes twice, and again with 0.3 of its rows."""
+        pieces = [
+            (number, group, min(1.0, weight - time))
+            for number, (prepared, weight) in enumerate(zip(self.sets, self.weights, strict=True))
+            for time in range(int(np.ceil(weight)))
+            for group in range(len(prepared.groups))
+        ]
+        plans: list[PoolPlan] = []
+        pool: list[tuple[int, int, float]] = []
+        rows = 0.0
+        for i in np.random.default_rng((self.seed, 0, epoch)).permutation(len(pieces)).tolist():
+            number, group, share = pieces[i]
+            pool.append(pieces[i])
+            rows += share * self.sets[number].groups[group][2]
+            if rows >= self.pool_rows:
+                plans.append(PoolPlan(epoch, len(plans), tuple(pool)))
+                pool, rows = [], 0.0
+        return [*plans, PoolPlan(epoch, len(plans), tuple(pool))] if pool else plans
+
+    def load(self, plan: PoolPlan) -> Pool:
+        """Reads and tokenizes a pool. Raises `UserError` for a file that cannot be read."""
+        examples: list[TokenizedExample] = []
+        untrained = Counter[str]()
+        with ExitStack() as opened:
+            uris = {self.sets[number].uri for number, *_ in plan.pieces}
+            files = {uri: opened.enter_context(_Files(uri)) for uri in sorted(uris)}
+            for number, group, share in plan.pieces:
+                prepared = self.sets[number]
+                types = tuple(sorted(set(prepared.types) - self.ignored_types))
+                held_out = prepared.held_out(self.held_out, self.seed)
+                file, index, size = prepared.groups[group]
+                first = sum(rows for *_, rows in prepared.groups[:group])
+                kept = np.ones(size, dtype=bool)
+                if share < 1:
+                    kept = np.random.default_rng((self.seed, 4, plan.epoch, number, group)).random(size) < share
+                rows = examples_of(files[prepared.uri].row_group(file, index))
+                for row, (example, keep) in enumerate(zip(rows, kept, strict=True), first):
+                    if keep and row not in held_out:
+                        examples += tokenize(
+                            without_types(example, self.ignored_types),
+                            types,
+                            self.tokenizer,
+                            self.config,
+                            where=f"{prepared.name}, row {row + 1}",
+                            untrained=untrained,
+                        )
+        return Pool(examples, untrained)
+
+    def _load_ahead(self, plans: Sequence[PoolPlan]) -> Iterator[Pool]:
+        """One pool is read while the one before it is trained on."""
+        with ThreadPoolExecutor(1) as reader:
+            ahead = [reader.submit(self.load, plan) for plan in plans[:1]]
+            for plan in [*plans[1:], None][: len(plans)]:
+                pool = ahead.pop().result()
+                ahead += [reader.submit(self.load, plan)] if plan else []
+                yield pool
+
+
+def without_types(example: Example, ignored: frozenset[str]) -> Example:
+    """Neither mentions of those types nor negatives."""
+    if not ignored:
+        return example
+    return Example(
+        example.text,
+        tuple(mention for mention in example.mentions if mention.label not in ignored),
+        tuple(label for label in example.negatives if label not in ignored),
+    )
+
+
+class _Files:
+    """The Parquet files of a directory, each opened once."""
+
+    def __init__(self, uri: str) -> None:
+        self._uri = uri
+        self._filesystem, self._path = open_directory(uri)
+        self._open: dict[str, pq.ParquetFile] = {}
+
+    def __enter__(self) -> _Files:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for file in self._open.values():
+            file.close()
+
+    def row_group(self, file: str, index: int) -> pa.Table:
+        try:
+            if file not in self._open:
+                self._open[file] = pq.ParquetFile(f"{self._path}/{file}", filesystem=self._filesystem)
+            return self._open[file].read_row_group(index)
+        except (OSError, pa.ArrowException) as error:
+            raise UserError(f"{self._uri}/{file} cannot be read ({one_line(error)}).") from error

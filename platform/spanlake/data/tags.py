@@ -1,0 +1,68 @@
+"""Tags of words -> spans of words, and files with one word and its tag on each line."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Iterator, Sequence
+from itertools import chain
+from typing import Any
+
+_SCHEME = re.compile(r"([BIMELSU])-(.+)", re.DOTALL)
+
+
+def spans_of_tags(tags: Sequence[str]) -> Iterator[tuple[int, int, str]]:
+    """First word, last word (inclusive) and label of each mention.
+
+    Reads BIO (also in its older form, where B- stands only between neighbours), BIOES and BILOU, and tags without a
+    prefix, of which equal neighbours are one mention. What begins with I- or ends without an end is a mention too.
+    """
+    first, open_label = 0, None
+    for place, tag in enumerate(tags):
+        prefix, label = _parts(tag)
+        if open_label is not None and (label != open_label or prefix in "BSU"):
+            yield first, place - 1, open_label
+            open_label = None
+        if label is not None and open_label is None:
+            first, open_label = place, label
+        if open_label is not None and prefix in "ELSU":
+            yield first, place, open_label
+            open_label = None
+    if open_label is not None:
+        yield first, len(tags) - 1, open_label
+
+
+def _parts(tag: str) -> tuple[str, str | None]:
+    """The prefix (I for a tag without one) and the label, None for O."""
+    if tag == "O":
+        return "O", None
+    match = _SCHEME.fullmatch(tag)
+    return (match[1], match[2]) if match else ("I", tag)
+
+
+def read_tag_lines(lines: Iterable[str]) -> Iterator[tuple[int, dict[str, Any] | str]]:
+    """CoNLL files: a word, anything, and its tag on each line; sentences end at empty lines.
+
+    Yields the number of each sentence's first line and `{"tokens", "ner_tags"}`, or what is wrong with it. Lines of
+    document marks and, before a sentence, comments are skipped.
+    """
+    words: list[str] = []
+    tags: list[str] = []
+    start, wrong = 1, ""
+    for number, line in enumerate(chain(lines, [""]), 1):
+        fields = line.split()
+        if fields and fields[0] == "-DOCSTART-":
+            continue
+        if not fields:
+            if words or wrong:
+                yield start, wrong or {"tokens": words, "ner_tags": tags}
+            words, tags, wrong = [], [], ""
+            continue
+        tagged = len(fields) > 1 and (fields[-1] == "O" or _SCHEME.fullmatch(fields[-1]) is not None)
+        if not words and not wrong:
+            if fields[0].startswith("#") and not tagged:
+                continue
+            start = number
+        if not tagged and not wrong:
+            wrong = f"line {number} does not end in a tag such as O or B-person"
+        words.append(fields[0])
+        tags.append(fields[-1])

@@ -1,0 +1,70 @@
+"""`spanlake train`."""
+
+import argparse
+import os
+from importlib.util import find_spec
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from spanlake.errors import UserError
+
+if TYPE_CHECKING:
+    from spanlake.training.data import RecipeData
+    from spanlake.training.directory import RunDirectory
+    from spanlake.training.recipe import Recipe
+
+# Everything else is imported where it is used: `spanlake --help` does not wait for torch.
+
+
+def add_commands(subparsers: "argparse._SubParsersAction[Any]") -> None:
+    """Add `train`; it sets `run`, a function from the parsed arguments to an exit code."""
+    parser = subparsers.add_parser("train", help="train a model, in this process or on a Ray cluster")
+    parser.description = "Run a recipe, and leave the best package in DIR/package. Run again to go on after a failure."
+    parser.add_argument("recipe", type=Path, metavar="RECIPE", help="a YAML file; see jobs/recipes")
+    parser.add_argument("changes", nargs="*", metavar="section.key=value", help="in place of the recipe's own")
+    parser.add_argument("--directory", metavar="DIR", help="where the run is written: a path or URI (runs/NAME)")
+    parser.add_argument("--dry-run", action="store_true", help="print the plan, and train nothing")
+    parser.set_defaults(run=_train)
+
+
+def _train(args: argparse.Namespace) -> int:
+    from spanlake.training.recipe import read_recipe
+
+    recipe = read_recipe(args.recipe, args.changes)
+    if args.dry_run:
+        from spanlake.training.plan import plan_text
+
+        print(plan_text(recipe))
+        return 0
+    from spanlake.training.directory import open_run
+    from spanlake.training.tracking import showing
+
+    run = open_run(args.directory or os.path.join("runs", recipe.name))
+    if "TORCHELASTIC_RUN_ID" in os.environ or (recipe.parallel.workers[1] == 1 and not _is_ray_job()):
+        from spanlake.training.processes import train_here
+
+        train_here(recipe, run, _prepare)
+    else:
+        if find_spec("ray") is None:
+            raise UserError("Several workers need Ray, which is not installed: pip install 'spanlake[train]'.")
+        from spanlake.training.launch import launch
+
+        data = _prepare(recipe, run)
+        with showing(recipe, run):
+            launch(recipe, data, run)
+    print(f"{run.uri.rstrip('/')}/package")
+    return 0
+
+
+def _is_ray_job() -> bool:
+    """Whether this process is the entrypoint of a Ray job, on a machine that may have no room for work."""
+    return "RAY_JOB_CONFIG_JSON_ENV_VAR" in os.environ
+
+
+def _prepare(recipe: "Recipe", run: "RunDirectory") -> "RecipeData":
+    """Make the directory the run's, and its data ready to be read."""
+    from spanlake.training.data import recipe_data
+    from spanlake.training.directory import claim
+
+    claim(run, recipe)
+    return recipe_data(recipe, run.child("data") if run.is_local else f"{run.uri.rstrip('/')}/data")

@@ -1,0 +1,143 @@
+"""The data sets that a recipe names, prepared and opened."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+from pathlib import Path
+
+from spanlake.data.examples import Example
+from spanlake.data.prepare import prepare
+from spanlake.data.prepared import read_statistics
+from spanlake.data.sampling import Sampling
+from spanlake.data.stream import ExampleStream, PreparedSet, open_prepared, without_types
+from spanlake.errors import UserError, one_line, shown
+from spanlake.modeling.config import ModelConfig
+from spanlake.modeling.tokens import PromptTokenizer
+from spanlake.training.recipe import DataSection, Recipe
+
+
+@dataclass(frozen=True)
+class DevSet:
+    name: str
+    types: list[str]  # all of the data set's
+    examples: list[Example]
+
+    def asked(self, example: Example) -> list[str]:
+        """What a text is asked for: all types of its data set, or its own and those it states as absent."""
+        if not example.negatives:
+            return self.types
+        return sorted({*(mention.label for mention in example.mentions), *example.negatives})
+
+
+@dataclass(frozen=True)
+class RecipeData:
+    """It can be pickled: the driver of a run makes it, and the workers read from it."""
+
+    sets: tuple[PreparedSet, ...]
+    weights: tuple[float, ...]  # one for each set
+    dev: tuple[DevSet, ...]
+    sampling: Sampling  # the recipe's, with the descriptions of `data.descriptions`
+
+    @cached_property
+    def frequencies(self) -> Mapping[str, int]:
+        return sum((Counter(data.types) for data in self.sets), Counter[str]())
+
+    def types(self, ignored: Sequence[str] = ()) -> list[str]:
+        return sorted({*self.frequencies} - {*ignored})
+
+    def wider_than(self, max_width: int) -> int:
+        """How many mentions have more words than the widest span, so that nothing can be trained to find them."""
+        return sum(
+            mentions for data in self.sets for width, mentions in data.mention_widths.items() if width > max_width
+        )
+
+    def stream(self, recipe: Recipe, tokenizer: PromptTokenizer, config: ModelConfig) -> ExampleStream:
+        """Raises `UserError` for a type or description that the tokenizer cannot read."""
+        for label in self.types(recipe.data.ignored_types):
+            tokenizer.label(label)
+            tokenizer.label(self.sampling.descriptions.get(label, label))
+        return ExampleStream(
+            self.sets,
+            self.weights,
+            tokenizer,
+            config,
+            seed=recipe.seed,
+            batch_tokens=recipe.schedule.batch_tokens,
+            batch_texts=recipe.schedule.batch_texts,
+            held_out=0 if recipe.data.dev else recipe.data.held_out,
+            ignored_types=frozenset(recipe.data.ignored_types),
+        )
+
+
+def recipe_data(recipe: Recipe, cache: str) -> RecipeData:
+    """Opens what the recipe names; what is not in the training format yet is prepared below the directory `cache`.
+
+    Raises `UserError` for data that cannot be found or read, or that holds nothing to train on.
+    """
+    section = recipe.data
+    sets: list[PreparedSet] = []
+    weights: list[float] = []
+    for name in section.train:
+        opened = _opened(name, section, recipe.model.max_width, cache)
+        sets += opened
+        weights += [_weight(data, section.weights.get(name, 1.0), section.max_per_set) for data in opened]
+    ignored = frozenset(section.ignored_types)
+    if not any(set(data.types) - ignored for data in sets):
+        raise UserError(f"The data sets {', '.join(section.train)} mention no type; there is nothing to train on.")
+    if section.dev:
+        named = [data for name in section.dev for data in _opened(name, section, recipe.model.max_width, cache)]
+        dev = [_dev_set(data, None, ignored) for data in named]
+    else:
+        dev = [_dev_set(data, data.held_out(section.held_out, recipe.seed), ignored) for data in sets]
+    if not any(data.examples for data in dev):
+        raise UserError(
+            f"Nothing of {shown(section.train)} is left for the dev score; name data.dev, or let data.held_out keep "
+            "some of at least ten examples."
+        )
+    sampling = replace(recipe.sampling, descriptions={**_descriptions(section), **recipe.sampling.descriptions})
+    return RecipeData(tuple(sets), tuple(weights), tuple(data for data in dev if data.examples), sampling)
+
+
+def _weight(data: PreparedSet, weight: float, most: int) -> float:
+    return min(weight, most / max(data.rows, 1)) if most else weight
+
+
+def _dev_set(data: PreparedSet, rows: frozenset[int] | None, ignored: frozenset[str]) -> DevSet:
+    examples = [without_types(example, ignored) for example in data.examples(rows)]
+    return DevSet(data.name, sorted(set(data.types) - ignored), examples)
+
+
+def _opened(name: str, section: DataSection, max_width: int, cache: str) -> list[PreparedSet]:
+    if "://" in name:
+        return open_prepared(name)
+    path = Path(section.root, name)
+    if path.is_dir() and read_statistics(str(path)):
+        return open_prepared(str(path))
+    base = path.with_name(path.name.partition(":")[0])
+    hub_id = re.fullmatch(r"[\w.-]+/[\w.-]+(:\w+)?", name) is not None and not path.parent.is_dir()
+    if not base.exists() and not hub_id:
+        raise UserError(
+            f"The recipe's data {name!r} is not at {path.absolute()}; say where it is with data.root=DIRECTORY."
+        )
+    output = f"{cache.rstrip('/')}/{re.sub(r'[^A-Za-z0-9.-]+', '_', name)}"
+    source = str(path) if base.exists() else name
+    prepare([source], output, max_width=max_width, max_bad_rate=section.max_bad_rate)
+    return open_prepared(output)
+
+
+def _descriptions(section: DataSection) -> Mapping[str, str]:
+    if not section.descriptions:
+        return {}
+    path = Path(section.root, section.descriptions)
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise UserError(f"The descriptions {path} cannot be read ({one_line(error)}).") from error
+    if not isinstance(found, dict) or not all(isinstance(text, str) and text.strip() for text in found.values()):
+        raise UserError(f"The descriptions {path} must be a JSON object of texts, {{type: description}}.")
+    return found

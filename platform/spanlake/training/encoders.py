@@ -1,0 +1,130 @@
+"""The model that a run begins with."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Any
+
+import torch
+from tokenizers import Tokenizer
+from torch import nn
+from transformers import AutoConfig, AutoModel, PretrainedConfig
+
+from spanlake.errors import PackageError, UserError, one_line
+from spanlake.modeling.config import ModelConfig
+from spanlake.modeling.model import SpanModel, drop_pooler, encoder_config, encoder_values
+from spanlake.modeling.pretrained import pretrained_tokenizer
+from spanlake.package import find_model, open_package
+from spanlake.training.known_encoders import KNOWN_ENCODERS
+from spanlake.training.recipe import ModelSection
+
+# The published checkpoints' tokens, in their order, so that a trained model can be written in their form.
+PROMPT_TOKENS = ("[FLERT]", "<<ENT>>", "<<SEP>>")
+_DROPOUTS = ("attention_probs_dropout_prob", "hidden_dropout_prob", "attention_dropout", "dropout")
+
+
+def starting_model(section: ModelSection) -> tuple[Tokenizer, SpanModel]:
+    """The tokenizer and the model: of the package `start`, or with a random head on a pretrained or random encoder.
+
+    Raises `UserError` for an encoder, a tokenizer or a package that cannot be had; what it draws at random comes from
+    torch's global generator.
+    """
+    if section.start:
+        package = open_package(section.start)
+        return package.tokenizer.backend, package.model
+    tokenizer = _tokenizer(section)
+    tokenizer.add_special_tokens(list(PROMPT_TOKENS))
+    encoder: Any = _random_encoder(section, tokenizer) if section.encoder_config else _pretrained_encoder(section)
+    drop_pooler(encoder)
+    encoder.resize_token_embeddings(tokenizer.get_vocab_size(), mean_resizing=True)
+    return tokenizer, SpanModel(model_config(section, encoder.config, tokenizer), encoder)
+
+
+def model_config(section: ModelSection, encoder: PretrainedConfig, tokenizer: Tokenizer | None) -> ModelConfig:
+    """The architecture that a recipe describes; without a tokenizer, the number of the entity token is a guess."""
+    entity_id = tokenizer.token_to_id(PROMPT_TOKENS[1]) if tokenizer else 1
+    assert entity_id is not None
+    return ModelConfig(
+        encoder=encoder_values(encoder),
+        hidden_size=section.hidden_size,
+        span_head=section.span_head,
+        entity_token=PROMPT_TOKENS[1],
+        separator_token=PROMPT_TOKENS[2],
+        entity_token_id=entity_id,
+        max_width=section.max_width,
+        max_words=section.max_words,
+        lstm=section.lstm,
+        dropout=section.dropout,
+    )
+
+
+def planned_config(section: ModelSection) -> tuple[PretrainedConfig, str]:
+    """The encoder's configuration and where it was read: in the recipe, its own files, or the table of known ones.
+
+    Raises `UserError` for an encoder that is neither here nor known.
+    """
+    if section.encoder_config:
+        return _random_config(section, _tokenizer(section)), "the recipe"
+    if section.encoder in KNOWN_ENCODERS and not Path(section.encoder).is_dir():
+        return encoder_config(KNOWN_ENCODERS[section.encoder]), "its published configuration"
+    try:
+        return AutoConfig.from_pretrained(section.encoder), "its files"
+    except (OSError, ValueError) as error:
+        raise _missing(section.encoder, error) from error
+
+
+def _pretrained_encoder(section: ModelSection) -> nn.Module:
+    try:
+        config = AutoConfig.from_pretrained(section.encoder)
+        _set_dropout(config, section.encoder_dropout)
+        encoder: nn.Module = AutoModel.from_pretrained(section.encoder, config=config, dtype=torch.float32)
+    except (OSError, ValueError) as error:
+        raise _missing(section.encoder, error) from error
+    return encoder
+
+
+def _random_encoder(section: ModelSection, tokenizer: Tokenizer) -> nn.Module:
+    config = _random_config(section, tokenizer)
+    _set_dropout(config, section.encoder_dropout)
+    auto: Any = AutoModel  # its type hints are incomplete
+    encoder: nn.Module = auto.from_config(config, dtype=torch.float32)
+    return encoder
+
+
+def _random_config(section: ModelSection, tokenizer: Tokenizer) -> PretrainedConfig:
+    if "model_type" not in section.encoder_config:
+        raise UserError("model.encoder_config names no model_type, such as bert or deberta-v2.")
+    if "vocab_size" in section.encoder_config:
+        raise UserError("model.encoder_config gives a vocab_size, which is that of model.tokenizer; leave it out.")
+    pad = next((i for i in map(tokenizer.token_to_id, ("[PAD]", "<pad>")) if i is not None), 0)
+    return encoder_config({"pad_token_id": pad, **section.encoder_config, "vocab_size": tokenizer.get_vocab_size()})
+
+
+def _set_dropout(config: PretrainedConfig, rate: float) -> None:
+    for key in _DROPOUTS:
+        if hasattr(config, key):
+            setattr(config, key, rate)
+
+
+def _tokenizer(section: ModelSection) -> Tokenizer:
+    if section.encoder_config:
+        return pretrained_tokenizer(str(find_model(section.tokenizer)))
+    try:
+        return pretrained_tokenizer(section.encoder)
+    except PackageError as error:
+        if not Path(section.encoder).is_dir():
+            raise _missing(section.encoder, error) from error
+        raise
+
+
+def _missing(encoder: str, error: Exception) -> UserError:
+    if not re.fullmatch(r"[\w.-]+(/[\w.-]+)?", encoder):
+        return UserError(f"There is no encoder in {encoder!r}; give its directory or a Hub id, such as owner/name.")
+    if Path(encoder).is_dir():
+        return UserError(f"The encoder in {encoder} cannot be read ({one_line(error)}); fetch it again.")
+    return UserError(
+        f"The encoder {encoder!r} is not a directory here, not in the Hugging Face cache, and could not be fetched; "
+        f"where there is a network run `hf download {encoder} --local-dir DIR`, bring DIR here, and give "
+        f"model.encoder=DIR ({one_line(error)})."
+    )

@@ -1,0 +1,43 @@
+"""How good a model is in the middle of its training, and the package that is made of it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+import torch
+
+from spanlake.evaluation.metrics import Tally
+from spanlake.inference.extractor import Extractor
+from spanlake.package import Package, repack
+from spanlake.training.data import DevSet
+from spanlake.training.directory import RunDirectory
+
+
+def dev_score(package: Package, sets: Sequence[DevSet]) -> float:
+    """The mean over data sets of the exact-match F1 on their dev parts, 0 to 1."""
+    package.model.eval()
+    extractor = Extractor(package, next(package.model.parameters()).device, torch.float32)
+    scores = []
+    for data in sets:
+        tally = Tally()
+        asked = [data.asked(example) for example in data.examples]
+        found = extractor.extract([example.text for example in data.examples], asked)
+        for example, entities in zip(data.examples, found, strict=True):
+            tally.add(
+                ((entity.start, entity.end, entity.label) for entity in entities),
+                ((mention.start, mention.end, mention.label) for mention in example.mentions),
+            )
+        scores.append(tally.overall().f1)
+    return sum(scores) / len(scores)
+
+
+def publish(run: RunDirectory, package: Package, step: int, f1: float) -> None:
+    """Put a package in place of the run's `package/`."""
+    training = {**package.metadata["training"], "step": step, "dev_f1": f1}
+    known = Package(package.name, package.model, package.tokenizer, {**package.metadata, "training": training}, "")
+    with TemporaryDirectory() as temporary:
+        draft = Path(temporary) / "package"
+        repack(known, draft, name=package.name, int8=False)
+        run.publish(draft, "package")

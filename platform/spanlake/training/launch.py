@@ -1,0 +1,179 @@
+"""Training as workers of Ray Train, on any number of machines. The one module of training that imports Ray.
+
+Ray starts the workers again when one of them, its machine or this process dies, with as many as it then has; they go
+on from the last checkpoint that all of them reported.
+"""
+
+import json
+import logging
+import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import ray
+import torch
+from ray import train
+from ray.train.torch import TorchConfig, TorchTrainer
+from ray.train.v2.api.config import CheckpointConfig, FailureConfig, RunConfig, ScalingConfig
+
+import spanlake
+from spanlake.errors import ShortfallError, SpanlakeError, UserError, one_line
+from spanlake.training.data import RecipeData
+from spanlake.training.directory import RunDirectory
+from spanlake.training.loop import Worker, fit
+from spanlake.training.recipe import Recipe
+
+_FAILURES = 50  # of workers and machines, before a run is given up
+_RESIZE_SECONDS = 60.0  # between looks at whether more workers fit
+_OBJECT_STORE_BYTES = 300_000_000  # of a Ray of our own; texts do not pass through it
+_STOPPED = "stopped.json"  # why a run cannot go on, where trying again would not help
+_PACKAGE = Path(spanlake.__path__[0]).resolve()
+
+
+def launch(recipe: Recipe, data: RecipeData, run: RunDirectory, resize_seconds: float = _RESIZE_SECONDS) -> None:
+    """Run the recipe on the cluster at RAY_ADDRESS (a job has one), or on a new one on this machine.
+
+    Raises: UserError where the cluster has too little; ShortfallError where training cannot go on.
+    """
+    with _cluster():
+        _check_room(recipe)
+        fewest, most = recipe.parallel.workers
+        if run.read(_STOPPED) is not None:
+            run.filesystem.delete_file(run.child(_STOPPED))
+        trainer = TorchTrainer(
+            _work,
+            train_loop_config={"recipe": recipe, "data": data, "run": run},
+            torch_config=TorchConfig(backend="nccl" if recipe.parallel.gpus_per_worker else "gloo"),
+            scaling_config=ScalingConfig(
+                num_workers=most if fewest == most else (fewest, most),
+                use_gpu=recipe.parallel.gpus_per_worker > 0,
+                resources_per_worker=_resources(recipe),
+                elastic_resize_monitor_interval_s=resize_seconds,
+            ),
+            run_config=RunConfig(  # type: ignore[arg-type] # its own stubs mean the old one
+                name="ray",
+                storage_path=run.path,
+                storage_filesystem=run.filesystem,
+                failure_config=FailureConfig(max_failures=_FAILURES),
+                checkpoint_config=CheckpointConfig(num_to_keep=recipe.checkpoint.keep),
+                worker_runtime_env={"env_vars": {"PYTHONPATH": _python_path()}},
+            ),
+        )
+        try:
+            trainer.fit()
+        except Exception as error:  # of many kinds
+            raise ShortfallError(
+                f"Training stopped ({one_line(error)}); the same command goes on from the last checkpoint."
+            ) from error
+    stopped = run.read(_STOPPED)
+    if stopped is not None:
+        reason = json.loads(stopped)
+        raise (UserError if reason["user"] else ShortfallError)(reason["message"])
+
+
+def _work(config: dict[str, Any]) -> None:
+    """What each worker does."""
+    recipe, run = config["recipe"], config["run"]
+    context = train.get_context()
+    device = train.torch.get_device() if recipe.parallel.gpus_per_worker else torch.device("cpu")
+    worker = Worker(context.get_world_rank(), context.get_world_size(), context.get_local_rank(), device)
+    if device.type == "cpu":
+        torch.set_num_threads(recipe.parallel.cpus_per_worker)
+    try:
+        fit(recipe, config["data"], run, worker, RayCheckpoints())
+    except SpanlakeError as error:  # trying again would end the same way
+        if worker.leads:
+            run.write(_STOPPED, json.dumps({"message": str(error), "user": isinstance(error, UserError)}))
+
+
+class RayCheckpoints:
+    """Ray puts together what the workers report, in the run's storage."""
+
+    @contextmanager
+    def latest(self) -> Iterator[Path | None]:
+        checkpoint = train.get_checkpoint()
+        if checkpoint is None:
+            yield None
+            return
+        with checkpoint.as_directory() as directory:
+            yield Path(directory)
+
+    def save(self, write: Callable[[Path], None], step: int, metrics: dict[str, Any]) -> None:
+        with TemporaryDirectory() as local:
+            write(Path(local))
+            checkpoint = train.Checkpoint.from_directory(local)
+            train.report(metrics, checkpoint=checkpoint)
+
+
+def _resources(recipe: Recipe) -> dict[str, float]:
+    parallel = recipe.parallel
+    resources = {"CPU": float(parallel.cpus_per_worker)}
+    return resources | ({"GPU": float(parallel.gpus_per_worker)} if parallel.gpus_per_worker else {})
+
+
+def _check_room(recipe: Recipe) -> None:
+    """A cluster that grows by itself may have less now than it will have, and is not held to it."""
+    fewest = recipe.parallel.workers[0]
+    has = ray.cluster_resources()
+    for name, each in _resources(recipe).items():
+        if fewest * each > has.get(name, 0.0) and not _can_grow():
+            raise UserError(
+                f"The recipe asks for {fewest} workers with {each:g} {name} each, and the Ray cluster has "
+                f"{has.get(name, 0.0):g} {name}: lower parallel.workers or parallel.{name.lower()}s_per_worker, or use "
+                "a larger cluster."
+            )
+
+
+def _can_grow() -> bool:
+    """Whether the cluster has an autoscaler that has told of node types it may start."""
+    from ray._private.worker import global_worker
+
+    client: Any = global_worker
+    return bool(client.gcs_client.internal_kv_get(b"__autoscaling_config", None))
+
+
+@contextmanager
+def _cluster() -> Iterator[None]:
+    """A Ray cluster while the block lasts: this process's, RAY_ADDRESS's, or a new one on this machine."""
+    if ray.is_initialized():
+        yield
+        return
+    address = os.environ.get("RAY_ADDRESS")
+    try:
+        if address:
+            ray.init(address, runtime_env=_runtime_env(), log_to_driver=False, logging_level=logging.ERROR)
+        else:
+            ray.init(
+                "local",
+                include_dashboard=False,
+                object_store_memory=_OBJECT_STORE_BYTES,
+                log_to_driver=False,
+                logging_level=logging.ERROR,
+            )
+    except Exception as error:  # of many kinds
+        where = f"No Ray cluster answers at RAY_ADDRESS={address}" if address else "Ray does not start on this machine"
+        raise (UserError if address else ShortfallError)(f"{where} ({one_line(error)}).") from error
+    try:
+        yield
+    finally:
+        ray.shutdown()
+
+
+def _runtime_env() -> dict[str, Any]:
+    """What brings this package to the workers."""
+    submitted = json.loads(os.environ.get("RAY_JOB_CONFIG_JSON_ENV_VAR", "{}")).get("runtime_env") or {}
+    if _is_installed() or "py_modules" in submitted:
+        return {}
+    return {"py_modules": [str(_PACKAGE)], "excludes": ["__pycache__"]}
+
+
+def _python_path() -> str:
+    paths = [] if _is_installed() else [str(_PACKAGE.parent)]
+    return os.pathsep.join([*paths, *filter(None, [os.environ.get("PYTHONPATH", "")])])
+
+
+def _is_installed() -> bool:
+    return _PACKAGE.parent.name in ("site-packages", "dist-packages")

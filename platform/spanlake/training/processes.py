@@ -1,0 +1,48 @@
+"""Training without Ray: in this process, or in those that torchrun has started."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
+
+import torch
+import torch.distributed as dist
+
+from spanlake.training.checkpoints import OwnCheckpoints
+from spanlake.training.data import RecipeData
+from spanlake.training.directory import RunDirectory
+from spanlake.training.engine import needs_deepspeed
+from spanlake.training.loop import Worker, fit
+from spanlake.training.recipe import Recipe
+from spanlake.training.tracking import showing
+
+
+def train_here(recipe: Recipe, run: RunDirectory, prepare: Callable[[Recipe, RunDirectory], RecipeData]) -> None:
+    """`prepare` is called by the first process, then by the others. Raises what it and `fit` raise."""
+    with _group(recipe) as worker:
+        data = prepare(recipe, run) if worker.leads else None
+        worker.wait()
+        checkpoints = OwnCheckpoints(run, recipe.checkpoint.keep, worker.rank, worker.wait)
+        with showing(recipe, run) if worker.leads else nullcontext():
+            fit(recipe, data or prepare(recipe, run), run, worker, checkpoints)
+
+
+@contextmanager
+def _group(recipe: Recipe) -> Iterator[Worker]:
+    """This process's place among those of torchrun, or alone."""
+    local_rank = int(os.environ.get("LOCAL_RANK", 0))
+    device = torch.device("cuda", local_rank) if torch.cuda.is_available() else torch.device("cpu")
+    launched = "TORCHELASTIC_RUN_ID" in os.environ
+    if not launched and not needs_deepspeed(recipe, 1):
+        yield Worker(0, 1, 0, device)
+        return
+    backend = "nccl" if device.type == "cuda" else "gloo"
+    if launched:
+        dist.init_process_group(backend)
+    else:
+        dist.init_process_group(backend, store=dist.HashStore(), rank=0, world_size=1)
+    try:
+        yield Worker(dist.get_rank(), dist.get_world_size(), local_rank, device)
+    finally:
+        dist.destroy_process_group()

@@ -1,0 +1,113 @@
+"""Attention for training on a CPU against its formula in float64, and a model's gradients with it and without."""
+
+import copy
+import math
+from pathlib import Path
+
+import pytest
+import torch
+
+from spanlake.modeling import attention as ours
+from spanlake.modeling.attention import _Attention
+from spanlake.modeling.cpu import prepare_cpu_training
+from spanlake.modeling.dropout import Dropout, rounded
+from spanlake.modeling.model import SpanModel
+from spanlake.modeling.tokens import Batch
+from spanlake.package import open_package
+
+B, A, T, D = 2, 3, 7, 7
+COUNTS = [7, 4]
+
+
+def by_formula(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, keep: torch.Tensor, rate: float) -> torch.Tensor:
+    """[B, A, T, D]; `keep` [B, A, T, T] is 1 where a probability is kept."""
+    seen = torch.arange(T) < torch.tensor(COUNTS).view(B, 1, 1, 1)
+    weights = (q @ k.transpose(2, 3)).masked_fill(~seen, -math.inf).softmax(-1)
+    return (weights * keep / (1 - rounded(rate)) @ v) * seen.transpose(2, 3)
+
+
+@pytest.mark.parametrize("rate", [0.0, 0.3])
+def test_values_and_gradients_equal_the_formula(rate: float) -> None:
+    torch.manual_seed(1)
+    q, k, v, upward = (torch.randn(B, A, T, D, dtype=torch.float64) for _ in range(4))
+    inputs = [tensor.requires_grad_() for tensor in (q, k, v)]
+    state = torch.get_rng_state()
+    weights = _Attention.apply(q, k, torch.eye(T, dtype=torch.float64).expand(B, A, T, T).contiguous(), COUNTS, rate)
+    keep = (weights != 0).double()
+    if rate:
+        real = sum(A * count * count for count in COUNTS)
+        assert 0.1 < 1 - keep.sum().item() / real < 0.5
+    torch.set_rng_state(state)
+    output = _Attention.apply(*inputs, COUNTS, rate)
+    expected = by_formula(*inputs, keep, rate)
+    torch.testing.assert_close(output, expected)
+    for mine, theirs in zip(
+        torch.autograd.grad(output, inputs, upward), torch.autograd.grad(expected, inputs, upward), strict=True
+    ):
+        torch.testing.assert_close(mine, theirs)
+
+
+@pytest.fixture
+def model(tiny_model_dir: Path) -> SpanModel:
+    return open_package(str(tiny_model_dir)).model
+
+
+@pytest.fixture
+def batch() -> Batch:
+    ids = torch.randint(7, 60, (3, 20), generator=torch.Generator().manual_seed(1))
+    counts = torch.tensor([20, 13, 9]).unsqueeze(1)
+    words = torch.arange(4, 12).expand(3, -1)
+    return Batch(ids, (torch.arange(20) < counts).long(), words % counts, torch.ones(3, 2).long(), [8, 8, 5], [2, 2, 2])
+
+
+def gradients(model: SpanModel, batch: Batch, *, half: bool) -> tuple[torch.Tensor, torch.Tensor]:
+    """Logits, and all gradients of the sum of their squares as one vector."""
+    with torch.autocast("cpu", dtype=torch.bfloat16, enabled=half):
+        logits = model(batch)
+    parameters = [p for p in model.parameters() if p.requires_grad]
+    found = torch.autograd.grad(logits.square().mean(), parameters, allow_unused=True)
+    return logits, torch.cat([g.flatten() for g in found if g is not None])
+
+
+@pytest.mark.parametrize("half", [False, True])
+def test_a_prepared_model_computes_what_it_did(model: SpanModel, batch: Batch, half: bool) -> None:
+    expected_logits, expected = gradients(model, batch, half=False)
+    plain = gradients(model, batch, half=half)
+    prepared = copy.deepcopy(model)
+    prepare_cpu_training(prepared)
+    assert prepared.encoder.config._attn_implementation == ours.NAME
+    logits, found = gradients(prepared, batch, half=half)  # in evaluation mode, so that nothing is dropped
+    if not half:
+        torch.testing.assert_close(logits, expected_logits)
+        torch.testing.assert_close(found, expected)
+    else:  # no further from float32 than the library's own attention in bfloat16, give or take
+        for mine, theirs, true in zip((logits, found), plain, (expected_logits, expected), strict=True):
+            assert (mine - true).norm() < 2 * (theirs - true).norm() + 1e-3 * true.norm()
+    with torch.no_grad():
+        torch.testing.assert_close(prepared(batch), model(batch), rtol=0, atol=0)
+
+
+def test_a_prepared_model_drops_as_its_configuration_says_and_a_seed_repeats_it(model: SpanModel, batch: Batch) -> None:
+    prepare_cpu_training(model)
+    rates = [module.p for module in model.encoder.modules() if isinstance(module, Dropout)]
+    assert rates and set(rates) == {0.1}  # the configuration's default
+    model.train()
+    state = torch.get_rng_state()
+    first, second = gradients(model, batch, half=True), gradients(model, batch, half=True)
+    torch.set_rng_state(state)
+    again = gradients(model, batch, half=True)
+    assert torch.equal(again[0], first[0]) and torch.equal(again[1], first[1])
+    assert not torch.equal(second[0], first[0])
+
+
+def test_gradient_checkpointing_drops_the_same_twice(model: SpanModel, batch: Batch) -> None:
+    prepare_cpu_training(model)
+    model.train()
+    state = torch.get_rng_state()
+    _, expected = gradients(model, batch, half=True)
+    model.encoder.gradient_checkpointing_enable()
+    torch.set_rng_state(state)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        model(batch).square().mean().backward()
+    found = torch.cat([p.grad.flatten() for p in model.parameters() if p.grad is not None])
+    torch.testing.assert_close(found, expected)
