@@ -163,7 +163,7 @@ def wait_for(condition: Callable[[], bool], seconds: float = 120) -> None:
         time.sleep(0.05)
 
 
-def test_killed_in_the_middle_and_started_again(
+def test_stopped_and_killed_in_the_middle_and_started_again(
     tiny_model_dir: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     source = write_source(tmp_path / "source", files=3, rows=1000)
@@ -173,8 +173,16 @@ def test_killed_in_the_middle_and_started_again(
     def units() -> int:
         return len(list(output.glob("*.parquet")))
 
+    with subprocess.Popen(**command(arguments), stdout=subprocess.DEVNULL, stderr=subprocess.PIPE) as driver:
+        wait_for(lambda: units() >= 3 or driver.poll() is not None)
+        driver.send_signal(signal.SIGTERM)
+        _, said = driver.communicate(timeout=60)
+    assert driver.returncode == 143, said
+    assert said.splitlines()[-1].startswith("spanlake: stopped; what is committed stays"), said
+    stopped_with = units()
+
     with subprocess.Popen(**command(arguments), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as driver:
-        wait_for(lambda: units() >= 5 or driver.poll() is not None)
+        wait_for(lambda: units() >= stopped_with + 3 or driver.poll() is not None)
         driver.send_signal(signal.SIGKILL)
     assert driver.returncode == -signal.SIGKILL, "it ended before it could be killed"
     result = report(output, capsys)

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 # Everything else is imported where it is used: `spanlake predict --help` waits for neither Arrow nor Ray.
 
 _PROBLEMS_SHOWN = 20
+_STOPPED = "stopped; what is committed stays, and the same command goes on from there."
 
 
 def add_commands(subparsers: "argparse._SubParsersAction[Any]") -> None:
@@ -79,7 +80,7 @@ def _run_extract(args: argparse.Namespace) -> int:
     if find_spec("ray") is None:
         raise UserError("`spanlake extract` needs Ray, which is not installed: pip install 'spanlake[ray]'.")
     request = _request(args)
-    from spanlake.extraction import run
+    from spanlake.extraction import pipeline, run
     from spanlake.extraction.ledger import read_ledger
     from spanlake.extraction.publish import open_target, publish
     from spanlake.inference.extractor import Extractor
@@ -92,8 +93,11 @@ def _run_extract(args: argparse.Namespace) -> int:
     try:
         summary = run.execute(request, load, workers=args.workers, device=args.device, say=_say)
     except KeyboardInterrupt:
-        _say("stopped; what is committed stays, and the same command goes on from there.")
+        _say(_STOPPED)
         return 130
+    except pipeline.Terminated:
+        _say(_STOPPED)
+        return 143
     for problem in summary.problems:
         _say(problem)
     print(json.dumps(summary.as_json(), ensure_ascii=False, indent=2) if args.json else summary.as_line())

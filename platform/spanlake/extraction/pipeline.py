@@ -6,7 +6,9 @@ Only descriptions of units travel through Ray, and only counts come back. The on
 import json
 import logging
 import os
+import signal
 import sys
+import threading
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, redirect_stdout
@@ -54,9 +56,32 @@ def cluster() -> Iterator[None]:
         _start()
     with redirect_stdout(sys.stderr):  # where Ray prints of workers that died
         try:
-            yield
+            with _stopping_at_sigterm():
+                yield
         finally:
             ray.shutdown()
+
+
+class Terminated(BaseException):
+    """SIGTERM has come, as from `ray job stop` or a cluster that is shut down."""
+
+
+@contextmanager
+def _stopping_at_sigterm() -> Iterator[None]:
+    """SIGTERM raises Terminated while the block lasts; Ray's own handler would abort the process."""
+    if threading.current_thread() is not threading.main_thread():  # where no handler can be set
+        yield
+        return
+
+    def stop(*_: object) -> None:
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)  # the first one is heeded
+        raise Terminated
+
+    before = signal.signal(signal.SIGTERM, stop)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before or signal.SIG_DFL)
 
 
 def _connect(address: str) -> None:

@@ -76,6 +76,9 @@ def _thresholds(threshold: Threshold, labels: Labels, names: tuple[str, ...]) ->
             raise UserError(
                 f"There are {len(threshold)} thresholds for {len(given)} labels; give one, or one per label."
             )
+        for place, name in enumerate(given):
+            if threshold[place] != threshold[given.index(name)]:
+                raise UserError(f"The label {shown(name)} is given twice with different thresholds; give it once.")
         values = [threshold[given.index(name)] for name in names]
     else:
         values = [threshold] * len(names)
