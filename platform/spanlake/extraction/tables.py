@@ -16,7 +16,7 @@ from urllib.parse import unquote
 import pyarrow as pa
 
 from spanlake.errors import UserError, one_line
-from spanlake.extraction.plan import Source, SourceFile, check_text_type, describe_file, sort_files
+from spanlake.extraction.plan import Source, SourceFile, check_names, check_text_type, describe_file, sort_files
 from spanlake.extraction.store import Place, locate, read_footer
 from spanlake.extraction.table_types import plain
 
@@ -76,10 +76,8 @@ def read_table(name: TableName, text_column: str) -> Source:
     Raises: UserError for a table that cannot be reached, has no such version, or cannot be read as it stands.
     """
     snapshot = _delta_snapshot(name) if name.kind == "delta" else _iceberg_snapshot(name)
-    if text_column not in snapshot.schema.names:
-        names = ", ".join(snapshot.schema.names)
-        raise UserError(f"{name} has no column called {text_column}: give --text-column one of its columns ({names}).")
     schema = pa.schema([field.remove_metadata() for field in plain(snapshot.schema)])
+    check_names(str(name), schema, text_column)
     check_text_type(schema, text_column)
 
     def read(file: "_File") -> SourceFile:
