@@ -56,7 +56,7 @@ def call(source: str, output: Path, into: str, model: Path) -> list[str]:
 def kill_when(arguments: list[str], environment: dict[str, str], condition: Callable[[], bool]) -> bool:
     """Start a run and kill it as soon as the condition holds. Whether it could be killed before it ended."""
     with subprocess.Popen(arguments, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE) as driver:
-        deadline = time.monotonic() + 240
+        deadline = time.monotonic() + 400
         while driver.poll() is None and not condition():
             assert time.monotonic() < deadline, "it came to nothing"
             time.sleep(0.01)
@@ -75,7 +75,7 @@ def audited(output: Path, capsys: pytest.CaptureFixture[str]) -> dict[str, Any]:
     return result
 
 
-@pytest.mark.timeout(600)
+@pytest.mark.timeout(1200)
 def test_a_snapshot_reaches_the_other_table_once_whatever_is_killed(
     tiny_model_dir: Path,
     tmp_path: Path,
@@ -101,7 +101,7 @@ def test_a_snapshot_reaches_the_other_table_once_whatever_is_killed(
     # While the data files are written, and after the commit, before anything could be noted of it.
     kills += kill_when(arguments, environment, lambda: any(warehouse.rglob("*.parquet")))
     kill_when(arguments, environment, lambda: catalog.table_exists("web.found"))
-    done = subprocess.run(arguments, env=environment, capture_output=True, text=True, timeout=300)
+    done = subprocess.run(arguments, env=environment, capture_output=True, text=True, timeout=400)
     assert done.returncode == 0, done.stderr
     assert kills >= 2
 
@@ -117,7 +117,7 @@ def test_a_snapshot_reaches_the_other_table_once_whatever_is_killed(
     ]
     assert len(catalog.load_table("web.found").snapshots()) == 1
 
-    again = subprocess.run(arguments, env=environment, capture_output=True, text=True, timeout=300)
+    again = subprocess.run(arguments, env=environment, capture_output=True, text=True, timeout=400)
     assert again.returncode == 0 and "has all rows already" in again.stderr
     assert DeltaTable(tmp_path / "in").version() == 2  # the source is as it was
 

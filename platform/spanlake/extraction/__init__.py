@@ -1,5 +1,7 @@
-"""Bulk extraction: every row of a Parquet source stands exactly once in the output, and an audit proves it.
+"""Bulk extraction: every row of a source stands exactly once in the output, and an audit proves it.
 
-plan.py cuts the source into units; ledger.py keeps what was asked and which units are committed; unit.py reads,
-extracts and commits one unit; pipeline.py runs units on Ray Data; audit.py and show.py read the output.
+plan.py cuts a source into units, with lines.py (JSON, CSV) and tables.py (Delta, Iceberg) for what is not plain
+Parquet; ledger.py keeps what was asked and which units are committed; sources.py reads units; unit.py extracts and
+commits one, in the form that layout.py and redaction.py give it; pipeline.py runs units on Ray Data; publish.py adds a
+complete output to a table; estimate.py judges a run beforehand; audit.py, show.py and report.py read the output.
 """

@@ -122,7 +122,7 @@ def read_source(uri: str, text_column: str) -> Source:
         from spanlake.extraction.lines import read_line_files  # which builds on this module
 
         files, schema = read_line_files(found.root, found.paths, text_column)
-        _check_names(found.root.uri, schema, text_column)
+        check_names(found.root.uri, schema, text_column)
     ignored = tuple(found.ignored)
     return Source(found.root.uri, found.root, sort_files(files), schema, ignored, found.deep, found.format)
 
@@ -219,7 +219,7 @@ def _read_files(root: Place, paths: Sequence[str], text_column: str) -> tuple[li
             if isinstance(answer, str):
                 problems.append(answer)
             elif not problems:
-                _check_names(path, answer[1], text_column)
+                check_names(path, answer[1], text_column)
                 common = answer[1] if common is None else _merge(common, answer[1], path, paths[0])
                 files.append(answer[0])
     if problems:
@@ -251,7 +251,8 @@ def file_digest(path: str, footer: Footer) -> str:
 # --- the schema ---------------------------------------------------------------------------------------------------
 
 
-def _check_names(path: str, schema: pa.Schema, text_column: str) -> None:
+def check_names(path: str, schema: pa.Schema, text_column: str) -> None:
+    """Raises: UserError where the text column is missing, a name stands twice, or the output needs it."""
     names = schema.names
     repeated = [name for name in names if names.count(name) > 1]
     if repeated:

@@ -19,7 +19,8 @@ from spanlake.errors import ShortfallError, UserError, one_line
 from spanlake.extraction.ledger import FOLDER, SUFFIX, Ledger
 from spanlake.extraction.plan import Unit, units_of
 from spanlake.extraction.store import Place, list_files
-from spanlake.extraction.tables import TableName, load_iceberg, plain
+from spanlake.extraction.table_types import plain
+from spanlake.extraction.tables import TableName, load_iceberg
 from spanlake.extraction.unit import unit_footer
 
 _BATCH_ROWS = 1024

@@ -1,17 +1,18 @@
 """Readers of units, one for each kind of source."""
 
+import json
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from spanlake.errors import one_line
 from spanlake.extraction.lines import READ_ERROR, LineReader
 from spanlake.extraction.plan import Source, Unit
-from spanlake.extraction.rows import RowReader
+from spanlake.extraction.rows import RowReader, SourceReadError
 from spanlake.extraction.store import Place
-from spanlake.extraction.tables import TableReader
 
 
 class UnitReader(Protocol):
@@ -47,3 +48,32 @@ def split_errors(batch: pa.RecordBatch, texts: pa.Array) -> tuple[pa.Array, list
         return texts, [None] * batch.num_rows
     errors = batch.column(READ_ERROR)
     return pc.if_else(pc.is_null(errors), texts, pa.scalar(None, texts.type)), errors.to_pylist()
+
+
+class TableReader:
+    """Reads units of a table's snapshot: rows of Parquet files, with the table's columns."""
+
+    def __init__(self, root: Place, schema: pa.Schema) -> None:
+        self._rows = RowReader(root)
+        self._schema = schema
+
+    def read(self, unit: Unit) -> Iterator[pa.RecordBatch]:
+        """The unit's rows in order. Raises: SourceReadError, after which other units can still be read."""
+        places = json.loads(unit.columns) if unit.columns else {}
+        for batch in self._rows.read(unit):
+            try:
+                arrays = [_column(batch, field, places.get(field.name)) for field in self._schema]
+                yield pa.RecordBatch.from_arrays(arrays, schema=self._schema)
+            except pa.ArrowException as error:
+                raise SourceReadError(f"{unit.describe()} do not fit the table ({one_line(error)})") from error
+
+
+def _column(batch: pa.RecordBatch, column: pa.Field, place: dict[str, Any] | None) -> pa.Array:
+    """A column of the table, from the place in the file that its unit names (see tables.py), or under its own name."""
+    if place and "value" in place:
+        value = pa.array([place["value"]], pa.string()).cast(column.type)
+        return pc.take(value, pa.array([0] * batch.num_rows, pa.int64()))
+    name = place["name"] if place else column.name
+    if name not in batch.schema.names:
+        return pa.nulls(batch.num_rows, column.type)
+    return batch.column(name).cast(column.type)

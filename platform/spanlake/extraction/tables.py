@@ -7,7 +7,6 @@ and read like any Parquet files; what differs is where their columns stand. The 
 import json
 import os
 import re
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from importlib.util import find_spec
@@ -15,12 +14,11 @@ from typing import Any
 from urllib.parse import unquote
 
 import pyarrow as pa
-import pyarrow.compute as pc
 
 from spanlake.errors import UserError, one_line
-from spanlake.extraction.plan import Source, SourceFile, Unit, check_text_type, describe_file, sort_files
-from spanlake.extraction.rows import RowReader, SourceReadError
+from spanlake.extraction.plan import Source, SourceFile, check_names, check_text_type, describe_file, sort_files
 from spanlake.extraction.store import Place, locate, read_footer
+from spanlake.extraction.table_types import plain
 
 _NAME = re.compile(r"(delta|iceberg):(.+?)(?:@(\d+))?")
 _MODULES = {"delta": "deltalake", "iceberg": "pyiceberg"}
@@ -78,10 +76,8 @@ def read_table(name: TableName, text_column: str) -> Source:
     Raises: UserError for a table that cannot be reached, has no such version, or cannot be read as it stands.
     """
     snapshot = _delta_snapshot(name) if name.kind == "delta" else _iceberg_snapshot(name)
-    if text_column not in snapshot.schema.names:
-        names = ", ".join(snapshot.schema.names)
-        raise UserError(f"{name} has no column called {text_column}: give --text-column one of its columns ({names}).")
     schema = pa.schema([field.remove_metadata() for field in plain(snapshot.schema)])
+    check_names(str(name), schema, text_column)
     check_text_type(schema, text_column)
 
     def read(file: "_File") -> SourceFile:
@@ -168,45 +164,6 @@ def _inner_ids(kind: pa.DataType, path: str = "") -> dict[str, bytes]:
             found[inner] = field.metadata[_FIELD_ID]
         found |= _inner_ids(field.type, inner)
     return found
-
-
-def plain(schema: pa.Schema) -> pa.Schema:
-    """The schema in the types that both formats have: no large or dictionary-encoded ones, no unsigned integers.
-
-    Raises: UserError for a type that neither can hold.
-    """
-    return pa.schema([field.with_type(_plain(field.type, field.name)) for field in schema])
-
-
-_PLAIN = {
-    pa.null(): pa.string(),
-    pa.large_string(): pa.string(),
-    pa.string_view(): pa.string(),
-    pa.large_binary(): pa.binary(),
-    pa.binary_view(): pa.binary(),
-    pa.uint8(): pa.int16(),
-    pa.uint16(): pa.int32(),
-    pa.uint32(): pa.int64(),
-    pa.float16(): pa.float32(),
-}
-
-
-def _plain(kind: pa.DataType, name: str) -> pa.DataType:
-    if pa.types.is_dictionary(kind):
-        return _plain(kind.value_type, name)
-    if pa.types.is_timestamp(kind):
-        return pa.timestamp("us", kind.tz)
-    if pa.types.is_struct(kind):
-        return pa.struct([field.with_type(_plain(field.type, name)) for field in kind])
-    if pa.types.is_list(kind) or pa.types.is_large_list(kind):
-        return pa.list_(kind.value_field.with_type(_plain(kind.value_type, name)))
-    if pa.types.is_map(kind):
-        return pa.map_(_plain(kind.key_type, name), _plain(kind.item_type, name))
-    if pa.types.is_time(kind):
-        return pa.time64("us")
-    if kind == pa.uint64() or pa.types.is_duration(kind):
-        raise UserError(f"The column {name} holds {kind}, which a table cannot: cast it in the source.")
-    return _PLAIN.get(kind, kind)
 
 
 # --- Delta --------------------------------------------------------------------------------------------------------
@@ -302,35 +259,3 @@ def _iceberg_file(task: Any, table: Any, schema: Any, name: TableName) -> _File:
         file.file_path.removeprefix(location),
         {key: None if value is None else str(value) for key, value in constants.items()},
     )
-
-
-# --- reading ------------------------------------------------------------------------------------------------------
-
-
-class TableReader:
-    """Reads units of a table's snapshot: rows of Parquet files, with the table's columns."""
-
-    def __init__(self, root: Place, schema: pa.Schema) -> None:
-        self._rows = RowReader(root)
-        self._schema = schema
-
-    def read(self, unit: Unit) -> Iterator[pa.RecordBatch]:
-        """The unit's rows in order. Raises: SourceReadError, after which other units can still be read."""
-        places = json.loads(unit.columns) if unit.columns else {}
-        for batch in self._rows.read(unit):
-            try:
-                yield pa.RecordBatch.from_arrays(
-                    [_column(batch, field, places.get(field.name)) for field in self._schema], schema=self._schema
-                )
-            except pa.ArrowException as error:
-                raise SourceReadError(f"{unit.describe()} do not fit the table ({one_line(error)})") from error
-
-
-def _column(batch: pa.RecordBatch, column: pa.Field, place: dict[str, Any] | None) -> pa.Array:
-    if place and "value" in place:
-        value = pa.array([place["value"]], pa.string()).cast(column.type)
-        return pc.take(value, pa.array([0] * batch.num_rows, pa.int64()))
-    name = place["name"] if place else column.name
-    if name not in batch.schema.names:
-        return pa.nulls(batch.num_rows, column.type)
-    return batch.column(name).cast(column.type)
