@@ -305,10 +305,19 @@ def test_a_stream_answers_while_it_is_sent(client: httpx.Client) -> None:
             assert line
 
 
+def test_a_bad_line_of_a_stream_is_answered_alone(client: httpx.Client) -> None:
+    bad = [b"7\n", b'{"txt": "Ada"}\n', b"{\n", b"\xff\n", lines("a" * 20_001)]
+    answer = stream(client, lines({"labels": LABELS}, "Ada") + b"".join(bad) + lines("Charles"))
+    results = [json.loads(line) for line in answer.text.splitlines()][1:]
+    kinds = [result["error"]["type"] if "error" in result else "entities" in result for result in results[:-1]]
+    assert kinds == [True, "invalid", "invalid", "malformed", "malformed", "too_large", True]
+    assert results[-1] == {"done": True, "texts": 7}
+
+
 def test_a_stream_that_goes_wrong_says_so_in_its_last_line(client: httpx.Client) -> None:
-    answer = stream(client, lines({"labels": LABELS}, "Ada", 7))
+    answer = stream(client, lines({"labels": LABELS}, "Ada") + b'"' + b"a" * 100_001)
     last = json.loads(answer.text.splitlines()[-1])
-    assert last["error"]["type"] == "invalid"
+    assert last["error"]["type"] == "too_large"
     assert "done" not in answer.text
     assert_error(stream(client, b""), 400, "malformed")
     assert_error(stream(client, lines({"labels": []})), 422, "invalid")
