@@ -12,6 +12,7 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.openapi.utils import get_openapi
 from pydantic import BaseModel
 from pydantic.json_schema import models_json_schema
+from starlette.concurrency import run_in_threadpool
 from starlette.exceptions import HTTPException
 from starlette.middleware.cors import CORSMiddleware
 from starlette.responses import FileResponse, HTMLResponse, Response
@@ -161,7 +162,7 @@ def _add_pages(app: FastAPI, metrics: Metrics | None) -> None:
 
         @app.get("/metrics", include_in_schema=False)
         async def metrics_page() -> Response:
-            content, kind = metrics()
+            content, kind = await run_in_threadpool(metrics)  # it asks other machines
             return Response(content, media_type=kind)
 
 

@@ -21,6 +21,7 @@ def add_commands(subparsers: argparse._SubParsersAction[Any]) -> None:
     serve.add_argument("--model", help="a name, a directory or a URI (default: mini)")
     serve.add_argument("--host", default="127.0.0.1", help="0.0.0.0 for other machines to reach it (127.0.0.1)")
     serve.add_argument("--port", type=_port, default=8000, help="(default: 8000)")
+    serve.add_argument("--grpc-port", type=_port, help="to answer over gRPC too (default: not)")
     serve.add_argument("--device", help="auto, cpu or cuda (default: auto)")
     serve.add_argument("--precision", help="auto, float32 or bfloat16 (default: auto)")
     serve.add_argument("--replicas", type=_positive, default=1, metavar="N", help="at most (default: 1)")
@@ -68,6 +69,7 @@ def _serve(args: argparse.Namespace) -> int:
         config if config.threads else config.model_copy(update={"threads": cpus}),
         args.host,
         args.port,
+        args.grpc_port,
         ray_actor_options={"num_cpus": 0 if gpus else 1 / args.replicas, "num_gpus": gpus},
         autoscaling_config=_scaling(args.replicas),
     )
