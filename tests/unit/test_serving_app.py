@@ -470,8 +470,12 @@ def test_the_log_has_counts_and_no_text(
 def test_cors_is_off_until_an_origin_is_named(settings: dict[str, Any], client: httpx.Client) -> None:
     asking = {"Origin": "https://app.example", "Access-Control-Request-Method": "POST"}
     assert client.options("/v1/extract", headers=asking).status_code == 405
-    with server(read_config(settings | {"cors_origins": ["https://app.example"]})) as (open_client, _):
+    keys = Keys({})  # that nobody has: asking whether one may call needs none
+    with server(read_config(settings | {"cors_origins": ["https://app.example"]}), keys) as (open_client, _):
         answer = open_client.options("/v1/extract", headers=asking)
         assert answer.headers["access-control-allow-origin"] == "https://app.example"
+        refused = open_client.post("/v1/extract", json=GOOD, headers={"Origin": "https://app.example"})
+        assert_error(refused, 401, "unauthorized")
+        assert refused.headers["access-control-allow-origin"] == "https://app.example"
         other = open_client.options("/v1/extract", headers=asking | {"Origin": "https://evil.example"})
         assert "access-control-allow-origin" not in other.headers

@@ -68,16 +68,17 @@ def make_app(
     app.add_exception_handler(Gone, _hang_up)
     app.add_exception_handler(Exception, _report_failure)
     app.openapi = lambda: _openapi(app, bool(keys))  # type: ignore[method-assign]
-    wrapped: ASGIApp = app
-    if config.cors_origins:
-        wrapped = CORSMiddleware(
-            app,
-            allow_origins=config.cors_origins,
-            allow_methods=["GET", "POST"],
-            allow_headers=["Authorization", "Content-Type", "X-API-Key", "X-Request-ID"],
-            expose_headers=["Retry-After", "X-Request-ID"],
-        )
-    return Envelope(wrapped, keys, [log_access, *observers], echo_request_id)
+    answering = Envelope(app, keys, [log_access, *observers], echo_request_id)
+    if not config.cors_origins:
+        return answering
+    # Outermost: a browser asks whether it may call before it sends a key, and shows no refusal without these headers.
+    return CORSMiddleware(
+        answering,
+        allow_origins=config.cors_origins,
+        allow_methods=["GET", "POST"],
+        allow_headers=["Authorization", "Content-Type", "X-API-Key", "X-Request-ID"],
+        expose_headers=["Retry-After", "X-Request-ID"],
+    )
 
 
 # --- routes -----------------------------------------------------------------------------------------------------------

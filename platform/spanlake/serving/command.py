@@ -54,6 +54,7 @@ def _serve(args: argparse.Namespace) -> int:
         raise UserError(f"`spanlake serve` needs {missing[0]}, which is not installed: pip install 'spanlake[serve]'.")
     from spanlake.package import find_model
     from spanlake.serving.config import read_config
+    from spanlake.serving.keys import read_keys
 
     given = {name: getattr(args, name) for name in ("model", "device", "precision", "keys")}
     keys = args.keys or os.environ.get("SPANLAKE_KEYS")
@@ -61,6 +62,8 @@ def _serve(args: argparse.Namespace) -> int:
     config = read_config(_file(args.config) | {name: value for name, value in given.items() if value is not None})
     for model in (config.model, *config.models.values()):
         find_model(model)  # whether it is there is better said before Ray starts
+    if config.keys:
+        read_keys(Path(config.keys))
     from spanlake.serving.deployment import serve_until_stopped
 
     cpus = max(1, (os.cpu_count() or 1) // args.replicas)
