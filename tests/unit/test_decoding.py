@@ -61,6 +61,17 @@ def test_select_follows_the_rules_in_any_input_order(
     assert chosen(shuffled, nested, multi_label) == expected
 
 
+@settings(max_examples=500)
+@given(candidates_(), st.booleans(), st.booleans(), st.floats(0, 1, width=32))
+def test_a_higher_threshold_only_leaves_entities_out(
+    candidates: list[Candidate], nested: bool, multi_label: bool, threshold: float
+) -> None:
+    """So the page can ask once at a low threshold, and filter what it got."""
+    afterwards = [one for one in chosen(candidates, nested, multi_label) if one[3] > threshold]
+    before = [one for one in candidates if one[3] > threshold]
+    assert afterwards == chosen(before, nested, multi_label)
+
+
 def test_conflicts_by_kind() -> None:
     outer, inner, crossing, second = (0, 3, 0, 0.9), (1, 2, 0, 0.8), (3, 5, 0, 0.7), (0, 3, 1, 0.6)
     everything = [crossing, second, inner, outer]

@@ -305,10 +305,19 @@ def test_a_stream_answers_while_it_is_sent(client: httpx.Client) -> None:
             assert line
 
 
+def test_a_bad_line_of_a_stream_is_answered_alone(client: httpx.Client) -> None:
+    bad = [b"7\n", b'{"txt": "Ada"}\n', b"{\n", b"\xff\n", lines("a" * 20_001)]
+    answer = stream(client, lines({"labels": LABELS}, "Ada") + b"".join(bad) + lines("Charles"))
+    results = [json.loads(line) for line in answer.text.splitlines()][1:]
+    kinds = [result["error"]["type"] if "error" in result else "entities" in result for result in results[:-1]]
+    assert kinds == [True, "invalid", "invalid", "malformed", "malformed", "too_large", True]
+    assert results[-1] == {"done": True, "texts": 7}
+
+
 def test_a_stream_that_goes_wrong_says_so_in_its_last_line(client: httpx.Client) -> None:
-    answer = stream(client, lines({"labels": LABELS}, "Ada", 7))
+    answer = stream(client, lines({"labels": LABELS}, "Ada") + b'"' + b"a" * 100_001)
     last = json.loads(answer.text.splitlines()[-1])
-    assert last["error"]["type"] == "invalid"
+    assert last["error"]["type"] == "too_large"
     assert "done" not in answer.text
     assert_error(stream(client, b""), 400, "malformed")
     assert_error(stream(client, lines({"labels": []})), 422, "invalid")
@@ -461,8 +470,12 @@ def test_the_log_has_counts_and_no_text(
 def test_cors_is_off_until_an_origin_is_named(settings: dict[str, Any], client: httpx.Client) -> None:
     asking = {"Origin": "https://app.example", "Access-Control-Request-Method": "POST"}
     assert client.options("/v1/extract", headers=asking).status_code == 405
-    with server(read_config(settings | {"cors_origins": ["https://app.example"]})) as (open_client, _):
+    keys = Keys({})  # that nobody has: asking whether one may call needs none
+    with server(read_config(settings | {"cors_origins": ["https://app.example"]}), keys) as (open_client, _):
         answer = open_client.options("/v1/extract", headers=asking)
         assert answer.headers["access-control-allow-origin"] == "https://app.example"
+        refused = open_client.post("/v1/extract", json=GOOD, headers={"Origin": "https://app.example"})
+        assert_error(refused, 401, "unauthorized")
+        assert refused.headers["access-control-allow-origin"] == "https://app.example"
         other = open_client.options("/v1/extract", headers=asking | {"Origin": "https://evil.example"})
         assert "access-control-allow-origin" not in other.headers

@@ -43,7 +43,8 @@ class Kinds:
 
 def test_requests_passes_and_the_queue_are_counted():
     kinds = Kinds()
-    metrics = Metrics(kinds, batch_tokens=4096)
+    metrics = Metrics(kinds)
+    metrics.set_ready(batch_tokens=4096)
     record = RequestRecord("1", "POST", "/v1/extract", 200, 0.25, None, None, "mini", 2, 80, 3, 5)
     metrics.observe_request(record)
     metrics.observe_request(
@@ -72,7 +73,7 @@ def test_requests_passes_and_the_queue_are_counted():
 
 def test_every_metric_of_the_dashboard_is_one_of_ours_and_every_one_of_ours_is_shown():
     kinds = Kinds()
-    Metrics(kinds, batch_tokens=1)
+    Metrics(kinds)
     panels = json.loads(DASHBOARD.read_text(encoding="utf-8"))["panels"]
     queries = [target["expr"] for panel in panels for target in panel["targets"]]
     shown = {name for query in queries for name in re.findall(r"\bray_\w+|\bspanlake_\w+", query)}

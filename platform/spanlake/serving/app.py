@@ -12,6 +12,7 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.openapi.utils import get_openapi
 from pydantic import BaseModel
 from pydantic.json_schema import models_json_schema
+from starlette.concurrency import run_in_threadpool
 from starlette.exceptions import HTTPException
 from starlette.middleware.cors import CORSMiddleware
 from starlette.responses import FileResponse, HTMLResponse, Response
@@ -67,16 +68,17 @@ def make_app(
     app.add_exception_handler(Gone, _hang_up)
     app.add_exception_handler(Exception, _report_failure)
     app.openapi = lambda: _openapi(app, bool(keys))  # type: ignore[method-assign]
-    wrapped: ASGIApp = app
-    if config.cors_origins:
-        wrapped = CORSMiddleware(
-            app,
-            allow_origins=config.cors_origins,
-            allow_methods=["GET", "POST"],
-            allow_headers=["Authorization", "Content-Type", "X-API-Key", "X-Request-ID"],
-            expose_headers=["Retry-After", "X-Request-ID"],
-        )
-    return Envelope(wrapped, keys, [log_access, *observers], echo_request_id)
+    answering = Envelope(app, keys, [log_access, *observers], echo_request_id)
+    if not config.cors_origins:
+        return answering
+    # Outermost: a browser asks whether it may call before it sends a key, and shows no refusal without these headers.
+    return CORSMiddleware(
+        answering,
+        allow_origins=config.cors_origins,
+        allow_methods=["GET", "POST"],
+        allow_headers=["Authorization", "Content-Type", "X-API-Key", "X-Request-ID"],
+        expose_headers=["Retry-After", "X-Request-ID"],
+    )
 
 
 # --- routes -----------------------------------------------------------------------------------------------------------
@@ -161,7 +163,7 @@ def _add_pages(app: FastAPI, metrics: Metrics | None) -> None:
 
         @app.get("/metrics", include_in_schema=False)
         async def metrics_page() -> Response:
-            content, kind = metrics()
+            content, kind = await run_in_threadpool(metrics)  # it asks other machines
             return Response(content, media_type=kind)
 
 

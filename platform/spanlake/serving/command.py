@@ -21,6 +21,7 @@ def add_commands(subparsers: argparse._SubParsersAction[Any]) -> None:
     serve.add_argument("--model", help="a name, a directory or a URI (default: mini)")
     serve.add_argument("--host", default="127.0.0.1", help="0.0.0.0 for other machines to reach it (127.0.0.1)")
     serve.add_argument("--port", type=_port, default=8000, help="(default: 8000)")
+    serve.add_argument("--grpc-port", type=_port, help="to answer over gRPC too (default: not)")
     serve.add_argument("--device", help="auto, cpu or cuda (default: auto)")
     serve.add_argument("--precision", help="auto, float32 or bfloat16 (default: auto)")
     serve.add_argument("--replicas", type=_positive, default=1, metavar="N", help="at most (default: 1)")
@@ -53,6 +54,7 @@ def _serve(args: argparse.Namespace) -> int:
         raise UserError(f"`spanlake serve` needs {missing[0]}, which is not installed: pip install 'spanlake[serve]'.")
     from spanlake.package import find_model
     from spanlake.serving.config import read_config
+    from spanlake.serving.keys import read_keys
 
     given = {name: getattr(args, name) for name in ("model", "device", "precision", "keys")}
     keys = args.keys or os.environ.get("SPANLAKE_KEYS")
@@ -60,6 +62,8 @@ def _serve(args: argparse.Namespace) -> int:
     config = read_config(_file(args.config) | {name: value for name, value in given.items() if value is not None})
     for model in (config.model, *config.models.values()):
         find_model(model)  # whether it is there is better said before Ray starts
+    if config.keys:
+        read_keys(Path(config.keys))
     from spanlake.serving.deployment import serve_until_stopped
 
     cpus = max(1, (os.cpu_count() or 1) // args.replicas)
@@ -68,6 +72,7 @@ def _serve(args: argparse.Namespace) -> int:
         config if config.threads else config.model_copy(update={"threads": cpus}),
         args.host,
         args.port,
+        args.grpc_port,
         ray_actor_options={"num_cpus": 0 if gpus else 1 / args.replicas, "num_gpus": gpus},
         autoscaling_config=_scaling(args.replicas),
     )

@@ -19,14 +19,20 @@ from typing import Any
 
 import ray
 from ray import serve
+from ray.serve import metrics as metric_kinds
 from starlette.types import ASGIApp
 
 import spanlake
 from spanlake.errors import ShortfallError, UserError, one_line
 from spanlake.serving.app import make_app
 from spanlake.serving.config import ServeConfig, read_config
+from spanlake.serving.grpc_api.extraction_pb2 import ExtractRequest as ExtractMessage
+from spanlake.serving.grpc_api.service import ADD_TO_SERVER, extract
 from spanlake.serving.keys import read_keys
+from spanlake.serving.metrics import Metrics, collect
+from spanlake.serving.middleware import log_access
 from spanlake.serving.service import Service
+from spanlake.serving.tracing import configured_provider, observe_trace, traced
 
 NAME = "spanlake"
 _OBJECT_STORE_BYTES = 150_000_000  # requests do not pass through it
@@ -62,21 +68,38 @@ class Replica:
         if config.threads is None:
             cpus = ray.get_runtime_context().get_assigned_resources().get("CPU", 1.0)
             config = config.model_copy(update={"threads": max(1, int(cpus))})
-        keys = read_keys(Path(config.keys)) if config.keys else None
-        self.service = await Service.load(config)
-        self._app = make_app(self.service, config, keys, echo_request_id=False)  # the proxy does
+        self._keys = read_keys(Path(config.keys)) if config.keys else None
+        self._metrics = Metrics(metric_kinds)
+        traces = configured_provider()
+        self._observers = [self._metrics.observe_request, *([observe_trace] if traces else [])]
+        self.service = await Service.load(config, self._metrics.observe_pass)
+        app = make_app(
+            self.service,
+            config,
+            self._keys,
+            self._observers,
+            lambda: collect(_metric_agents()),
+            echo_request_id=False,  # the proxy does
+        )
+        self._app = traced(app, traces)
+        self._metrics.set_ready(self.service.batch_tokens)
         self._since = time.monotonic(), 0.0
 
     def __serve_build_asgi_app__(self) -> ASGIApp:
         return self._app
 
+    async def Extract(self, request: ExtractMessage, grpc_context: Any) -> Any:
+        """What Serve's gRPC proxy calls."""
+        return await extract(self.service, self._keys, [log_access, *self._observers], request, grpc_context)
+
     async def check_health(self) -> None:
         await self.service.check()
 
     def record_autoscaling_stats(self) -> dict[str, float]:
-        """What `QueuePolicy` reads."""
+        """What `QueuePolicy` reads, every few seconds."""
         (began, busy_before), now, busy = self._since, time.monotonic(), self.service.busy_seconds
         self._since = now, busy
+        self._metrics.observe_queue(self.service.queued_tokens, self.service.queue_delay)
         return {
             "queue_seconds": self.service.queue_delay,
             "busy": min(1.0, (busy - busy_before) / max(now - began, 1e-3)),
@@ -100,8 +123,11 @@ def application(config: ServeConfig, **options: Any) -> serve.Application:
     return bound
 
 
-def serve_until_stopped(config: ServeConfig, host: str, port: int, **options: Any) -> None:
-    """Serves on the cluster at RAY_ADDRESS, or a new one on this machine, until SIGINT or SIGTERM.
+def serve_until_stopped(
+    config: ServeConfig, host: str, port: int, grpc_port: int | None = None, **options: Any
+) -> None:
+    """Serves on the cluster at RAY_ADDRESS, or a new one on this machine, until SIGINT or SIGTERM; over gRPC too where
+    it has a port.
 
     Raises: UserError where no cluster answers, ShortfallError where the server does not start.
     """
@@ -110,7 +136,8 @@ def serve_until_stopped(config: ServeConfig, host: str, port: int, **options: An
         signal.signal(number, lambda *_: stop.set())
     with _cluster():
         try:
-            serve.start(http_options={"host": host, "port": port})
+            grpc_options = {"port": grpc_port, "grpc_servicer_functions": [ADD_TO_SERVER]} if grpc_port else None
+            serve.start(http_options={"host": host, "port": port}, grpc_options=grpc_options)
             serve.run(application(config, **options), name=NAME, route_prefix="/")
         except Exception as error:  # of many kinds
             raise ShortfallError(f"The server does not start ({one_line(error)}).") from error
@@ -142,6 +169,11 @@ def _cluster() -> Iterator[None]:
         yield
     finally:
         ray.shutdown()
+
+
+def _metric_agents() -> list[str]:
+    """host:port of the agent on each node that exports the metrics of its replicas."""
+    return [f"{node['NodeManagerAddress']}:{node['MetricsExportPort']}" for node in ray.nodes() if node["Alive"]]
 
 
 def _python_path() -> str:

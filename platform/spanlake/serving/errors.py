@@ -36,7 +36,7 @@ class ApiError(Exception):
         if self.allow is not None:
             found["Allow"] = self.allow
         if self.status == 401:
-            found["WWW-Authenticate"] = 'Basic realm="Spanlake", charset="UTF-8", Bearer'
+            found["WWW-Authenticate"] = 'Basic realm="Spanlake", charset="UTF-8"'  # Chrome reads one scheme a line
         return found
 
 

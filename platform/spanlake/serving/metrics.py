@@ -24,10 +24,8 @@ _COLLECT_SECONDS = 2.0  # a node that is slower is left out
 class Metrics:
     """Those of one replica. Its methods may be called from any thread."""
 
-    def __init__(self, kinds: Any, batch_tokens: int) -> None:
-        """`kinds`: a module with the classes Counter, Gauge and Histogram, as `ray.serve.metrics`.
-        `batch_tokens`: the padded sub-words that one pass may hold.
-        """
+    def __init__(self, kinds: Any) -> None:
+        """`kinds`: a module with the classes Counter, Gauge and Histogram, as `ray.serve.metrics`."""
         model = ("model",)
         self._requests = kinds.Counter("spanlake_requests_total", "Requests answered.", ("route", "status"))
         self._request_seconds = kinds.Histogram(
@@ -43,8 +41,13 @@ class Metrics:
         self._padded_tokens = kinds.Counter("spanlake_padded_tokens_total", "Sub-words computed, padding among them.")
         self._queue_tokens = kinds.Gauge("spanlake_queue_tokens", "Sub-words that wait or are in work.")
         self._queue_seconds = kinds.Gauge("spanlake_queue_seconds", "Until these are answered.")
-        kinds.Gauge("spanlake_batch_budget_tokens", "Padded sub-words that one pass may hold.").set(batch_tokens)
-        kinds.Gauge("spanlake_replica_ready", "1 for each replica whose model is loaded.").set(1)
+        self._budget = kinds.Gauge("spanlake_batch_budget_tokens", "Padded sub-words that one pass may hold.")
+        self._ready = kinds.Gauge("spanlake_replica_ready", "1 for each replica whose model is loaded.")
+
+    def set_ready(self, batch_tokens: int) -> None:
+        """Called when the model is loaded, whose passes hold at most that many padded sub-words."""
+        self._budget.set(batch_tokens)
+        self._ready.set(1)
 
     def observe_request(self, record: RequestRecord) -> None:
         self._requests.inc(tags={"route": record.route, "status": str(record.status)})

@@ -102,7 +102,7 @@ class Envelope:
             await send(message)
 
         try:
-            if self._keys and scope["path"] not in _OPEN_PATHS:
+            if self._keys is not None and scope["path"] not in _OPEN_PATHS:
                 record.key = self._keys.admit(_presented_key(headers))
             await self._app(scope, receive, send_on)
         except ApiError as error:

@@ -94,9 +94,11 @@ class Service:
             raise again or errors[0]
         return answer
 
-    async def stream(self, question: Question, texts: AsyncIterator[str]) -> AsyncIterator[ModelName | Result]:
+    async def stream(
+        self, question: Question, texts: AsyncIterator[str | ApiError]
+    ) -> AsyncIterator[ModelName | Result]:
         """The model's name, then the result of each text in turn. At most `stream_window` texts are in work, and
-        no more are read.
+        no more are read. An error among the texts is its own result.
 
         Raises: ApiError as `extract` does, but that a full queue makes it wait.
         """
@@ -112,7 +114,11 @@ class Service:
                 async for text in texts:
                     if len(waiting) == limits.stream_window:
                         yield await _within(waiting.popleft(), limits.request_seconds)
-                    waiting += _submit(model.batcher, [(text, settings)], float("inf"), wait=True)
+                    if isinstance(text, ApiError):
+                        waiting.append(Future())
+                        waiting[-1].set_exception(text)
+                    else:
+                        waiting += _submit(model.batcher, [(text, settings)], float("inf"), wait=True)
                 while waiting:
                     yield await _within(waiting.popleft(), limits.request_seconds)
             finally:
@@ -138,6 +144,11 @@ class Service:
     def names(self) -> list[str]:
         """Of the models that a request may name, the default first."""
         return self._models.names
+
+    @property
+    def batch_tokens(self) -> int:
+        """Padded sub-words that a pass of the default model may hold."""
+        return self._models.default.extractor.batch_tokens
 
     @property
     def queued_tokens(self) -> int:
@@ -208,6 +219,8 @@ def _late(seconds: float) -> ApiError:
 
 def translate(error: Exception) -> ApiError:
     """What a caller is told of an error in the library."""
+    if isinstance(error, ApiError):
+        return error
     if isinstance(error, OverloadedError):
         return ApiError(429, "overloaded", str(error), retry_after=error.retry_after)
     if isinstance(error, DeadlineError):

@@ -63,14 +63,17 @@ async def _answer(service: Service, request: Request, record: RequestRecord) -> 
     question = parse(Question, decode_json(first))
     record.model, record.labels = question.model, len(question.labels)
 
-    async def texts() -> AsyncIterator[str]:
+    async def texts() -> AsyncIterator[str | ApiError]:
         async for line in lines:
-            value = decode_json(line)
-            text = value if isinstance(value, str) else _text_of(value, record.texts)
-            check_text(record.texts, text, limits)
+            try:
+                text = _text_of(decode_json(line), record.texts)
+                check_text(record.texts, text, limits)
+            except ApiError as error:  # of this line alone
+                yield error
+            else:
+                record.characters += len(text)
+                yield text
             record.texts += 1
-            record.characters += len(text)
-            yield text
 
     index = 0
     async for result in service.stream(question, texts()):
@@ -88,6 +91,8 @@ async def _answer(service: Service, request: Request, record: RequestRecord) -> 
 
 
 def _text_of(value: Any, index: int) -> str:
+    if isinstance(value, str):
+        return value
     if not isinstance(value, dict):
         raise invalid(f'Text {index} is neither a string nor {{"text": …}}.')
     return parse(StreamedText, value).text

@@ -1,0 +1,215 @@
+"""`spanlake serve` as a whole: gRPC and metrics through Ray's own machinery, ten times the load that it can bear, and
+the death of its proxy."""
+
+import asyncio
+import os
+import random
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections import Counter
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import NamedTuple
+
+import aiohttp
+import grpc
+import httpx
+import psutil
+import pytest
+
+from spanlake import Entity, Extractor
+from spanlake.client import Client
+from spanlake.serving.grpc_api import extraction_pb2, extraction_pb2_grpc
+
+SOURCE_ROOT = Path(__file__).parents[2] / "platform"
+TEXTS = ["Ada met Alain at McGill University", "\U0001f30a Marie Curie found radium in Warsaw", "", "x" * 300]
+LABELS = ["person", "place"]
+QUEUE_SECONDS = 2.0
+OVERLOAD_SECONDS = 20.0
+PATIENCE = 180  # seconds, for what takes a few on an idle machine
+
+
+class Server(NamedTuple):
+    url: str
+    grpc_address: str
+    process: psutil.Process
+
+    def process_of(self, name: str) -> psutil.Process:
+        """The Ray worker whose title begins so."""
+        found = [each for each in self.process.children(recursive=True) if title(each).startswith(f"ray::{name}")]
+        assert len(found) == 1, found
+        return found[0]
+
+
+def title(process: psutil.Process) -> str:
+    try:
+        return " ".join(process.cmdline())
+    except psutil.NoSuchProcess:
+        return ""
+
+
+@pytest.fixture(scope="module")
+def server(tiny_model_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    folder = tmp_path_factory.mktemp("server")
+    (folder / "settings.yaml").write_text(
+        "precision: float32\nthreads: 1\nbatch_tokens: 256\n"
+        f"limits: {{queue_seconds: {QUEUE_SECONDS}, request_seconds: 20}}\n"
+    )
+    ports = [free_port(), free_port()]
+    command = [sys.executable, "-m", "spanlake.cli", "serve", "--model", str(tiny_model_dir), "--device", "cpu"]
+    command += ["--port", str(ports[0]), "--grpc-port", str(ports[1]), "--config", str(folder / "settings.yaml")]
+    environment = dict(os.environ, PYTHONPATH=str(SOURCE_ROOT))
+    environment.pop("RAY_ADDRESS", None)
+    with open(folder / "log", "wb") as log:
+        process = subprocess.Popen(command, stdout=log, stderr=log, env=environment)
+        server = Server(f"http://127.0.0.1:{ports[0]}", f"127.0.0.1:{ports[1]}", psutil.Process(process.pid))
+        try:
+            with Client(server.url, seconds=PATIENCE) as client:
+                deadline = time.monotonic() + PATIENCE
+                while not client.is_ready():
+                    assert process.poll() is None and time.monotonic() < deadline, (folder / "log").read_text()[-3000:]
+                    time.sleep(0.2)
+            yield server
+        finally:
+            process.send_signal(signal.SIGINT)
+            try:
+                process.wait(60)
+            except subprocess.TimeoutExpired:
+                process.kill()
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+        return port
+
+
+@pytest.fixture(scope="module")
+def expected(tiny_model_dir: Path) -> list[list[Entity]]:
+    extractor = Extractor.load(str(tiny_model_dir), device="cpu", precision="float32")
+    return extractor.extract(TEXTS, LABELS, 0.4, nested=True)
+
+
+def places(results: list[list[Entity]]) -> list[list[tuple[int, int, str, str]]]:
+    return [[(e.start, e.end, e.text, e.label) for e in entities] for entities in results]
+
+
+def call(server: Server, request: extraction_pb2.ExtractRequest) -> extraction_pb2.ExtractResponse:
+    with grpc.insecure_channel(server.grpc_address) as channel:
+        stub = extraction_pb2_grpc.ExtractionStub(channel)
+        return stub.Extract(request, metadata=[("application", "spanlake")], timeout=60)
+
+
+def test_grpc_gives_what_http_gives(server: Server, expected: list[list[Entity]]):
+    labels = [extraction_pb2.Label(name=name) for name in LABELS]
+    answer = call(server, extraction_pb2.ExtractRequest(texts=TEXTS, labels=labels, threshold=0.4, nested=True))
+    body = {"texts": TEXTS, "labels": LABELS, "threshold": 0.4, "nested": True}
+    over_http = httpx.post(f"{server.url}/v1/extract", json=body, timeout=60).json()
+    assert {"name": answer.model.name, "fingerprint": answer.model.fingerprint} == over_http["model"]
+    found = [[Entity(e.start, e.end, e.text, e.label, e.score) for e in result.entities] for result in answer.results]
+    assert places(found) == places([[Entity(**e) for e in result] for result in over_http["results"]])
+    assert places(found) == places(expected) and any(found)
+    scores = [e.score for result in found for e in result]
+    assert scores == pytest.approx([e["score"] for result in over_http["results"] for e in result], abs=1e-5)
+
+
+def test_grpc_refuses_what_http_refuses(server: Server):
+    labels = [extraction_pb2.Label(name="person", threshold=1.5)]
+    with pytest.raises(grpc.RpcError) as refused:
+        call(server, extraction_pb2.ExtractRequest(texts=["Ada"], labels=labels))
+    body = {"texts": ["Ada"], "labels": ["person"], "threshold": {"person": 1.5}}
+    over_http = httpx.post(f"{server.url}/v1/extract", json=body, timeout=60)
+    assert refused.value.code() == grpc.StatusCode.INVALID_ARGUMENT
+    assert over_http.status_code == 422
+    assert refused.value.details() == over_http.json()["error"]["message"]
+    with pytest.raises(grpc.RpcError) as refused:
+        call(server, extraction_pb2.ExtractRequest(texts=["Ada"], labels=[{"name": "person"}], model="absent"))
+    assert refused.value.code() == grpc.StatusCode.NOT_FOUND
+
+
+def test_ten_times_the_load_gets_answers_or_429_and_takes_no_more_memory(server: Server):
+    body = {"texts": ["Ada met Alain in London. " * 30] * 4, "labels": LABELS}
+    alone = rate_of(server, body)
+    replica = server.process_of("ServeReplica")
+    before = replica.memory_info().rss
+    statuses, seconds = asyncio.run(flood(server, body, 10 * alone, OVERLOAD_SECONDS))
+    grown = replica.memory_info().rss - before
+    assert set(statuses) == {200, 429}, statuses
+    assert statuses[200] > 0.3 * alone * OVERLOAD_SECONDS  # it still answers, and not much less than before
+    worst = sorted(seconds)[int(len(seconds) * 0.99)]
+    assert worst < 20, worst  # s: no longer than a request may take; the queue's budget is a tenth of it
+    assert grown < 200e6, grown
+    with Client(server.url, seconds=PATIENCE) as client:
+        assert client.extract(["Ada"], LABELS)  # and then it is as it was
+
+
+def rate_of(server: Server, body: object) -> float:
+    """Requests per second with four callers, who wait for their answers."""
+    with httpx.Client(timeout=60) as client, ThreadPoolExecutor(4) as pool:
+        began = time.perf_counter()
+        count = 60
+        answers = list(pool.map(lambda _: client.post(f"{server.url}/v1/extract", json=body), range(count)))
+        assert {answer.status_code for answer in answers} == {200}
+        return count / (time.perf_counter() - began)
+
+
+async def flood(server: Server, body: object, rate: float, seconds: float) -> tuple[Counter[int], list[float]]:
+    """Asks at `rate` requests per second whatever comes back; returns the statuses, and the latencies of the 200s."""
+    chance = random.Random(3)
+    statuses: Counter[int] = Counter()
+    latencies: list[float] = []
+    timeout = aiohttp.ClientTimeout(total=PATIENCE)
+    async with aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=0), timeout=timeout) as session:
+
+        async def ask() -> None:
+            began = time.perf_counter()
+            async with session.post(f"{server.url}/v1/extract", json=body) as response:
+                await response.read()
+                statuses[response.status] += 1
+                if response.status == 200:
+                    latencies.append(time.perf_counter() - began)
+                else:
+                    assert int(response.headers["Retry-After"]) >= 1
+
+        began = due = time.perf_counter()
+        asked = []
+        while due < began + seconds:
+            await asyncio.sleep(max(0.0, due - time.perf_counter()))
+            asked.append(asyncio.create_task(ask()))
+            due += chance.expovariate(rate)
+        await asyncio.gather(*asked)
+    return statuses, latencies
+
+
+def test_the_proxys_death_loses_and_falsifies_no_answer(server: Server, expected: list[list[Entity]]):
+    proxy = server.process_of("ProxyActor")
+    with Client(server.url, seconds=PATIENCE) as client, ThreadPoolExecutor(4) as pool:
+        asked = [pool.submit(client.extract, TEXTS, LABELS, 0.4, True) for _ in range(200)]
+        asked[20].result()
+        proxy.kill()
+        assert all(places(each.result()) == places(expected) for each in asked)
+    assert server.process_of("ProxyActor").pid != proxy.pid
+
+
+def test_metrics_of_all_that_was_asked_are_shown(server: Server):
+    deadline = time.monotonic() + PATIENCE
+    shown = ""
+    wanted = (
+        "requests_total",
+        "queue_tokens",
+        "padded_tokens_total",
+        "pass_rows_bucket",
+        "replica_ready",
+        "entities_total",
+    )
+    while not all(f"ray_spanlake_{name}" in shown for name in wanted):  # Ray exports every few seconds
+        assert time.monotonic() < deadline, shown
+        time.sleep(0.5)
+        shown = httpx.get(f"{server.url}/metrics", timeout=60).text
+    assert 'type="overloaded"' in shown
+    assert 'route="/spanlake.v1.Extraction/Extract"' in shown

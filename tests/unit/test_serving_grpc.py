@@ -1,0 +1,116 @@
+"""The gRPC method under gRPC's own server, without Ray: the Extractor's answers, and errors under gRPC's codes."""
+
+import asyncio
+import hashlib
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import grpc
+import pytest
+
+from spanlake import Entity, Extractor
+from spanlake.serving.config import read_config
+from spanlake.serving.errors import ApiError
+from spanlake.serving.grpc_api import extraction_pb2_grpc
+from spanlake.serving.grpc_api.extraction_pb2 import ExtractRequest, ExtractResponse, Label
+from spanlake.serving.grpc_api.service import extract
+from spanlake.serving.keys import Key, Keys
+from spanlake.serving.middleware import RequestRecord
+from spanlake.serving.service import Service
+
+TEXTS = ["Ada met Alain at McGill University", "\U0001f30a Marie Curie found radium in Warsaw", ""]
+KEYS = Keys({"reader": Key(sha256=hashlib.sha256(b"secret").hexdigest())})
+Ask = Callable[[Any], Any]
+
+
+def ask(
+    model: Path, call: Ask, keys: Keys | None = None, change: Callable[[Service], None] = lambda service: None
+) -> Any:
+    """Starts a server, runs `call` with its stub, returns its result and the records of all calls."""
+    records: list[RequestRecord] = []
+
+    async def run() -> Any:
+        config = read_config({"model": str(model), "device": "cpu", "precision": "float32"})
+        service = await Service.load(config)
+        change(service)
+
+        class Servicer:
+            async def Extract(self, request: ExtractRequest, context: Any) -> ExtractResponse:
+                return await extract(service, keys, [records.append], request, context)
+
+        server = grpc.aio.server()
+        extraction_pb2_grpc.add_ExtractionServicer_to_server(Servicer(), server)
+        port = server.add_insecure_port("127.0.0.1:0")
+        await server.start()
+        try:
+            async with grpc.aio.insecure_channel(f"127.0.0.1:{port}") as channel:
+                return await call(extraction_pb2_grpc.ExtractionStub(channel))
+        finally:
+            await server.stop(None)
+            await service.close(5)
+
+    return asyncio.run(run()), records
+
+
+def test_answers_are_the_extractors(tiny_model_dir: Path):
+    request = ExtractRequest(
+        texts=TEXTS,
+        labels=[Label(name="who", description="person"), Label(name="place", threshold=0.6)],
+        threshold=0.4,
+        nested=True,
+    )
+    answer, [record] = ask(tiny_model_dir, lambda stub: stub.Extract(request))
+    extractor = Extractor.load(str(tiny_model_dir), device="cpu", precision="float32")
+    expected = extractor.extract(TEXTS, {"who": "person", "place": "place"}, {"who": 0.4, "place": 0.6}, nested=True)
+    found = [[Entity(e.start, e.end, e.text, e.label, e.score) for e in result.entities] for result in answer.results]
+    assert any(expected)
+    for one, other in zip(found, expected, strict=True):
+        assert [(e.start, e.end, e.text, e.label) for e in one] == [(e.start, e.end, e.text, e.label) for e in other]
+        assert [e.score for e in one] == pytest.approx([e.score for e in other], abs=1e-5)
+    assert answer.model.fingerprint == extractor.package.fingerprint
+    assert (record.status, record.texts, record.model, record.error_type) == (200, 3, "tiny", None)
+    assert record.entities == sum(map(len, expected))
+
+
+@pytest.mark.parametrize(
+    ("request_", "code", "said"),
+    [
+        (ExtractRequest(texts=["Ada"]), grpc.StatusCode.INVALID_ARGUMENT, "no labels"),
+        (ExtractRequest(texts=["Ada"], labels=[Label(name="a")], threshold=2), grpc.StatusCode.INVALID_ARGUMENT, "2.0"),
+        (ExtractRequest(texts=["Ada"], labels=[Label(name="a")], model="b"), grpc.StatusCode.NOT_FOUND, "not served"),
+        (ExtractRequest(texts=[""] * 1001, labels=[Label(name="a")]), grpc.StatusCode.OUT_OF_RANGE, "1001 texts"),
+    ],
+)
+def test_what_is_refused(tiny_model_dir: Path, request_: ExtractRequest, code: grpc.StatusCode, said: str):
+    with pytest.raises(grpc.RpcError) as refused:
+        ask(tiny_model_dir, lambda stub: stub.Extract(request_))
+    assert refused.value.code() == code
+    assert said in refused.value.details()
+
+
+def test_a_full_queue_says_when_to_come_again(tiny_model_dir: Path):
+    def fill(service: Service) -> None:
+        async def full(request: Any) -> Any:
+            raise ApiError(429, "overloaded", "The queue is full.", retry_after=2.5)
+
+        service.extract = full  # type: ignore[method-assign]
+
+    with pytest.raises(grpc.RpcError) as refused:
+        request = ExtractRequest(texts=["Ada"], labels=[Label(name="a")])
+        ask(tiny_model_dir, lambda stub: stub.Extract(request), change=fill)
+    assert refused.value.code() == grpc.StatusCode.RESOURCE_EXHAUSTED
+    trailing = dict(refused.value.trailing_metadata())
+    assert (trailing["type"], trailing["retry-after"]) == ("overloaded", "3")
+
+
+def test_with_keys_nothing_answers_without_one(tiny_model_dir: Path):
+    request = ExtractRequest(texts=["Ada"], labels=[Label(name="a")])
+    for metadata in ([], [("authorization", "Bearer wrong")]):
+        with pytest.raises(grpc.RpcError) as refused:
+            ask(tiny_model_dir, lambda stub, metadata=metadata: stub.Extract(request, metadata=metadata), KEYS)
+        assert refused.value.code() == grpc.StatusCode.UNAUTHENTICATED
+    _, [record] = ask(
+        tiny_model_dir, lambda stub: stub.Extract(request, metadata=[("authorization", "Bearer secret")]), KEYS
+    )
+    assert record.key == "reader"
