@@ -3,9 +3,12 @@
 `tiny_model_dir` is a package that loads in a moment, for whatever tests need a model and not a good one.
 """
 
+import asyncio
 import os
+import threading
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
@@ -90,3 +93,47 @@ def tiny_model_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
     tokenizer = tiny_tokenizer()
     save_package(directory, tiny_model(tokenizer), tokenizer, name="tiny", metadata={}, card="Random weights.\n")
     return directory
+
+
+@pytest.fixture(scope="module")
+def serve_app() -> Iterator[Callable[..., str]]:
+    """Serves the real application without Ray, under uvicorn on a thread: settings, and `make_app`'s other arguments ->
+    its URL.
+    """
+    import uvicorn
+
+    from spanlake.serving.app import make_app
+    from spanlake.serving.config import read_config
+    from spanlake.serving.service import Service
+
+    stops: list[Callable[[], None]] = []
+
+    def serve(settings: dict[str, Any], **arguments: Any) -> str:
+        config = read_config({"device": "cpu", "precision": "float32", **settings})
+        started = threading.Event()
+        server = uvicorn.Server(uvicorn.Config(lambda: None, port=0, log_level="warning", lifespan="off"))
+
+        async def run() -> None:
+            service = await Service.load(config)
+            server.config.app = make_app(service, config, **arguments)
+            serving = asyncio.create_task(server.serve())
+            while not server.started and not serving.done():
+                await asyncio.sleep(0.01)
+            started.set()
+            await serving
+            await service.close(5)
+
+        thread = threading.Thread(target=asyncio.run, args=(run(),), daemon=True)
+        thread.start()
+        assert started.wait(60), "the server did not start"
+
+        def stop() -> None:
+            server.should_exit = True
+            thread.join(30)
+
+        stops.append(stop)
+        return f"http://127.0.0.1:{server.servers[0].sockets[0].getsockname()[1]}"
+
+    yield serve
+    for stop in stops:
+        stop()

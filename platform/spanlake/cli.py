@@ -17,7 +17,8 @@ from typing import TYPE_CHECKING
 from spanlake.data.command import add_commands as add_data_commands
 from spanlake.errors import SpanlakeError
 from spanlake.extraction.command import add_commands as add_extraction_commands
-from spanlake.text import replace_surrogates
+from spanlake.serving.command import add_commands as add_serving_commands
+from spanlake.text import printable, replace_surrogates
 from spanlake.training.command import add_commands as add_training_commands
 
 # torch takes seconds to import, so each command imports the library itself: `spanlake --help` answers at once.
@@ -35,7 +36,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     add_data_commands(commands)
     add_training_commands(commands)
     _add_evaluate(commands)
+    add_serving_commands(commands)
     _add_package(commands)
+    _add_doctor(commands)
     args, others = parser.parse_known_args(argv)
     if others and (not hasattr(args, "changes") or any(other.startswith("-") for other in others)):
         parser.error(f"unrecognized arguments: {' '.join(others)}")
@@ -99,7 +102,7 @@ def _predict(args: argparse.Namespace) -> int:
         return 0
     for entities in found:
         for entity in entities:
-            print(f"{entity.start}-{entity.end}\t{entity.label}\t{entity.score:.2f}\t{entity.text}")
+            print(f"{entity.start}-{entity.end}\t{entity.label}\t{entity.score:.2f}\t{printable(entity.text)}")
         print(f"({len(entities)} entities)")
     return 0
 
@@ -211,6 +214,30 @@ def _package_export(args: argparse.Namespace) -> int:
     write_published(args.directory, package.model, package.tokenizer.backend)
     print(f"{args.directory} holds the checkpoint; GLiNER.from_pretrained reads it.")
     return 0
+
+
+# --- doctor ----------------------------------------------------------------------------------------------------------
+
+
+def _add_doctor(commands: _Commands) -> None:
+    parser = commands.add_parser("doctor", help="what this machine and its cluster can do, and what is missing")
+    parser.add_argument("--json", action="store_true", help="print JSON: a list of checks")
+    parser.set_defaults(run=_doctor)
+
+
+def _doctor(args: argparse.Namespace) -> int:
+    from dataclasses import asdict
+
+    from spanlake.doctor import examine
+
+    checks = []
+    for check in examine():
+        checks.append(check)
+        if not args.json:
+            print(f"{check.verdict:8}{check.name}: {check.says}", flush=True)
+    if args.json:
+        print(json.dumps([asdict(check) for check in checks]))
+    return 1 if any(check.verdict == "broken" for check in checks) else 0
 
 
 if __name__ == "__main__":

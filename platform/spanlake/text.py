@@ -45,6 +45,11 @@ def replace_surrogates(text: str) -> str:
     return _SURROGATE.sub("\ufffd", text)
 
 
+def printable(text: str) -> str:
+    """The text with a space for each line break, tab and control character, for a terminal that would obey them."""
+    return "".join(character if character.isprintable() else " " for character in text)
+
+
 def sentence_starts(text: str, offsets: IntArray) -> BoolArray:
     """Say which words begin a sentence, roughly: abbreviations are not known.
 

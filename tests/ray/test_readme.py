@@ -4,6 +4,7 @@ import json
 import os
 import re
 import shutil
+import socket
 import subprocess
 import sys
 import time
@@ -45,10 +46,14 @@ def copy_parts(directory: Path) -> Path:
     return directory
 
 
+def environment() -> dict[str, str]:
+    """As `source .venv/bin/activate` leaves it."""
+    return {**os.environ, "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"}
+
+
 def run(command: str, directory: Path) -> subprocess.CompletedProcess[str]:
-    environment = {**os.environ, "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"}
     return subprocess.run(
-        command, shell=True, cwd=directory, env=environment, capture_output=True, text=True, timeout=280
+        command, shell=True, cwd=directory, env=environment(), capture_output=True, text=True, timeout=280
     )
 
 
@@ -65,27 +70,40 @@ def test_the_demo() -> None:
     assert '"complete": true' in done.stdout and "what to try next" in done.stdout
 
 
+def free_port() -> int:
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        return int(listener.getsockname()[1])
+
+
 @pytest.fixture
-def head(tmp_path: Path) -> Iterator[None]:
-    """A Ray head whose dashboard listens where the README says."""
-    command = "ray start --head --block --port 6399 --num-cpus 2 --object-store-memory 200000000 --disable-usage-stats"
-    process = subprocess.Popen([Path(sys.executable).parent / "ray", *command.split()[1:]], cwd=tmp_path)
+def dashboard(tmp_path: Path) -> Iterator[str]:
+    """The address of a Ray head that takes jobs. No port of it is one that another Ray here may hold."""
+    address = f"http://127.0.0.1:{free_port()}"
+    command = (
+        f"exec ray start --head --block --port {free_port()} --dashboard-port {address.rpartition(':')[2]} "
+        f"--dashboard-agent-listen-port {free_port()} --dashboard-agent-grpc-port {free_port()} "
+        f"--metrics-export-port {free_port()} --ray-client-server-port {free_port()} "
+        "--num-cpus 2 --object-store-memory 200000000 --disable-usage-stats"
+    )
+    process = subprocess.Popen(command, shell=True, cwd=tmp_path, env=environment())
     try:
-        deadline = time.monotonic() + 180
+        deadline = time.monotonic() + 200
         # The dashboard answers before the node's agent, which starts jobs, has joined it.
-        while run("ray job submit --address http://127.0.0.1:8265 -- true", tmp_path).returncode:
-            assert process.poll() is None and time.monotonic() < deadline, "the Ray head did not start"
+        while (trial := run(f"ray job submit --address {address} -- true", tmp_path)).returncode:
+            assert process.poll() is None and time.monotonic() < deadline, trial.stdout + trial.stderr
             time.sleep(1)
-        yield
+        yield address
     finally:
         process.terminate()
         process.wait(60)
 
 
-def test_the_job_is_submitted_to_a_running_cluster(head: None, tmp_path: Path) -> None:
+def test_the_job_is_submitted_to_a_running_cluster(dashboard: str, tmp_path: Path) -> None:
     (command,) = [c for c in commands() if c.startswith("ray job")]
+    command = command.replace("http://127.0.0.1:8265", dashboard).replace("/tmp/found", str(tmp_path / "found"))
     checkout = copy_parts(tmp_path / "checkout")  # the working directory is sent to the cluster, so it is kept small
-    done = run(command.replace("/tmp/found", str(tmp_path / "found")), checkout)
+    done = run(command, checkout)
     assert done.returncode == 0, done.stdout + done.stderr
     audit = run(f"spanlake audit {tmp_path / 'found'}", checkout)
     assert audit.returncode == 0 and json.loads(audit.stdout)["entities"] > 0

@@ -106,6 +106,16 @@ def test_predict_prints_a_line_for_each_entity(model: str, capfd: Captured):
     assert err == ""
 
 
+def test_an_entity_over_two_lines_is_printed_on_one(model: str, capfd: Captured):
+    text = TEXT.replace(" ", "\n")
+    entities = Extractor.load(model, device="cpu", precision="float32").extract(
+        [text], ["person", "place"], threshold=0.4
+    )
+    assert any("\n" in entity.text for entity in entities[0])
+    assert cli.main(["predict", text, "--model", model, *LOW]) == 0
+    assert len(capfd.readouterr().out.splitlines()) == len(entities[0]) + 1
+
+
 def test_predict_asks_for_nested_and_several_labels(model: str, capfd: Captured):
     assert cli.main(["predict", TEXT, "--json", "--nested", "--multi-label", "--model", model, *LOW]) == 0
     extractor = Extractor.load(model, device="cpu", precision="float32")

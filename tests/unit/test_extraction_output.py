@@ -21,6 +21,7 @@ from spanlake.extraction.audit import Audit, audit
 from spanlake.extraction.ledger import Ledger, Request, prepare, read_ledger
 from spanlake.extraction.plan import read_source, units_of
 from spanlake.extraction.show import draw, glance
+from spanlake.extraction.sources import Reading
 from spanlake.extraction.store import locate
 from spanlake.extraction.unit import Job, UnitRunner
 from spanlake.inference.settings import Settings
@@ -76,7 +77,7 @@ def work(request: Request, units: slice = slice(None)) -> Ledger:
     ledger = prepare(request)
     ledger.save()
     job = Job(
-        request.source.root,
+        Reading(request.source.root),
         request.output,
         ledger.temporary,
         request.text_column,
@@ -266,7 +267,7 @@ def test_another_run_that_finished_first_is_no_failure(ask, tmp_path: Path) -> N
             return super().stream(requests)
 
     job = Job(
-        request.source.root,
+        Reading(request.source.root),
         request.output,
         ledger.temporary,
         "text",

@@ -141,7 +141,7 @@ def test_mistakes_are_named(tmp_path: Path) -> None:
     assert "id holds int64" in message and "text, title" in message
 
     (tmp_path / "empty").mkdir()
-    assert "holds no Parquet file" in refused(str(tmp_path / "empty"))
+    assert "holds no file to read" in refused(str(tmp_path / "empty"))
 
     broken = tmp_path / "broken"
     write(broken / "a.parquet", {"text": ["x"]})

@@ -17,6 +17,7 @@ from spanlake.extraction import rows as rows_module
 from spanlake.extraction.ledger import Request
 from spanlake.extraction.plan import Unit, cut, read_source
 from spanlake.extraction.rows import RowReader, SourceReadError
+from spanlake.extraction.sources import Reading
 from spanlake.extraction.store import locate
 from spanlake.extraction.unit import FOOTER_KEY, Job, UnitRunner
 from spanlake.inference.settings import Settings
@@ -46,7 +47,16 @@ def make_job(source_path: Path, output: Path) -> tuple[Job, list[Unit]]:
     source = read_source(str(source_path), "text")
     request = Request(source, locate(str(output)), "text", Settings.make(["a", "b", "c"]), "m", "f", "auto", 100)
     (output / "tmp").mkdir(parents=True)
-    job = Job(source.root, request.output, "tmp", "text", request.output_schema, request.settings, "run", {"name": "m"})
+    job = Job(
+        Reading(source.root),
+        request.output,
+        "tmp",
+        "text",
+        request.output_schema,
+        request.settings,
+        "run",
+        {"name": "m"},
+    )
     return job, [unit for file in source.files for unit in cut(file, 100)]
 
 

@@ -15,11 +15,11 @@ SOURCE_ROOT = Path(__file__).parents[2] / "platform"
 LAYERS = (
     ("errors",),
     ("text", "decoding", "storage"),
-    ("modeling",),
+    ("modeling", "client"),
     ("package",),
     ("inference", "data"),
     ("spanlake",),
-    ("evaluation",),
+    ("evaluation", "doctor"),
     ("training", "extraction", "serving"),
     ("cli",),
     ("__main__",),

@@ -13,6 +13,7 @@ import pyarrow.parquet as pq
 from pyarrow import fs
 
 from spanlake.errors import UserError, one_line
+from spanlake.extraction.layout import SOURCE_FILE, SOURCE_ROW
 from spanlake.extraction.ledger import SUFFIX, Ledger, files_in
 from spanlake.extraction.plan import Unit, units_of
 from spanlake.extraction.store import read_footer
@@ -93,7 +94,7 @@ class _File:
 
     name: str
     unreadable: str | None = None  # why, if so; what follows is then empty
-    rows: int = 0
+    rows: int = 0  # of the source, where it is a unit; a row without mentions has none of its own in that layout
     failed_rows: int = 0
     by_label: Counter[str] = field(default_factory=Counter)
     footer: dict[str, Any] = field(default_factory=dict)  # what a unit says about itself
@@ -114,15 +115,43 @@ def _count(ledger: Ledger, info: fs.FileInfo) -> _File:
     if not footer.schema.equals(ledger.schema):
         return _File(info.base_name, rows=footer.metadata.num_rows)
     file = _File(info.base_name, footer=unit_footer(footer.metadata) or {})
+    mentions = ledger.manifest["layout"]["kind"] == "mentions"
+    misplaced = 0
     source = filesystem.open_input_file(info.path)
     with pq.ParquetFile(source, metadata=footer.metadata, page_checksum_verification=True) as parquet:
         for batch in parquet.iter_batches(_BATCH_ROWS, use_threads=False):
-            labels = pc.struct_field(pc.list_flatten(batch.column("entities")), "label")
+            labels = batch.column("label") if mentions else _labels(batch.column("entities"))
+            misplaced += _misplaced(batch, file.footer) if mentions else 0
             file.rows += batch.num_rows
             file.failed_rows += batch.num_rows - batch.column("error").null_count
-            file.by_label.update({item["values"]: item["counts"] for item in pc.value_counts(labels).to_pylist()})
+            counted = pc.value_counts(pc.drop_null(labels)).to_pylist()
+            file.by_label.update({item["values"]: item["counts"] for item in counted})
     source.close()
+    if mentions:
+        _count_by_footer(file, misplaced)
     return file
+
+
+def _count_by_footer(file: _File, misplaced: int) -> None:
+    """A row without mentions leaves no trace but in its unit's footer, which the mentions must bear out."""
+    if misplaced:
+        file.footer = {}  # then it is the unit of no name
+    elif "rows" in file.footer:
+        file.rows = file.footer["rows"]
+
+
+def _labels(entities: pa.Array) -> pa.Array:
+    return pc.struct_field(pc.list_flatten(entities), "label")
+
+
+def _misplaced(batch: pa.RecordBatch, footer: dict[str, Any]) -> int:
+    """Mentions whose source file or row is none of the unit that their file says it is."""
+    source = footer.get("source", {})
+    first, rows = source.get("first", 0), source.get("rows", 0)
+    place = batch.column(SOURCE_ROW)
+    inside = pc.and_(pc.greater_equal(place, first), pc.less(place, first + rows))
+    right = pc.and_(inside, pc.equal(batch.column(SOURCE_FILE), pa.scalar(source.get("path"), pa.string())))
+    return batch.num_rows - pc.sum(pc.fill_null(right, False)).as_py() if batch.num_rows else 0
 
 
 def _holds(ledger: Ledger, unit: Unit, file: _File) -> bool:

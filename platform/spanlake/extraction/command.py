@@ -1,4 +1,4 @@
-"""`spanlake extract`, `spanlake audit` and `spanlake show`."""
+"""`spanlake extract`, `spanlake audit`, `spanlake show` and `spanlake report`."""
 
 import argparse
 import json
@@ -8,7 +8,8 @@ from functools import partial
 from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 
-from spanlake.errors import UserError
+from spanlake.errors import UserError, one_line
+from spanlake.extraction.options import add_layout_options, read_layout
 
 if TYPE_CHECKING:
     from spanlake.extraction.ledger import Request
@@ -19,7 +20,7 @@ _PROBLEMS_SHOWN = 20
 
 
 def add_commands(subparsers: "argparse._SubParsersAction[Any]") -> None:
-    """Add the three commands; each sets `run`, a function from the parsed arguments to an exit code."""
+    """Add the commands; each sets `run`, a function from the parsed arguments to an exit code."""
     _add_extract(subparsers.add_parser("extract", help="extract entities from Parquet files, on Ray"))
     audit = subparsers.add_parser("audit", help="prove that an output holds every source row exactly once")
     audit.add_argument("output", metavar="OUTPUT", help="a directory that `spanlake extract` has written")
@@ -28,11 +29,17 @@ def add_commands(subparsers: "argparse._SubParsersAction[Any]") -> None:
     show.add_argument("output", metavar="OUTPUT", help="a directory that `spanlake extract` has written")
     show.add_argument("--examples", type=_count, default=5, metavar="N", help="passages to print (default: 5)")
     show.set_defaults(run=_run_show)
+    report = subparsers.add_parser("report", help="write one HTML file about an output")
+    report.add_argument("output", metavar="OUTPUT", help="a directory that `spanlake extract` has written")
+    report.add_argument("--html", default="report.html", metavar="FILE", help="where it is written (report.html)")
+    report.set_defaults(run=_run_report)
 
 
 def _add_extract(parser: argparse.ArgumentParser) -> None:
     parser.description = "Read a text column, and write every row with the entities found in it. Run again to resume."
-    parser.add_argument("source", metavar="SOURCE", help="a Parquet file, a directory or a glob; a local path or a URI")
+    parser.add_argument(
+        "source", metavar="SOURCE", help="Parquet, JSON lines or CSV: a file, directory or glob; delta:… or iceberg:…"
+    )
     parser.add_argument("output", metavar="OUTPUT", help="a directory: new, empty, or of the same call before")
     labels = parser.add_mutually_exclusive_group(required=True)
     labels.add_argument("--labels", metavar="A,B", help="names of what to find, with commas between")
@@ -47,6 +54,9 @@ def _add_extract(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--precision", default="auto", help="auto, float32 or bfloat16 (default: auto)")
     parser.add_argument("--unit-rows", type=_positive, metavar="N", help="rows committed at once (default: 64 to 2048)")
     parser.add_argument("--json", action="store_true", help="print a summary as JSON")
+    add_layout_options(parser)
+    parser.add_argument("--dry-run", action="store_true", help="read some rows, print an estimate, write nothing")
+    parser.add_argument("--into", metavar="TABLE", help="at the end, add the rows to delta:PATH or iceberg:C.N.TABLE")
     parser.set_defaults(run=_run_extract)
 
 
@@ -70,9 +80,14 @@ def _run_extract(args: argparse.Namespace) -> int:
         raise UserError("`spanlake extract` needs Ray, which is not installed: pip install 'spanlake[ray]'.")
     request = _request(args)
     from spanlake.extraction import run
+    from spanlake.extraction.ledger import read_ledger
+    from spanlake.extraction.publish import open_target, publish
     from spanlake.inference.extractor import Extractor
 
     model = os.path.abspath(args.model) if os.path.isdir(args.model) else args.model  # workers have their own directory
+    target = open_target(args.into, request.output_schema, request.source.uri) if args.into else None
+    if args.dry_run:
+        return _dry_run(request, args)
     load = partial(Extractor.load, model, precision=args.precision)
     try:
         summary = run.execute(request, load, workers=args.workers, device=args.device, say=_say)
@@ -82,21 +97,45 @@ def _run_extract(args: argparse.Namespace) -> int:
     for problem in summary.problems:
         _say(problem)
     print(json.dumps(summary.as_json(), ensure_ascii=False, indent=2) if args.json else summary.as_line())
-    return 1 if summary.problems else 0
+    if summary.problems:
+        return 1
+    if target:
+        added = publish(read_ledger(request.output), target)
+        _say(f"{added:,} units added to {target.name}" if added else f"{target.name} has all rows already")
+    return 0
+
+
+def _dry_run(request: "Request", args: argparse.Namespace) -> int:
+    from rich.console import Console
+
+    from spanlake.extraction import estimate
+    from spanlake.inference.extractor import Extractor
+
+    extractor = Extractor.load(args.model, device=args.device, precision=args.precision)
+    sample, workers = estimate.sample(request, extractor), args.workers or 1
+    if args.json:
+        print(json.dumps(sample.as_json(workers), ensure_ascii=False, indent=2))
+    else:
+        estimate.draw(sample, workers, Console())
+    return 0
 
 
 def _request(args: argparse.Namespace) -> "Request":
     """The call, with everything in it checked that can be checked before anything is written."""
-    from spanlake.extraction.ledger import Request
+    from spanlake.extraction.ledger import Request, read_manifest
     from spanlake.extraction.plan import default_unit_rows, read_source
     from spanlake.extraction.store import locate
+    from spanlake.extraction.tables import pinned
     from spanlake.inference.settings import Settings
 
     settings = Settings.make(_read_labels(args), args.threshold, args.nested, args.multi_label)
+    layout = read_layout(args)
     output = locate(args.output)
-    source = read_source(args.source, args.text_column)
+    begun = read_manifest(output)
+    source = read_source(pinned(args.source, begun["source"]["uri"] if begun else None), args.text_column)
+    layout.check(source.schema, args.text_column)
     if source.ignored:
-        _say(f"{len(source.ignored):,} files are not read, as their names are not Parquet's ({source.ignored[0]} ...)")
+        _say(f"{len(source.ignored):,} files are not read, by their names ({source.ignored[0]} ...)")
     from spanlake.inference.hardware import choose_device, choose_precision  # torch: so what is quick is checked before
     from spanlake.package import open_package
 
@@ -111,6 +150,7 @@ def _request(args: argparse.Namespace) -> "Request":
         model_fingerprint=package.fingerprint,
         precision=args.precision,
         unit_rows=args.unit_rows or default_unit_rows(source.rows),
+        layout=layout,
     )
 
 
@@ -164,4 +204,19 @@ def _run_show(args: argparse.Namespace) -> int:
 
     ledger = read_ledger(locate(args.output))
     draw(ledger, glance(ledger, args.examples), Console())
+    return 0
+
+
+def _run_report(args: argparse.Namespace) -> int:
+    from spanlake.extraction.ledger import read_ledger
+    from spanlake.extraction.report import report
+    from spanlake.extraction.store import locate
+
+    page = report(read_ledger(locate(args.output)))
+    try:
+        with open(args.html, "w", encoding="utf-8") as file:
+            file.write(page)
+    except OSError as error:
+        raise UserError(f"--html {args.html} cannot be written ({one_line(error)}): name another file.") from error
+    print(args.html)
     return 0

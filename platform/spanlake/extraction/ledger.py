@@ -20,6 +20,7 @@ from pyarrow import fs
 
 import spanlake
 from spanlake.errors import UserError, one_line
+from spanlake.extraction.layout import Layout
 from spanlake.extraction.plan import Source, cut, files_of, plan_table, units_of
 from spanlake.extraction.store import Place, list_files, replacing
 from spanlake.inference.settings import Settings
@@ -27,16 +28,6 @@ from spanlake.inference.settings import Settings
 FORMAT = 1
 FOLDER = "_spanlake"
 SUFFIX = ".parquet"
-ENTITY = pa.struct(
-    [
-        ("start", pa.int32()),
-        ("end", pa.int32()),
-        ("text", pa.string()),
-        ("label", pa.string()),
-        ("score", pa.float32()),
-    ]
-)
-ENTITIES = pa.list_(pa.field("element", ENTITY))  # as Parquet names it
 
 _MANIFEST = f"{FOLDER}/manifest.json"
 _TEMPORARY = f"{FOLDER}/tmp"
@@ -56,12 +47,11 @@ class Request:
     model_fingerprint: str
     precision: str  # as asked: auto is a value too
     unit_rows: int
+    layout: Layout = Layout()
 
     @property
     def output_schema(self) -> pa.Schema:
-        """The source's columns, then `entities` and `error`."""
-        added = (pa.field("entities", ENTITIES), pa.field("error", pa.string()))
-        return pa.schema([*self.source.schema, *added], metadata=self.source.schema.metadata)
+        return self.layout.schema(self.source.schema, self.text_column)
 
     def manifest(self) -> dict[str, Any]:
         """What decides the result, and beside it what a reader of the output wants to know."""
@@ -70,11 +60,13 @@ class Request:
             "model": {"name": self.model_name, "fingerprint": self.model_fingerprint},
             "settings": self.settings.as_json(),
             "text_column": self.text_column,
+            "layout": self.layout.as_json(),
             "precision": self.precision,
             "schema": {column.name: str(column.type) for column in self.output_schema},
         }
         by_result = decisive | {"model": self.model_fingerprint}
         return decisive | {
+            "id": uuid.uuid4().hex,  # of the output that is begun with this manifest
             "run": sha256(json.dumps(by_result).encode()).hexdigest(),  # the order of labels counts too
             "source": {"uri": self.source.uri, "files": len(self.source.files), "rows": self.source.rows},
             "unit_rows": self.unit_rows,
@@ -151,7 +143,7 @@ def read_ledger(output: Place) -> Ledger:
 
     Raises: UserError where there is none, or one that this version cannot read.
     """
-    manifest = _read_manifest(output)
+    manifest = read_manifest(output)
     if manifest is None:
         raise UserError(f"{output.uri} is not an output of `spanlake extract`: it has no {_MANIFEST}.")
     return Ledger(output, manifest, _read_plan(output, manifest))
@@ -165,7 +157,7 @@ def prepare(request: Request) -> Ledger:
     """
     output, asked = request.output, request.manifest()
     _check_apart(request)
-    recorded = _read_manifest(output)
+    recorded = read_manifest(output)
     if recorded is None:
         _check_free(output)
         first = plan_table(unit for file in request.source.files for unit in cut(file, request.unit_rows))
@@ -196,7 +188,11 @@ def _plan_facts(plan: pa.Table) -> dict[str, Any]:
 # --- reading ------------------------------------------------------------------------------------------------------
 
 
-def _read_manifest(output: Place) -> dict[str, Any] | None:
+def read_manifest(output: Place) -> dict[str, Any] | None:
+    """What an output's directory says was asked of it; None where it says nothing.
+
+    Raises: UserError for a manifest that this version cannot read.
+    """
     path = output.child(_MANIFEST)
     try:
         if output.filesystem.get_file_info(path).type != fs.FileType.File:
@@ -278,9 +274,21 @@ def _named_values(manifest: dict[str, Any]) -> dict[str, str]:
         "nested": str(settings["nested"]).lower(),
         "multi-label": str(settings["multi_label"]).lower(),
         "text column": manifest["text_column"],
+        **_layout_values(manifest["layout"]),
         "precision": manifest["precision"],
     }
     return values | {f"column {name}": kind for name, kind in manifest["schema"].items()}
+
+
+def _layout_values(layout: dict[str, Any]) -> dict[str, str]:
+    redaction = layout["redaction"] or {"style": "none", "key_check": None}
+    return {
+        "layout": layout["kind"],
+        "key": ", ".join(layout["keys"]) or "none",
+        "redact": redaction["style"],
+        "redaction key with digest": redaction["key_check"] or "none",
+        "drop-text": str(layout["drop_text"]).lower(),
+    }
 
 
 def _check_unchanged(output: Place, plan: pa.Table, source: Source) -> set[str]:

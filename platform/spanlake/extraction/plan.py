@@ -18,7 +18,13 @@ from spanlake.extraction.store import Footer, Place, list_files, locate, read_fo
 UNIT_ROWS = 2048  # rows of a unit in a large source, where the caller asks for nothing else
 SMALL_UNIT_ROWS = 64  # in a small one, so that several workers have something to do
 UNIT_BYTES = 256 << 20  # and at most so many bytes of it, uncompressed
-SUFFIXES = (".parquet", ".parq", ".pq")
+_COMPRESSED = r"(\.(gz|bz2|zst))?$"
+_FORMATS = {
+    "parquet": re.compile(r"\.(parquet|parq|pq)$"),
+    "jsonl": re.compile(r"\.(jsonl|ndjson)" + _COMPRESSED),
+    "csv": re.compile(r"\.csv" + _COMPRESSED),
+    "tsv": re.compile(r"\.tsv" + _COMPRESSED),
+}
 ADDED_COLUMNS = ("entities", "error")
 
 _FOOTERS_AT_ONCE = 16
@@ -30,6 +36,7 @@ _PLAN_SCHEMA = pa.schema(
         ("digest", pa.dictionary(pa.int32(), pa.string())),
         ("first", pa.int64()),
         ("rows", pa.int64()),
+        ("columns", pa.dictionary(pa.int32(), pa.string())),
     ]
 )
 
@@ -44,6 +51,7 @@ class SourceFile:
     rows: int
     groups: tuple[int, ...]  # rows of each row group
     bytes: int  # of its columns, uncompressed
+    columns: str = ""  # of a table: where those come from that do not stand in the file under their names
 
 
 @dataclass(frozen=True)
@@ -56,6 +64,7 @@ class Source:
     schema: pa.Schema
     ignored: tuple[str, ...]  # paths in the directory that are not Parquet by name
     deep: bool  # whether files anywhere below the root belong to it
+    format: str = "parquet"  # or jsonl, csv, tsv, table
 
     @property
     def rows(self) -> int:
@@ -71,6 +80,7 @@ class Unit:
     digest: str
     first: int
     rows: int
+    columns: str = ""  # as of its file
 
     @property
     def name(self) -> str:
@@ -96,12 +106,30 @@ def read_source(uri: str, text_column: str) -> Source:
     Raises: UserError for a source that is missing, empty or unreadable, files that do not fit together, a text column
     that is missing or holds no text, and columns with a name that the output needs.
     """
+    from spanlake.extraction.tables import TableName, read_table  # which builds on this module
+
+    if table := TableName.parse(uri):
+        return read_table(table, text_column)
     found = _find(locate(uri))
     if not found.paths:
-        raise UserError(f"{found.root.uri} holds no Parquet file (one whose name ends in {', '.join(SUFFIXES)}).")
-    files, schema = _read_files(found.root, found.paths, text_column)
-    files.sort(key=lambda file: _file_key(file.path, file.digest))
-    return Source(found.root.uri, found.root, tuple(files), schema, tuple(found.ignored), found.deep)
+        raise UserError(
+            f"{found.root.uri} holds no file to read (one whose name ends in .parquet, .parq, .pq, "
+            ".jsonl, .ndjson, .csv or .tsv)."
+        )
+    if found.format == "parquet":
+        files, schema = _read_files(found.root, found.paths, text_column)
+    else:
+        from spanlake.extraction.lines import read_line_files  # which builds on this module
+
+        files, schema = read_line_files(found.root, found.paths, text_column)
+        _check_names(found.root.uri, schema, text_column)
+    ignored = tuple(found.ignored)
+    return Source(found.root.uri, found.root, sort_files(files), schema, ignored, found.deep, found.format)
+
+
+def sort_files(files: Iterable[SourceFile]) -> tuple[SourceFile, ...]:
+    """In the order of their units' names."""
+    return tuple(sorted(files, key=lambda file: _file_key(file.path, file.digest)))
 
 
 class _Found(NamedTuple):
@@ -109,17 +137,25 @@ class _Found(NamedTuple):
     paths: list[str]  # sorted, relative to the root
     ignored: list[str]
     deep: bool
+    format: str
+
+
+def file_format(path: str) -> str | None:
+    """parquet, jsonl, csv or tsv, by the name of a file; None for any other."""
+    return next((name for name, pattern in _FORMATS.items() if pattern.search(path)), None)
 
 
 def _find(place: Place) -> _Found:
     kind = _kind(place)
     if kind == fs.FileType.File:
         parent, _, name = place.path.rpartition("/")
-        return _Found(Place(place.uri, place.filesystem, parent or "/"), [name], [], deep=False)
+        chosen = file_format(name) or "parquet"
+        return _Found(Place(place.uri, place.filesystem, parent or "/"), [name], [], False, chosen)
     if kind == fs.FileType.Directory:
         paths = _visible_files(place)
-        parquet = [path for path in paths if path.endswith(SUFFIXES)]
-        return _Found(place, parquet, [path for path in paths if not path.endswith(SUFFIXES)], deep=True)
+        chosen = _format(place, [path for path in paths if file_format(path)])
+        read = [path for path in paths if file_format(path) == chosen]
+        return _Found(place, read, [path for path in paths if file_format(path) != chosen], True, chosen)
     if not re.search(r"[*?\[]", place.path):
         raise UserError(f"{place.uri} does not exist: give a Parquet file, a directory of them, or a glob.")
     return _find_glob(place)
@@ -133,7 +169,16 @@ def _find_glob(place: Place) -> _Found:
     paths = [path for path in _visible_files(root) if matches(path)]
     if not paths:
         raise UserError(f"{place.uri} matches no file: give a Parquet file, a directory of them, or a glob.")
-    return _Found(root, paths, [], deep="**" in pattern)
+    return _Found(root, paths, [], "**" in pattern, _format(root, paths))
+
+
+def _format(root: Place, paths: list[str]) -> str:
+    """Parquet, if any of the files is; else the one format that they have."""
+    formats = {file_format(path) for path in paths} or {"parquet"}
+    if len(formats) > 1 and not formats & {"parquet", None}:
+        names = ", ".join(sorted(filter(None, formats)))
+        raise UserError(f"{root.uri} holds files of several formats ({names}): choose those of one by a glob (*.csv).")
+    return "parquet" if formats & {"parquet", None} else str(formats.pop())
 
 
 def _kind(place: Place) -> fs.FileType:
@@ -164,7 +209,7 @@ def _read_files(root: Place, paths: Sequence[str], text_column: str) -> tuple[li
             return str(error)
         except OSError as error:
             return f"{root.child(path)} cannot be read ({one_line(error)})."
-        return _describe(path, footer), footer.schema
+        return describe_file(path, footer), footer.schema
 
     files: list[SourceFile] = []
     problems: list[str] = []
@@ -181,11 +226,12 @@ def _read_files(root: Place, paths: Sequence[str], text_column: str) -> tuple[li
         others = f" ({len(problems) - 1:,} more files of the source cannot be read either)" if len(problems) > 1 else ""
         raise UserError(problems[0].rstrip(".") + others + ".")
     assert common is not None  # there is at least one file
-    _check_text_type(common, text_column)
+    check_text_type(common, text_column)
     return files, common
 
 
-def _describe(path: str, footer: Footer) -> SourceFile:
+def describe_file(path: str, footer: Footer) -> SourceFile:
+    """What a footer says of a file at a path relative to its source."""
     groups = [footer.metadata.row_group(index) for index in range(footer.metadata.num_row_groups)]
     return SourceFile(
         path=path,
@@ -222,7 +268,8 @@ def _check_names(path: str, schema: pa.Schema, text_column: str) -> None:
         )
 
 
-def _check_text_type(schema: pa.Schema, text_column: str) -> None:
+def check_text_type(schema: pa.Schema, text_column: str) -> None:
+    """Raises: UserError where the column holds no text."""
     kind = schema.field(text_column).type
     if not is_text(kind):
         raise UserError(
@@ -275,7 +322,7 @@ def cut(file: SourceFile, unit_rows: int) -> Iterator[Unit]:
     limit = min(unit_rows, max(1, UNIT_BYTES * file.rows // max(1, file.bytes))) if file.rows else unit_rows
     first = 0
     for rows in _pieces(file.groups, limit) if file.rows else [0]:
-        yield Unit(file.path, file.size, file.digest, first, rows)
+        yield Unit(file.path, file.size, file.digest, first, rows, file.columns)
         first += rows
 
 

@@ -11,6 +11,7 @@ import pyarrow.compute as pc
 from spanlake.extraction import pipeline
 from spanlake.extraction.ledger import Ledger, Request, prepare
 from spanlake.extraction.progress import RunProgress
+from spanlake.extraction.sources import Reading
 from spanlake.extraction.unit import Job, UnitCounts
 
 
@@ -128,7 +129,7 @@ def _begin(ledger: Ledger, pending_units: int, pending_rows: int) -> Summary:
 
 def _job(request: Request, ledger: Ledger) -> Job:
     return Job(
-        source=request.source.root,
+        source=Reading.of(request.source, request.text_column),
         output=ledger.output,
         temporary=ledger.temporary,
         text_column=request.text_column,
@@ -136,4 +137,5 @@ def _job(request: Request, ledger: Ledger) -> Job:
         settings=request.settings,
         run=ledger.run,
         model=ledger.manifest["model"],
+        layout=request.layout,
     )

@@ -3,22 +3,22 @@
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from itertools import chain
 from shlex import quote
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 from rich.console import Console, Group
 from rich.panel import Panel
 from rich.table import Table
 from rich.text import Text
 
-from spanlake.extraction.ledger import SUFFIX, Ledger
-from spanlake.extraction.plan import units_of
+from spanlake.errors import UserError
+from spanlake.extraction.ledger import Ledger
+from spanlake.extraction.reading import batches, committed_units
 
 ROWS = 200_000  # read at most, from the beginning: a glance, where `audit` counts all
-_BATCH_ROWS = 1024
 _FREQUENT = 4
 _CANDIDATES = 50  # passages of a batch that are looked at
 _PASSAGE = 320  # characters of an example
@@ -36,25 +36,26 @@ class Glance:
 
 
 def glance(ledger: Ledger, examples: int) -> Glance:
-    """Read up to ROWS rows of what is committed."""
+    """Read up to ROWS rows of what is committed.
+
+    Raises: UserError for an output without texts or lists of entities.
+    """
+    lacking = [name for name in (ledger.manifest["text_column"], "entities") if name not in ledger.schema.names]
+    if lacking:
+        raise UserError(
+            f"{ledger.output.uri} has no column {lacking[0]}, which `spanlake show` reads: use `spanlake report`."
+        )
     found = Glance(forms={label: Counter() for label in ledger.manifest["settings"]["labels"]})
     text_column = ledger.manifest["text_column"]
-    for batch in _batches(ledger, [text_column, "entities"]):
+    for batch in chain.from_iterable(
+        batches(ledger, unit, [text_column, "entities"]) for unit in committed_units(ledger)
+    ):
         _count_forms(found, batch.column("entities"))
         _keep_passages(found, batch.column(text_column), batch.column("entities"), examples)
         found.rows += batch.num_rows
         if found.rows >= ROWS:
             break
     return found
-
-
-def _batches(ledger: Ledger, columns: Sequence[str]) -> Iterator[pa.RecordBatch]:
-    committed = ledger.committed()
-    for unit in units_of(ledger.plan):
-        if unit.name in committed:
-            path = ledger.output.child(unit.name + SUFFIX)
-            with ledger.output.filesystem.open_input_file(path) as source:
-                yield from pq.ParquetFile(source).iter_batches(_BATCH_ROWS, columns=list(columns))
 
 
 def _count_forms(found: Glance, entities: pa.Array) -> None:
@@ -68,11 +69,11 @@ def _keep_passages(found: Glance, texts: pa.Array, entities: pa.Array, examples:
     """Keep the passages with most kinds of entity, then most entities; of equals, the first."""
     counts = pc.fill_null(pc.list_value_length(entities), 0).to_pylist()
     rows = sorted((row for row, count in enumerate(counts) if count), key=lambda row: -counts[row])[:_CANDIDATES]
-    passages = [_cropped(texts[row].as_py(), entities[row].as_py()) for row in rows]
+    passages = [cropped(texts[row].as_py(), entities[row].as_py()) for row in rows]
     found.passages = sorted([*found.passages, *passages], key=_richness, reverse=True)[:examples]
 
 
-def _cropped(text: str, entities: list[dict[str, Any]]) -> tuple[str, list[dict[str, Any]]]:
+def cropped(text: str, entities: list[dict[str, Any]]) -> tuple[str, list[dict[str, Any]]]:
     """The part of a long text that begins a little before its first entity, and the entities inside it."""
     if len(text) <= _PASSAGE:
         return text, entities
@@ -102,13 +103,21 @@ def _richness(passage: tuple[str, list[dict[str, Any]]]) -> tuple[int, int]:
 
 def draw(ledger: Ledger, found: Glance, console: Console) -> None:
     """Print a glance: with colour and frames on a terminal, as plain text elsewhere."""
-    styles = {label: _STYLES[index % len(_STYLES)] for index, label in enumerate(found.forms)}
-    console.print(_label_table(found, styles))
+    console.print(_label_table(found, _styles(list(found.forms))))
     console.print(_caption(ledger, found), style="dim")
     if found.passages:
-        passages = [_marked(text, entities, styles) for text, entities in found.passages]
-        console.print(Panel(Group(*_with_gaps(passages)), title="examples", title_align="left", border_style="dim"))
+        console.print(examples(found.passages, list(found.forms)))
     console.print(_next_steps(ledger), soft_wrap=True)
+
+
+def examples(passages: Sequence[tuple[str, list[dict[str, Any]]]], labels: Sequence[str]) -> Panel:
+    """Passages, each a text and its entities, with these marked."""
+    marked = [_marked(text, entities, _styles(labels)) for text, entities in passages]
+    return Panel(Group(*_with_gaps(marked)), title="examples", title_align="left", border_style="dim")
+
+
+def _styles(labels: Sequence[str]) -> dict[str, str]:
+    return {label: _STYLES[index % len(_STYLES)] for index, label in enumerate(labels)}
 
 
 def _label_table(found: Glance, styles: dict[str, str]) -> Table:

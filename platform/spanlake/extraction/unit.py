@@ -7,7 +7,6 @@ import uuid
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
-from itertools import accumulate
 from typing import Protocol
 
 import pyarrow as pa
@@ -15,9 +14,10 @@ import pyarrow.parquet as pq
 
 from spanlake.decoding import Entity
 from spanlake.errors import ShortfallError
-from spanlake.extraction.ledger import ENTITY, SUFFIX
+from spanlake.extraction.layout import Layout, Part
+from spanlake.extraction.ledger import SUFFIX
 from spanlake.extraction.plan import Unit
-from spanlake.extraction.rows import RowReader
+from spanlake.extraction.sources import Reading, split_errors
 from spanlake.extraction.store import Place, describe, replacing
 from spanlake.inference.settings import Settings
 
@@ -37,7 +37,7 @@ class TextExtractor(Protocol):
 class Job:
     """What every unit of one run shares. It is sent to each worker."""
 
-    source: Place  # the directory that paths of units are relative to
+    source: Reading
     output: Place
     temporary: str  # a directory inside the output
     text_column: str
@@ -45,6 +45,7 @@ class Job:
     settings: Settings
     run: str  # fingerprint of all that decides the result
     model: dict[str, str]  # name, fingerprint
+    layout: Layout = Layout()
 
 
 @dataclass
@@ -69,7 +70,7 @@ class UnitRunner:
         self._job = job
         self._extractor = extractor
         self._traits = traits or {}
-        self._reader = RowReader(job.source)
+        self._reader = job.source.open()
 
     def run(self, unit: Unit) -> UnitCounts:
         """Commit a unit: it is in the output whole when this returns, and not at all if this raises.
@@ -83,9 +84,12 @@ class UnitRunner:
         draft = job.output.child(f"{job.temporary}/{uuid.uuid4().hex}-{os.getpid()}{SUFFIX}")
         with replacing(job.output, draft, job.output.child(name)), _UnitWriter(job, draft) as writer:
             for batch in self._reader.read(unit):
-                entities, errors = annotate(self._extractor, job.settings, batch.column(job.text_column))
+                texts, reasons = split_errors(batch, batch.column(job.text_column))
+                entities, errors = annotate(self._extractor, job.settings, texts)
+                errors = [reason or error for reason, error in zip(reasons, errors, strict=True)]
+                part = Part(unit.path, unit.first + counts.rows, batch, texts, entities, errors)
                 _count(counts, entities, errors)
-                writer.write(_output_batch(batch, entities, errors, job.schema))
+                writer.write(job.layout.rows(part, job.schema))
             counts.seconds = time.monotonic() - started
             writer.finish(self._footer(unit, counts))
         return counts
@@ -182,33 +186,6 @@ def _count(counts: UnitCounts, entities: list[list[Entity] | None], errors: list
 
 
 # --- writing ------------------------------------------------------------------------------------------------------
-
-
-def _output_batch(
-    batch: pa.RecordBatch, entities: list[list[Entity] | None], errors: list[str | None], schema: pa.Schema
-) -> pa.Table:
-    """The batch with the output's columns; one that its file lacks, or has without values, is null."""
-    arrays = [_fitted(batch, column) for column in schema][:-2]
-    arrays += [_entities_array(entities), pa.array(errors, pa.string())]
-    return pa.Table.from_arrays(arrays, schema=schema)
-
-
-def _fitted(batch: pa.RecordBatch, column: pa.Field) -> pa.Array:
-    if column.name in batch.schema.names:
-        values = batch.column(column.name)
-        if values.type == column.type:
-            return values
-    return pa.nulls(batch.num_rows, column.type)
-
-
-def _entities_array(entities: list[list[Entity] | None]) -> pa.Array:
-    flat = [entity for found in entities if found for entity in found]
-    fields = [pa.array([getattr(entity, part.name) for entity in flat], part.type) for part in ENTITY]
-    offsets = [0, *accumulate(len(found or ()) for found in entities)]
-    missing = pa.array([found is None for found in entities], pa.bool_())
-    return pa.ListArray.from_arrays(
-        pa.array(offsets, pa.int32()), pa.StructArray.from_arrays(fields, fields=list(ENTITY)), mask=missing
-    )
 
 
 class _UnitWriter:

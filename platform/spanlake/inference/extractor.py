@@ -36,7 +36,7 @@ _T = TypeVar("_T")
 
 
 @dataclass(frozen=True)
-class _Candidates:
+class Candidates:
     """Spans above their thresholds: text index, first and last word (inclusive), label index, score; [n] each."""
 
     text: np.ndarray
@@ -44,6 +44,14 @@ class _Candidates:
     end: np.ndarray
     label: np.ndarray
     score: np.ndarray
+
+    def by_text(self, indexes: Sequence[int]) -> Iterator[Candidates]:
+        """Those of each text, `indexes` increasing."""
+        order = np.argsort(self.text, kind="stable")
+        begins, ends = (np.searchsorted(self.text[order], indexes, side=side) for side in ("left", "right"))
+        for begin, end in zip(begins, ends, strict=True):
+            own = order[begin:end]
+            yield Candidates(self.text[own], self.start[own], self.end[own], self.label[own], self.score[own])
 
 
 @dataclass(frozen=True)
@@ -129,35 +137,51 @@ class Extractor:
         Another thread reads them and cuts them into sub-words while the model works. Raises `UserError` for a label
         that the model cannot read.
         """
-        found: list[_Candidates] = []
+        found: list[Candidates] = []
         for step in _read_ahead(self._plan(requests), _STEPS_AHEAD):
             if isinstance(step, _Pass):
-                found.append(self._score(step.rows, step.batch))
+                found.append(self.score(step.rows, step.batch))
             else:
-                yield from _choose(step.texts, found)
+                yield from _choose_all(step.texts, found)
                 found = []
 
     def _plan(self, requests: Iterable[tuple[str, Settings]]) -> Iterator[_Pass | _Scored]:
-        tokenizer, config = self.package.tokenizer, self.package.config
         for chunk in _chunked(requests):
             texts: list[tuple[PlannedText, Settings]] = []
             rows: list[Row] = []
             for index, (text, settings) in enumerate(chunk):
-                planned, cut = plan_text(text, tokenizer)
+                planned, own = self.plan(index, text, settings)
                 texts.append((planned, settings))
-                rows += plan_rows(index, planned, cut, self._groups(settings), tokenizer, config)
+                rows += own
             for batch in plan_batches(rows, self.batch_tokens):
-                yield _Pass(batch, self._collate(batch))
+                yield _Pass(batch, self.collate(batch))
             yield _Scored(texts)
+
+    def plan(self, index: int, text: str, settings: Settings) -> tuple[PlannedText, list[Row]]:
+        """The first of three steps, for callers that form batches themselves: the rows that score a text, each marked
+        with `index`. A text without words has none. Then `collate` and `score` any rows together, and `choose` once all
+        rows of a text are scored.
+
+        Raises `UserError` for a label that the model cannot read.
+        """
+        tokenizer, config = self.package.tokenizer, self.package.config
+        planned, cut = plan_text(text, tokenizer)
+        return planned, list(plan_rows(index, planned, cut, self._groups(settings), tokenizer, config))
 
     def _group_labels(self, settings: Settings) -> list[LabelGroup]:
         return group_labels(settings, self.package.tokenizer, self.package.config)
 
-    def _collate(self, rows: list[Row]) -> Batch:
+    def prompt_size(self, settings: Settings) -> tuple[int, int]:
+        """How many prompts the labels need, and their sub-words in all. Raises `UserError` as `plan` does."""
+        groups = self._groups(settings)
+        return len(groups), sum(len(group.prompt.ids) for group in groups)
+
+    def collate(self, rows: list[Row]) -> Batch:
+        """The batch of one forward pass over these rows."""
         pairs = [(row.group.prompt, row.words) for row in rows]
         return self.package.tokenizer.collate(pairs, self.package.config.pad_token_id)
 
-    def _score(self, rows: list[Row], batch: Batch) -> _Candidates:
+    def score(self, rows: list[Row], batch: Batch) -> Candidates:
         """One forward pass; one that does not fit the device's memory is halved and tried again."""
         try:
             return self._forward(rows, batch)
@@ -165,10 +189,10 @@ class Extractor:
             if len(rows) == 1:
                 raise
         middle = len(rows) // 2
-        return _joined([self._score(part, self._collate(part)) for part in (rows[:middle], rows[middle:])])
+        return join([self.score(part, self.collate(part)) for part in (rows[:middle], rows[middle:])])
 
     @torch.inference_mode()
-    def _forward(self, rows: list[Row], batch: Batch) -> _Candidates:
+    def _forward(self, rows: list[Row], batch: Batch) -> Candidates:
         logits = self._model(batch.to(self.device))
         _, words, width, _ = logits.shape
         thresholds = np.ones(logits.shape[::3], dtype=np.float32)  # [B, C]; 1 is never exceeded, for padding
@@ -187,7 +211,7 @@ class Extractor:
         score = scores[row_at, start, extra, column].cpu().numpy()
         at = row_at.cpu().numpy()
         start_word = start.cpu().numpy() + np.array([row.first for row in rows], dtype=np.int64)[at]
-        return _Candidates(
+        return Candidates(
             text=np.array([row.text for row in rows], dtype=np.int64)[at],
             start=start_word,
             end=start_word + extra.cpu().numpy(),
@@ -196,24 +220,25 @@ class Extractor:
         )
 
 
-def _joined(parts: Sequence[_Candidates]) -> _Candidates:
+def join(parts: Sequence[Candidates]) -> Candidates:
+    """All candidates of one or more passes."""
     columns = zip(*((part.text, part.start, part.end, part.label, part.score) for part in parts), strict=True)
-    return _Candidates(*map(np.concatenate, columns))
+    return Candidates(*map(np.concatenate, columns))
 
 
-def _choose(texts: Sequence[tuple[PlannedText, Settings]], found: Sequence[_Candidates]) -> Iterator[list[Entity]]:
-    """The entities of each text, by position, of all its windows and label groups."""
+def choose(planned: PlannedText, settings: Settings, found: Candidates) -> list[Entity]:
+    """The entities of a text, of the candidates of all its windows and label groups."""
+    spans = (found.start, found.end, found.label, found.score)
+    chosen = select(*spans, nested=settings.nested, multi_label=settings.multi_label)
+    return to_entities(planned.text, planned.offsets, settings.names, *(values[chosen] for values in spans))
+
+
+def _choose_all(texts: Sequence[tuple[PlannedText, Settings]], found: Sequence[Candidates]) -> Iterator[list[Entity]]:
     if not found:
         yield from ([] for _ in texts)
         return
-    every = _joined(found)
-    order = np.argsort(every.text, kind="stable")
-    edges = np.searchsorted(every.text[order], np.arange(len(texts) + 1))
-    for index, (planned, settings) in enumerate(texts):
-        own = order[edges[index] : edges[index + 1]]
-        spans = (every.start[own], every.end[own], every.label[own], every.score[own])
-        chosen = select(*spans, nested=settings.nested, multi_label=settings.multi_label)
-        yield to_entities(planned.text, planned.offsets, settings.names, *(values[chosen] for values in spans))
+    for (planned, settings), own in zip(texts, join(found).by_text(range(len(texts))), strict=True):
+        yield choose(planned, settings, own)
 
 
 def _one_for_all(labels: Labels | Sequence[Labels]) -> bool:

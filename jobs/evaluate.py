@@ -1,0 +1,11 @@
+"""What `ray job submit` runs to score a model: `python jobs/evaluate.py --model PACKAGE --data BENCHMARK`."""
+
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "platform"))  # as submitted, if it is not installed
+
+from spanlake import cli  # noqa: E402
+
+if __name__ == "__main__":
+    raise SystemExit(cli.main(["evaluate", *sys.argv[1:]]))

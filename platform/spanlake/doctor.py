@@ -1,0 +1,132 @@
+"""What this machine and its Ray cluster can do for Spanlake, and what is missing.
+
+Each check is a fact with a verdict: `ok`, `missing` (a job of Spanlake's is not possible; says which and how to get it)
+or `broken` (what is installed does not work).
+"""
+
+from __future__ import annotations
+
+import os
+import platform
+import shutil
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, version
+from typing import Literal
+
+from spanlake.errors import SpanlakeError, one_line
+
+Verdict = Literal["ok", "missing", "broken"]
+
+# Library, the extra of the package that brings it, and what is not possible without it.
+_LIBRARIES = (
+    ("ray", "ray", "`spanlake extract`"),
+    ("deepspeed", "train", "training on several workers"),
+    ("fastapi", "serve", "`spanlake serve`"),
+    ("pyiceberg", "tables", "reading and writing Iceberg tables"),
+    ("deltalake", "tables", "reading and writing Delta tables"),
+)
+_SMALL_SHARED_MEMORY = 300 * 2**20  # bytes; what an extraction gives Ray's object store
+_RAY_SECONDS = 30.0
+
+
+@dataclass(frozen=True)
+class Check:
+    name: str
+    verdict: Verdict
+    says: str
+
+
+def examine() -> Iterator[Check]:
+    """Every check, cheap ones first. Nothing is written, and no cluster is started."""
+    yield Check("python", "ok", f"{platform.python_version()} at {sys.executable}")
+    yield _memory()
+    yield _shared_memory()
+    yield from _libraries()
+    yield _compiler()
+    yield from _device()
+    yield _model()
+    yield _cluster()
+
+
+def _memory() -> Check:
+    total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    return Check("memory", "ok", f"{total / 2**30:.1f} GiB, {os.cpu_count()} CPUs")
+
+
+def _shared_memory() -> Check:
+    directory = "/dev/shm" if os.path.isdir("/dev/shm") else tempfile.gettempdir()
+    free = shutil.disk_usage(directory).free
+    says = f"{free / 2**30:.1f} GiB free in {directory}"
+    if free < _SMALL_SHARED_MEMORY:
+        return Check("shared memory", "missing", f"{says}: Ray's object store wants 0.3 GiB, or it falls back to disk")
+    return Check("shared memory", "ok", says)
+
+
+def _libraries() -> Iterator[Check]:
+    for library, extra, use in _LIBRARIES:
+        try:
+            yield Check(library, "ok", version(library))
+        except PackageNotFoundError:
+            says = f"not installed, so {use} is not possible: pip install 'spanlake[{extra}]'"
+            yield Check(library, "missing", says)
+
+
+def _compiler() -> Check:
+    found = shutil.which("g++") or shutil.which("c++")
+    if found:
+        return Check("C++ compiler", "ok", found)
+    return Check("C++ compiler", "missing", "none found, and DeepSpeed builds its own operators with it: install g++")
+
+
+def _device() -> Iterator[Check]:
+    import torch
+
+    from spanlake.inference.hardware import choose_device, choose_precision
+
+    device = choose_device("auto")
+    precision = str(choose_precision("auto", device)).removeprefix("torch.")
+    yield Check("torch", "ok", f"{torch.__version__}, {torch.get_num_threads()} threads")
+    if device.type == "cuda":
+        for index in range(torch.cuda.device_count()):
+            properties = torch.cuda.get_device_properties(index)
+            yield Check(f"GPU {index}", "ok", f"{properties.name}, {properties.total_memory / 2**30:.0f} GiB")
+    else:
+        yield Check("GPU", "missing", "none: models run on the CPU, which is right and slow")
+    yield Check("precision", "ok", f"{precision} is what this {device.type} multiplies fast, so it is the default")
+
+
+def _model() -> Check:
+    from spanlake.inference.extractor import Extractor
+
+    text = "Alain Farley works at McGill University"
+    try:
+        extractor = Extractor.load("mini")
+        [entities] = extractor.extract([text], ["person"])
+    except SpanlakeError as error:
+        return Check("embedded model", "broken", one_line(error))
+    if [entity.text for entity in entities] != ["Alain Farley"]:
+        return Check("embedded model", "broken", f"of {text!r} it finds {[entity.text for entity in entities]}")
+    return Check("embedded model", "ok", f"{extractor.package.name}, fingerprint {extractor.package.fingerprint[:12]}")
+
+
+def _cluster() -> Check:
+    """What `ray status` says of the cluster at RAY_ADDRESS."""
+    address = os.environ.get("RAY_ADDRESS")
+    if not address:
+        return Check("Ray cluster", "ok", "RAY_ADDRESS is not set: jobs start a Ray of their own on this machine")
+    script = "import sys, ray.scripts.scripts as s; s.cli(['status', '--address', sys.argv[1]])"
+    try:
+        done = subprocess.run(
+            [sys.executable, "-c", script, address], capture_output=True, text=True, timeout=_RAY_SECONDS
+        )
+    except subprocess.TimeoutExpired:
+        return Check("Ray cluster", "broken", f"none answers at RAY_ADDRESS={address} within {_RAY_SECONDS:.0f} s")
+    if done.returncode:
+        said = (done.stderr.strip().splitlines() or ["it says nothing"])[-1]
+        return Check("Ray cluster", "broken", f"none answers at RAY_ADDRESS={address} ({said})")
+    resources = [" ".join(line.split()) for line in done.stdout.splitlines() if line.rstrip().endswith(("CPU", "GPU"))]
+    return Check("Ray cluster", "ok", f"{address}, in use: {', '.join(resources)}")

@@ -1,0 +1,41 @@
+"""The options of `spanlake extract` that say what an output looks like."""
+
+import argparse
+from typing import TYPE_CHECKING
+
+from spanlake.errors import UserError
+
+if TYPE_CHECKING:
+    from spanlake.extraction.layout import Layout
+
+# What imports Arrow is imported where it is used: `spanlake --help` does not wait for it.
+
+
+def add_layout_options(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group("what the output looks like")
+    group.add_argument("--layout", choices=("nested", "mentions"), default="nested", help="(default: nested)")
+    group.add_argument(
+        "--key", action="append", default=[], metavar="COLUMN", help="of the source, in each mention; may be repeated"
+    )
+    group.add_argument(
+        "--redact",
+        choices=("label", "hash", "mask"),
+        help="add redacted_text: entities as [LABEL], [LABEL:keyed hash] or a fixed mask",
+    )
+    group.add_argument(
+        "--redact-key-file", metavar="FILE", help="the key of hashes (default: the variable SPANLAKE_REDACTION_KEY)"
+    )
+    group.add_argument("--drop-text", action="store_true", help="with --redact: leave out the text and entities' texts")
+
+
+def read_layout(args: argparse.Namespace) -> "Layout":
+    """Raises: UserError for options that do not go together, and a key that cannot be used."""
+    from spanlake.extraction.layout import Layout
+    from spanlake.extraction.redaction import Redaction, read_key
+
+    if args.redact_key_file and args.redact != "hash":
+        raise UserError("--redact-key-file belongs to --redact hash: give both, or neither.")
+    redaction = None
+    if args.redact:
+        redaction = Redaction(args.redact, read_key(args.redact_key_file) if args.redact == "hash" else None)
+    return Layout(args.layout, tuple(dict.fromkeys(args.key)), redaction, args.drop_text)

@@ -1,0 +1,114 @@
+"""Reading a request's body: counted while it arrives, decoded strictly."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import AsyncIterator, Awaitable
+from typing import Any, NoReturn, TypeVar
+
+from starlette.requests import Request
+from starlette.types import Receive
+
+from spanlake.errors import shown
+from spanlake.serving.errors import ApiError, Gone, malformed, too_large
+
+_T = TypeVar("_T")
+
+
+def require_type(request: Request, expected: str) -> None:
+    """Raises: ApiError 415. A browser asks before it sends such a type across origins, so no other page can."""
+    given = request.headers.get("content-type", "")
+    kind, _, parameters = given.partition(";")
+    charset = parameters.strip().lower().replace('"', "")
+    if kind.strip().lower() != expected or charset not in ("", "charset=utf-8"):
+        raise ApiError(415, "unsupported_type", f"The content type is {shown(given)}; send {expected} in UTF-8.")
+
+
+async def read_chunks(request: Request, limit: int) -> AsyncIterator[bytes]:
+    """Raises: ApiError 413 as soon as more than `limit` bytes are announced or have come; Gone."""
+    announced = request.headers.get("content-length", "")
+    if announced.isdecimal() and len(announced) < 19 and int(announced) > limit:
+        raise _over(limit)
+    size = 0
+    more = True
+    while more:
+        message = await request.receive()
+        if message["type"] == "http.disconnect":
+            raise Gone
+        size += len(message.get("body", b""))
+        if size > limit:
+            raise _over(limit)
+        yield message.get("body", b"")
+        more = message.get("more_body", False)
+
+
+async def read_body(request: Request, limit: int) -> bytes:
+    """Raises as `read_chunks` does."""
+    return b"".join([chunk async for chunk in read_chunks(request, limit)])
+
+
+async def read_lines(request: Request, limit: int, line_limit: int) -> AsyncIterator[bytes]:
+    """The lines of a body that are not blank. Raises as `read_chunks` does, and ApiError 413 for too long a line."""
+    rest = b""
+    async for chunk in read_chunks(request, limit):
+        *whole, rest = (rest + chunk).split(b"\n") if b"\n" in chunk else [rest + chunk]
+        for line in whole:
+            if line.strip():
+                yield line
+        if len(rest) > line_limit:
+            raise too_large(f"A line has more than {line_limit} bytes; that is the most allowed.")
+    if rest.strip():
+        yield rest
+
+
+def decode_json(body: bytes) -> Any:
+    """Raises: ApiError 400 for what is no JSON in UTF-8, or names a field twice."""
+    try:
+        return json.loads(body.decode("utf-8"), parse_constant=_refuse_constant, object_pairs_hook=_without_twins)
+    except UnicodeDecodeError as error:
+        raise malformed(f"The body is no UTF-8: byte {error.start} cannot be read.") from None
+    except RecursionError:
+        raise malformed("The body is nested too deeply.") from None
+    except ValueError as error:
+        reason = error.args[0] if error.args else "unknown"
+        raise malformed(f"The body is no JSON: {str(reason)[:200]}.") from None
+
+
+def _refuse_constant(name: str) -> NoReturn:
+    raise ValueError(f"{name} is no number of JSON")
+
+
+def _without_twins(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    values = dict(pairs)
+    if len(values) < len(pairs):
+        names = [name for name, _ in pairs]
+        twin = next(name for name in values if names.count(name) > 1)
+        raise ValueError(f"the name {shown(twin)} stands twice in one object")
+    return values
+
+
+async def unless_gone(work: Awaitable[_T], receive: Receive) -> _T:
+    """The result of `work`, which is cancelled if the client goes away first. The body must have been read.
+
+    Raises: Gone.
+    """
+    task = asyncio.ensure_future(work)
+    gone = asyncio.ensure_future(_disconnected(receive))
+    try:
+        await asyncio.wait((task, gone), return_when=asyncio.FIRST_COMPLETED)
+        if not task.done():
+            raise Gone
+        return task.result()
+    finally:
+        task.cancel()
+        gone.cancel()
+
+
+async def _disconnected(receive: Receive) -> None:
+    while (await receive())["type"] != "http.disconnect":
+        pass
+
+
+def _over(limit: int) -> ApiError:
+    return too_large(f"The body has more than {limit} bytes; that is the most allowed.")

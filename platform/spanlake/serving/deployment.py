@@ -1,0 +1,158 @@
+"""The service on Ray Serve. The one module of serving that imports Ray.
+
+The HTTP application runs in the replica itself: a request makes one hop, from the proxy to the replica that has the
+model, and each replica refuses what its own queue cannot take. The proxies send it to the less busy of two replicas.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import signal
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import ray
+from ray import serve
+from starlette.types import ASGIApp
+
+import spanlake
+from spanlake.errors import ShortfallError, UserError, one_line
+from spanlake.serving.app import make_app
+from spanlake.serving.config import ServeConfig, read_config
+from spanlake.serving.keys import read_keys
+from spanlake.serving.service import Service
+
+NAME = "spanlake"
+_OBJECT_STORE_BYTES = 150_000_000  # requests do not pass through it
+_CLOSE_SECONDS = 10.0  # what is left when Serve has drained a replica
+
+
+@serve.deployment(
+    name="Extractor",
+    max_ongoing_requests=1000,  # a replica refuses by the work that waits, so that this is seldom reached
+    max_queued_requests=1000,
+    backpressure_config={"status_code": 429, "retry_after_s": 1},
+    autoscaling_config={
+        "min_replicas": 1,
+        "max_replicas": 1,
+        "upscale_delay_s": 10,
+        "downscale_delay_s": 300,
+        "look_back_period_s": 11,
+        "policy": {"policy_function": "spanlake.serving.scaling:QueuePolicy"},
+    },
+    max_surge_percent=25,
+    health_check_period_s=10,
+    health_check_timeout_s=30,
+    graceful_shutdown_wait_loop_s=1,
+    graceful_shutdown_timeout_s=60,
+    logging_config={"enable_access_log": False},  # the application writes its own
+)
+@serve.ingress()
+class Replica:
+    """One model on one device, or a share of it."""
+
+    async def __init__(self, config: ServeConfig) -> None:  # type: ignore[misc]
+        _log_to_stderr()
+        if config.threads is None:
+            cpus = ray.get_runtime_context().get_assigned_resources().get("CPU", 1.0)
+            config = config.model_copy(update={"threads": max(1, int(cpus))})
+        keys = read_keys(Path(config.keys)) if config.keys else None
+        self.service = await Service.load(config)
+        self._app = make_app(self.service, config, keys, echo_request_id=False)  # the proxy does
+        self._since = time.monotonic(), 0.0
+
+    def __serve_build_asgi_app__(self) -> ASGIApp:
+        return self._app
+
+    async def check_health(self) -> None:
+        await self.service.check()
+
+    def record_autoscaling_stats(self) -> dict[str, float]:
+        """What `QueuePolicy` reads."""
+        (began, busy_before), now, busy = self._since, time.monotonic(), self.service.busy_seconds
+        self._since = now, busy
+        return {
+            "queue_seconds": self.service.queue_delay,
+            "busy": min(1.0, (busy - busy_before) / max(now - began, 1e-3)),
+        }
+
+    async def __del__(self) -> None:
+        if hasattr(self, "service"):
+            await self.service.close(_CLOSE_SECONDS)
+
+
+def app(settings: dict[str, Any]) -> serve.Application:
+    """What `serve run serve.app:app` and `serve deploy serve/config.yaml` build; `settings` are a `ServeConfig`'s."""
+    return application(read_config(settings))
+
+
+def application(config: ServeConfig, **options: Any) -> serve.Application:
+    """`options` are those of a Ray Serve deployment."""
+    if config.keys:
+        read_keys(Path(config.keys))  # whether it can be read is better said now
+    bound: serve.Application = Replica.options(**options).bind(config)  # type: ignore[attr-defined]
+    return bound
+
+
+def serve_until_stopped(config: ServeConfig, host: str, port: int, **options: Any) -> None:
+    """Serves on the cluster at RAY_ADDRESS, or a new one on this machine, until SIGINT or SIGTERM.
+
+    Raises: UserError where no cluster answers, ShortfallError where the server does not start.
+    """
+    stop = threading.Event()
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, lambda *_: stop.set())
+    with _cluster():
+        try:
+            serve.start(http_options={"host": host, "port": port})
+            serve.run(application(config, **options), name=NAME, route_prefix="/")
+        except Exception as error:  # of many kinds
+            raise ShortfallError(f"The server does not start ({one_line(error)}).") from error
+        print(f"http://{host}:{port} answers with {config.model}; stop it with Ctrl-C.", file=sys.stderr, flush=True)
+        stop.wait()
+        serve.delete(NAME)
+        serve.shutdown()
+
+
+@contextmanager
+def _cluster() -> Iterator[None]:
+    address = os.environ.get("RAY_ADDRESS")
+    try:
+        if address:
+            ray.init(address, logging_level=logging.ERROR)
+        else:
+            ray.init(
+                "local",
+                include_dashboard=False,
+                object_store_memory=_OBJECT_STORE_BYTES,
+                runtime_env={"env_vars": {"PYTHONPATH": _python_path()}},
+                logging_level=logging.ERROR,
+            )
+    except Exception as error:  # of many kinds
+        if address:
+            raise UserError(f"No Ray cluster answers at RAY_ADDRESS={address} ({one_line(error)}).") from error
+        raise ShortfallError(f"Ray does not start on this machine ({one_line(error)}).") from error
+    try:
+        yield
+    finally:
+        ray.shutdown()
+
+
+def _python_path() -> str:
+    here = str(Path(spanlake.__path__[0]).resolve().parent)
+    return os.pathsep.join(filter(None, (here, os.environ.get("PYTHONPATH", ""))))
+
+
+def _log_to_stderr() -> None:
+    handler = logging.StreamHandler()
+    handler.setFormatter(logging.Formatter("%(levelname)s %(name)s %(message)s"))
+    logger = logging.getLogger("spanlake")
+    logger.handlers = [handler]
+    logger.setLevel(logging.INFO)
+    logger.propagate = False

@@ -1,0 +1,112 @@
+"""`POST /v1/extract` as a gRPC method: the same checks, the same answer, the same errors under gRPC's codes."""
+
+from __future__ import annotations
+
+import time
+import uuid
+from collections.abc import Sequence
+from typing import Any, Protocol
+
+import grpc
+
+from spanlake.serving import schema
+from spanlake.serving.errors import ApiError
+from spanlake.serving.grpc_api import extraction_pb2 as messages
+from spanlake.serving.keys import Keys
+from spanlake.serving.middleware import Observer, RequestRecord, failure
+from spanlake.serving.service import Answer, Service
+
+ADD_TO_SERVER = "spanlake.serving.grpc_api.extraction_pb2_grpc.add_ExtractionServicer_to_server"
+ROUTE = "/spanlake.v1.Extraction/Extract"
+_CODES = {
+    400: grpc.StatusCode.INVALID_ARGUMENT,
+    401: grpc.StatusCode.UNAUTHENTICATED,
+    404: grpc.StatusCode.NOT_FOUND,
+    413: grpc.StatusCode.OUT_OF_RANGE,
+    422: grpc.StatusCode.INVALID_ARGUMENT,
+    429: grpc.StatusCode.RESOURCE_EXHAUSTED,
+    503: grpc.StatusCode.UNAVAILABLE,
+    504: grpc.StatusCode.DEADLINE_EXCEEDED,
+}
+
+
+class Context(Protocol):
+    """What is used of a call's context, Ray Serve's or gRPC's own."""
+
+    def invocation_metadata(self) -> Any: ...
+    def set_code(self, code: grpc.StatusCode) -> None: ...
+    def set_details(self, details: str) -> None: ...
+    def set_trailing_metadata(self, metadata: Any) -> None: ...
+
+
+async def extract(
+    service: Service,
+    keys: Keys | None,
+    observers: Sequence[Observer],
+    request: messages.ExtractRequest,
+    context: Context,
+) -> messages.ExtractResponse:
+    """The answer, or an empty one with the error in the context: the sentence as details, and in the trailing metadata
+    the type and, where trying again helps, `retry-after` in seconds.
+    """
+    began = time.monotonic()
+    record = RequestRecord(uuid.uuid4().hex, "GRPC", ROUTE)
+    try:
+        if keys:
+            record.key = keys.admit(_presented_key(context))
+        answer = await service.extract(_asked(request, record))
+        record.status, record.model = 200, answer.model.name
+        record.entities = sum(len(result) for result in answer.results if isinstance(result, list))
+        return _response(answer)
+    except ApiError as error:
+        return _refuse(error, record, context)
+    except Exception:
+        _refuse(failure(record), record, context)
+        raise
+    finally:
+        record.seconds = time.monotonic() - began
+        for observe in observers:
+            observe(record)
+
+
+def _asked(request: messages.ExtractRequest, record: RequestRecord) -> schema.ExtractRequest:
+    default = request.threshold if request.HasField("threshold") else 0.5
+    own = {label.name: label.threshold for label in request.labels if label.HasField("threshold")}
+    values = {
+        "texts": list(request.texts),
+        "labels": {
+            label.name: label.description if label.HasField("description") else label.name for label in request.labels
+        },
+        "threshold": {label.name: own.get(label.name, default) for label in request.labels} if own else default,
+        "nested": request.nested,
+        "multi_label": request.multi_label,
+        "model": request.model if request.HasField("model") else None,
+    }
+    record.labels, record.texts = len(request.labels), len(request.texts)
+    record.characters = sum(map(len, request.texts))
+    return schema.parse(schema.ExtractRequest, values)
+
+
+def _response(answer: Answer) -> messages.ExtractResponse:
+    response = messages.ExtractResponse(model=messages.Model(**answer.model.model_dump()))
+    for result in answer.results:
+        if isinstance(result, ApiError):
+            response.results.add(error=messages.Error(type=result.kind, message=result.message))
+        else:
+            response.results.add(entities=[messages.Entity(**entity.to_dict()) for entity in result])
+    return response
+
+
+def _refuse(error: ApiError, record: RequestRecord, context: Context) -> messages.ExtractResponse:
+    record.status, record.error_type = error.status, error.kind
+    context.set_code(_CODES.get(error.status, grpc.StatusCode.INTERNAL))
+    context.set_details(error.message)
+    headers = {name.lower(): value for name, value in error.headers().items()}
+    context.set_trailing_metadata([("type", error.kind), *headers.items()])
+    return messages.ExtractResponse()
+
+
+def _presented_key(context: Context) -> str | None:
+    metadata = dict(context.invocation_metadata())
+    scheme, _, key = metadata.get("authorization", "").partition(" ")
+    return key.strip() if scheme.lower() == "bearer" else metadata.get("x-api-key")

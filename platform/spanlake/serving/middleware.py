@@ -1,0 +1,156 @@
+"""Around every request: its id, its key, the headers of its answer, its errors in one form, and one line in the log.
+
+Nothing of a text, a label or a key is ever logged.
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import json
+import logging
+import re
+import time
+import uuid
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+
+from starlette.datastructures import Headers, MutableHeaders
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from spanlake.serving.errors import ApiError
+from spanlake.serving.keys import Keys
+
+_log = logging.getLogger(__name__)
+_access = logging.getLogger("spanlake.access")
+
+_OPEN_PATHS = ("/health",)  # that need no key
+_REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,128}")
+_HEADERS = {
+    "X-Content-Type-Options": "nosniff",
+    "X-Frame-Options": "DENY",
+    "Referrer-Policy": "no-referrer",
+    "Cross-Origin-Opener-Policy": "same-origin",
+    "Content-Security-Policy": "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data:; "
+    "connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'",
+    "Cache-Control": "no-store",
+}
+_RECORD = "spanlake.record"  # where a request's scope holds its record
+
+
+@dataclass
+class RequestRecord:
+    """What is known of a request when it has been answered. Counts that nobody came to know are 0."""
+
+    request_id: str
+    method: str
+    route: str = "unmatched"  # the template, so that there are few of them
+    status: int = 499  # the client went away
+    seconds: float = 0.0
+    error_type: str | None = None
+    key: str | None = None  # its name
+    model: str | None = None
+    texts: int = 0
+    characters: int = 0
+    labels: int = 0
+    entities: int = 0
+
+
+Observer = Callable[[RequestRecord], None]
+
+
+def record_of(scope: Scope) -> RequestRecord:
+    record: RequestRecord = scope[_RECORD]
+    return record
+
+
+def log_access(record: RequestRecord) -> None:
+    _access.info(json.dumps(asdict(record) | {"seconds": round(record.seconds, 4)}))
+
+
+class Envelope:
+    """The outermost ASGI application."""
+
+    def __init__(self, app: ASGIApp, keys: Keys | None, observers: Sequence[Observer], echo_request_id: bool) -> None:
+        self._app = app
+        self._keys = keys
+        self._observers = observers
+        self._echo = echo_request_id
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        began = time.monotonic()
+        headers = Headers(scope=scope)
+        record = RequestRecord(_request_id(headers), scope["method"])
+        scope[_RECORD] = record
+        started = finished = False
+
+        async def send_on(message: Message) -> None:
+            nonlocal started, finished
+            if message["type"] == "http.response.start":
+                started = True
+                record.status = message["status"]
+                sent = MutableHeaders(scope=message)
+                if self._echo:
+                    sent["X-Request-ID"] = record.request_id
+                for name, value in _HEADERS.items():
+                    sent.setdefault(name, value)
+            else:
+                finished = not message.get("more_body", False)
+            await send(message)
+
+        try:
+            if self._keys and scope["path"] not in _OPEN_PATHS:
+                record.key = self._keys.admit(_presented_key(headers))
+            await self._app(scope, receive, send_on)
+        except ApiError as error:
+            await send_error(error, scope, send_on)
+        except Exception:
+            _log.exception("request %s failed", record.request_id)
+            if not started:
+                await send_error(failure(record), scope, send_on)
+            elif not finished:
+                raise
+        finally:
+            record.seconds = time.monotonic() - began
+            if route := scope.get("route"):
+                record.route = getattr(route, "path", record.route)
+            for observe in self._observers:
+                observe(record)
+
+
+def failure(record: RequestRecord) -> ApiError:
+    message = f"The server failed over this request; its log says why under the id {record.request_id}."
+    return ApiError(500, "internal", message)
+
+
+async def send_error(error: ApiError, scope: Scope, send: Send) -> None:
+    record_of(scope).error_type = error.kind
+    body = json.dumps(error.body()).encode()
+    headers = {"content-type": "application/json", "content-length": str(len(body)), **error.headers()}
+    if error.status == 413:
+        headers["connection"] = "close"  # or the client would go on to send what nobody reads
+    raw = [(name.lower().encode(), value.encode()) for name, value in headers.items()]
+    await send({"type": "http.response.start", "status": error.status, "headers": raw})
+    await send({"type": "http.response.body", "body": b"" if scope["method"] == "HEAD" else body})
+
+
+def _request_id(headers: Headers) -> str:
+    given = headers.get("x-request-id", "")
+    return given if _REQUEST_ID.fullmatch(given) else uuid.uuid4().hex
+
+
+def _presented_key(headers: Headers) -> str | None:
+    if key := headers.get("x-api-key"):
+        return key
+    scheme, _, value = headers.get("authorization", "").partition(" ")
+    if scheme.lower() == "bearer":
+        return value.strip()
+    if scheme.lower() == "basic":  # what a browser sends when it has asked its user
+        try:
+            return base64.b64decode(value, validate=True).decode().partition(":")[2]
+        except (binascii.Error, UnicodeDecodeError):
+            return None
+    return None

@@ -1,0 +1,158 @@
+"""The models of a server, by name: the default stays in memory, others are loaded when asked for and give way."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections import Counter, OrderedDict
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+
+from spanlake.errors import one_line
+from spanlake.inference.extractor import Extractor
+from spanlake.inference.planning import Row
+from spanlake.inference.settings import Settings
+from spanlake.serving.batcher import Batcher, Observer
+from spanlake.serving.config import ServeConfig
+from spanlake.serving.errors import ApiError, unavailable
+
+_log = logging.getLogger(__name__)
+_CLOSE_SECONDS = 5.0  # an evicted model has no work left
+_WARM_LABELS = Settings.make(["person", "organization", "location", "date", "product"], 0.99)
+
+
+@dataclass(frozen=True)
+class Served:
+    name: str
+    extractor: Extractor
+    batcher: Batcher
+
+
+class Models:
+    """Belongs to one event loop."""
+
+    def __init__(self, config: ServeConfig, observe: Observer) -> None:
+        self._config = config
+        self._observe = observe
+        self._loaded: OrderedDict[str, Served] = OrderedDict()  # the least recently used first; without the default
+        self._loading: dict[str, asyncio.Task[Served]] = {}
+        self._users: Counter[str] = Counter()  # requests in work, by name; a model that has some is not evicted
+        self._places = config.loaded_models  # that are free
+        self._room = asyncio.Condition()
+        self.default: Served
+
+    async def load_default(self) -> None:
+        """Raises: PackageError, UserError as `Extractor.load` does."""
+        self.default = await asyncio.to_thread(self._load, None)
+
+    @property
+    def names(self) -> list[str]:
+        """All that a request may name, the default first."""
+        return [self.default.name, *(name for name in self._config.models if name != self.default.name)]
+
+    @property
+    def loaded(self) -> list[Served]:
+        return [self.default, *self._loaded.values()]
+
+    @asynccontextmanager
+    async def use(self, name: str | None) -> AsyncIterator[Served]:
+        """The model while the block lasts. Raises: ApiError 404 for an unknown name, 503 for one that does not load."""
+        model = self.find(name)
+        name = name or self.default.name
+        self._users[name] += 1  # from here on it is not evicted, loaded or not
+        try:
+            yield model or await self._loaded_soon(name)
+        finally:
+            self._users[name] -= 1
+            async with self._room:
+                self._room.notify_all()
+
+    def find(self, name: str | None) -> Served | None:
+        """The model if it is in memory. Raises: ApiError 404."""
+        if name is None or name == self.default.name:
+            return self.default
+        if name not in self._config.models:
+            names = ", ".join(self.names)
+            raise ApiError(404, "unknown_model", f"The model {name[:100]!r} is not served here; there are {names}.")
+        if name in self._loaded:
+            self._loaded.move_to_end(name)
+        return self._loaded.get(name)
+
+    async def _loaded_soon(self, name: str) -> Served:
+        if name not in self._loading:
+            self._loading[name] = asyncio.create_task(self._add(name))
+        # Shielded: a caller who gives up does not end what others wait for.
+        return await asyncio.shield(self._loading[name])
+
+    async def _add(self, name: str) -> Served:
+        try:
+            async with self._room:
+                while self._places == 0:
+                    unused = next((model for model in self._loaded.values() if not self._users[model.name]), None)
+                    if unused is None:
+                        await self._room.wait()
+                        continue
+                    del self._loaded[unused.name]
+                    await asyncio.to_thread(unused.batcher.close, _CLOSE_SECONDS)
+                    self._places += 1
+                self._places -= 1
+            self._loaded[name] = await asyncio.to_thread(self._load, name)
+            return self._loaded[name]
+        except Exception as error:
+            self._places += 1
+            _log.error("the model %s cannot be loaded: %s", name, one_line(error))
+            raise unavailable(f"The model {name!r} cannot be loaded; the server's log says why.", 60) from error
+        finally:
+            del self._loading[name]
+
+    def _load(self, name: str | None) -> Served:
+        config = self._config
+        began = time.monotonic()
+        extractor = Extractor.load(
+            config.model if name is None else config.models[name],
+            device=config.device,
+            precision=config.precision,
+            batch_tokens=config.batch_tokens,
+        )
+        rate = warm_up(extractor)
+        batcher = Batcher(
+            extractor,
+            queue_seconds=config.limits.queue_seconds,
+            stuck_seconds=config.stuck_seconds,
+            rate=rate,
+            observe=self._observe,
+        )
+        name = name or extractor.package.name
+        _log.info("model %s ready after %.1f s: %.0f sub-words/s", name, time.monotonic() - began, rate)
+        return Served(name, extractor, batcher)
+
+    async def close(self, seconds: float) -> None:
+        """Answers what is queued for at most `seconds`."""
+        await asyncio.gather(*(asyncio.to_thread(model.batcher.close, seconds) for model in self.loaded))
+
+
+def warm_up(extractor: Extractor) -> float:
+    """Runs passes of all lengths, so that no request waits for kernels to be chosen or memory to be claimed: each alone
+    and as full as passes get, but on a CPU, where a full pass takes long and claims nothing, only the longest is full.
+    Returns the sub-words per second of the last pass.
+    """
+    words, longest = 8, extractor.package.config.max_words
+    while True:
+        _, rows = extractor.plan(0, " ".join(["spanlake"] * min(words, longest)), _WARM_LABELS)
+        row = max(rows, key=lambda row: row.tokens)
+        last = words >= longest or len(rows) > 1
+        _timed_pass(extractor, [row])
+        if last or extractor.device.type == "cuda":
+            rate = _timed_pass(extractor, [row] * max(1, extractor.batch_tokens // row.tokens))
+        if last:
+            return rate
+        words *= 2
+
+
+def _timed_pass(extractor: Extractor, rows: list[Row]) -> float:
+    """Sub-words per second. Scores come back to the CPU, so the device has finished."""
+    began = time.monotonic()
+    extractor.score(rows, extractor.collate(rows))
+    return sum(row.tokens for row in rows) / (time.monotonic() - began)

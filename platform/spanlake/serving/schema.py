@@ -1,0 +1,175 @@
+"""The messages of the API: what a request may hold, what an answer holds. All protocols share them."""
+
+from __future__ import annotations
+
+from typing import Any, TypeVar
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from spanlake.errors import UserError, shown
+from spanlake.inference.settings import Settings
+from spanlake.serving.config import Limits
+from spanlake.serving.errors import ApiError, invalid, too_large
+
+_EXAMPLE: Any = {
+    "texts": ["Alain Farley works at McGill University"],
+    "labels": ["person", "organization"],
+    "threshold": 0.5,
+}
+
+
+# What pydantic calls the alternatives of a field in the place of an error.
+_UNION_PARTS = ("list[str]", "dict[str,str]", "float", "list[float]", "dict[str,float]")
+
+_Model = TypeVar("_Model", bound=BaseModel)
+
+
+class _Strict(BaseModel):
+    """No coercion, no unknown fields: what is not understood is refused."""
+
+    model_config = ConfigDict(strict=True, extra="forbid")
+
+
+class Question(_Strict):
+    """What to look for. The first line of a stream."""
+
+    labels: list[str] | dict[str, str] = Field(
+        description="What to find: names, or names with the descriptions that the model reads in their place.",
+        examples=[["person", "organization"], {"drug": "name of a medicine"}],
+    )
+    threshold: float | list[float] | dict[str, float] = Field(
+        default=0.5,
+        description="Entities score above it: one number, or one per label, in order or by name.",
+    )
+    nested: bool = Field(default=False, description="Allow entities within entities.")
+    multi_label: bool = Field(default=False, description="Allow several labels for one span.")
+    model: str | None = Field(default=None, description="One that GET /v1/models lists; null: the default.")
+
+    def settings(self) -> Settings:
+        """Raises: ApiError 422 for values that no model can use."""
+        try:
+            return Settings.make(self.labels, self.threshold, self.nested, self.multi_label)
+        except UserError as error:
+            raise invalid(str(error)) from error
+
+    def check(self, limits: Limits) -> None:
+        """Raises: ApiError 413 for more labels, or longer ones, than are allowed."""
+        if len(self.labels) > limits.labels:
+            raise too_large(f"There are {len(self.labels)} labels; at most {limits.labels} are allowed.")
+        values = [*self.labels, *self.labels.values()] if isinstance(self.labels, dict) else self.labels
+        for value in values:
+            if len(value) > limits.label_characters:
+                raise too_large(
+                    f"The label {shown(value)} has {len(value)} characters; at most {limits.label_characters} are "
+                    "allowed."
+                )
+
+
+class ExtractRequest(Question):
+    """Texts, and what to look for in them."""
+
+    model_config = ConfigDict(json_schema_extra={"examples": [_EXAMPLE]})
+
+    texts: list[str] = Field(description="Each is answered by position.")
+
+    def check(self, limits: Limits) -> None:
+        """Raises: ApiError 413 for more or longer texts or labels than are allowed."""
+        super().check(limits)
+        if len(self.texts) > limits.texts:
+            raise too_large(
+                f"There are {len(self.texts)} texts; at most {limits.texts} are allowed in a request: send several, or "
+                "use /v1/extract/stream."
+            )
+        for index, text in enumerate(self.texts):
+            check_text(index, text, limits)
+
+
+class StreamedText(_Strict):
+    """A line of a stream after the first, which may also be the text alone as a JSON string."""
+
+    text: str
+
+
+def check_text(index: int, text: str, limits: Limits) -> None:
+    """Raises: ApiError 413."""
+    if len(text) > limits.text_characters:
+        raise too_large(f"Text {index} has {len(text)} characters; at most {limits.text_characters} are allowed.")
+
+
+class FoundEntity(_Strict):
+    """`text` is the given text from `start` to `end`, in code points, end exclusive."""
+
+    start: int
+    end: int
+    text: str
+    label: str
+    score: float = Field(description="From 0 to 1.")
+
+
+class ModelName(_Strict):
+    name: str
+    fingerprint: str = Field(description="SHA-256 of all that determines the model's answers.")
+
+
+class TextError(_Strict):
+    """A text that could not be answered, while others of its request were."""
+
+    index: int
+    type: str
+    message: str
+
+
+class ExtractResponse(_Strict):
+    model: ModelName
+    results: list[list[FoundEntity] | None] = Field(
+        description="The entities of each text, by position. Null for a text that `errors` names."
+    )
+    errors: list[TextError] | None = Field(default=None, description="Stands only where a text could not be answered.")
+
+
+class ModelInfo(ModelName):
+    """The model that answers where a request names none."""
+
+    device: str
+    precision: str
+    max_width: int = Field(description="Words of the longest entity that it can find.")
+    labels: list[str] = Field(description="That it was trained on, as its package says; it reads any others too.")
+
+
+class ModelList(_Strict):
+    default: str
+    models: list[str]
+
+
+class Status(_Strict):
+    status: str
+
+
+class Error(BaseModel):
+    """`type` is for programs, `message` one sentence for people."""
+
+    model_config = ConfigDict(extra="allow")
+
+    type: str
+    message: str
+
+
+class ErrorResponse(_Strict):
+    error: Error
+
+
+def parse(schema: type[_Model], values: Any) -> _Model:
+    """Raises: ApiError 422 that names the field, what it holds and what it should."""
+    if not isinstance(values, dict):
+        raise invalid(f"The body is {shown(values)}; send a JSON object.")
+    try:
+        return schema.model_validate(values)
+    except ValidationError as error:
+        raise _first_problem(error) from None
+
+
+def _first_problem(error: ValidationError) -> ApiError:
+    problems = error.errors(include_url=False, include_context=False)
+    first = problems[0]
+    place = [str(part)[:50] for part in first["loc"] if part not in _UNION_PARTS] or ["the body"]
+    return invalid(f"{'.'.join(place)}: {first['msg']}; it is {shown(first['input'])}.", field=place[0])

@@ -1,0 +1,222 @@
+"""What a server does, whatever protocol asks: texts in, entities out, within limits and deadlines."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections import deque
+from collections.abc import AsyncIterator
+from concurrent.futures import Future
+from dataclasses import dataclass
+
+import torch
+
+from spanlake.decoding import Entity
+from spanlake.errors import UserError
+from spanlake.inference.settings import Settings
+from spanlake.serving.batcher import (
+    Batcher,
+    DeadlineError,
+    Observer,
+    OverloadedError,
+    StoppedError,
+)
+from spanlake.serving.config import ServeConfig
+from spanlake.serving.errors import ApiError, invalid, too_large, unavailable
+from spanlake.serving.models import Models, Served
+from spanlake.serving.schema import ExtractRequest, ModelInfo, ModelName, Question
+
+_log = logging.getLogger(__name__)
+_QUIET_SECONDS = 5.0  # without a pass, after which a check runs one
+_CHECK_SECONDS = 20.0  # that this pass may take
+_CHECK_TEXT = ("Ada Lovelace lived in London.", Settings.make(["person"]))
+
+Result = list[Entity] | ApiError
+
+
+@dataclass(frozen=True)
+class Answer:
+    model: ModelName
+    results: list[Result]  # one per text, by position
+
+
+class Service:
+    """Belongs to one event loop. Tokenising, forward passes and decoding run on other threads."""
+
+    def __init__(self, config: ServeConfig, models: Models) -> None:
+        self.config = config
+        self._models = models
+        self._draining = False
+
+    @classmethod
+    async def load(cls, config: ServeConfig, observe_pass: Observer = lambda report: None) -> Service:
+        """Loads the default model and warms it up. `observe_pass` is called on another thread.
+
+        Raises: PackageError, UserError as `Extractor.load` does.
+        """
+        if config.threads:
+            torch.set_num_threads(config.threads)
+        models = Models(config, observe_pass)
+        await models.load_default()
+        return cls(config, models)
+
+    # --- answers ----------------------------------------------------------------------------------------------------
+
+    def admit(self, model: str | None = None) -> None:
+        """Called before a request is read. Raises: ApiError 429 while the queue is full, 503 while stopping."""
+        if self._draining:
+            raise unavailable("The server is stopping; try again.")
+        served = self._models.find(model)
+        if served and (delay := served.batcher.queue_delay) > self.config.limits.queue_seconds:
+            raise translate(OverloadedError(delay, self.config.limits.queue_seconds))
+
+    async def extract(self, request: ExtractRequest) -> Answer:
+        """Raises: ApiError 404, 413, 422, 429, 503, 504, or 500 where every text fails."""
+        request.check(self.config.limits)
+        settings = request.settings()
+        self.admit(request.model)
+        seconds = self.config.limits.request_seconds
+        try:
+            return await asyncio.wait_for(self._extract(request, settings, time.monotonic() + seconds), seconds)
+        except asyncio.TimeoutError:
+            raise _late(seconds) from None
+
+    async def _extract(self, request: ExtractRequest, settings: Settings, deadline: float) -> Answer:
+        async with self._models.use(request.model) as model:
+            texts = [(text, settings) for text in request.texts]
+            futures = _submit(model.batcher, texts, deadline)
+            results = list(await asyncio.gather(*map(_result, futures)))
+            answer = Answer(name_of(model), results)
+        errors = [result for result in results if isinstance(result, ApiError)]
+        again = next((error for error in errors if error.status in (503, 504)), None)
+        if again or (errors and len(errors) == len(results)):
+            raise again or errors[0]
+        return answer
+
+    async def stream(self, question: Question, texts: AsyncIterator[str]) -> AsyncIterator[ModelName | Result]:
+        """The model's name, then the result of each text in turn. At most `stream_window` texts are in work, and
+        no more are read.
+
+        Raises: ApiError as `extract` does, but that a full queue makes it wait.
+        """
+        question.check(self.config.limits)
+        settings = question.settings()
+        self.admit(question.model)
+        limits = self.config.limits
+        async with self._models.use(question.model) as model:
+            _submit(model.batcher, [], 0)  # raises where the model has stopped
+            yield name_of(model)
+            waiting: deque[Future[list[Entity]]] = deque()
+            try:
+                async for text in texts:
+                    if len(waiting) == limits.stream_window:
+                        yield await _within(waiting.popleft(), limits.request_seconds)
+                    waiting += _submit(model.batcher, [(text, settings)], float("inf"), wait=True)
+                while waiting:
+                    yield await _within(waiting.popleft(), limits.request_seconds)
+            finally:
+                for future in waiting:
+                    future.cancel()
+
+    # --- state ------------------------------------------------------------------------------------------------------
+
+    def info(self) -> ModelInfo:
+        model = self._models.default
+        package = model.extractor.package
+        labels = package.metadata.get("labels")
+        return ModelInfo(
+            name=model.name,
+            fingerprint=package.fingerprint,
+            device=str(model.extractor.device),
+            precision=str(model.extractor.precision).removeprefix("torch."),
+            max_width=package.config.max_width,
+            labels=[label for label in labels if isinstance(label, str)] if isinstance(labels, list) else [],
+        )
+
+    @property
+    def names(self) -> list[str]:
+        """Of the models that a request may name, the default first."""
+        return self._models.names
+
+    @property
+    def queued_tokens(self) -> int:
+        return sum(model.batcher.queued_tokens for model in self._models.loaded)
+
+    @property
+    def queue_delay(self) -> float:
+        """Seconds of work that wait, were the models to work one after another."""
+        return sum(model.batcher.queue_delay for model in self._models.loaded)
+
+    @property
+    def busy_seconds(self) -> float:
+        """That forward passes have taken since the start."""
+        return sum(model.batcher.busy_seconds for model in self._models.loaded)
+
+    async def check(self) -> None:
+        """Raises: ApiError 503 where a model does not answer. Runs a small forward pass where there was none lately."""
+        if self._draining:
+            raise unavailable("The server is stopping; try again.")
+        for model in self._models.loaded:
+            batcher = model.batcher
+            if batcher.is_stuck():
+                raise unavailable(f"The model {model.name} does not answer.")
+            if batcher.is_failing or (not batcher.queued_tokens and batcher.idle_seconds > _QUIET_SECONDS):
+                deadline = time.monotonic() + _CHECK_SECONDS
+                [future] = _submit(batcher, [_CHECK_TEXT], deadline, wait=True)
+                result = await _within(future, _CHECK_SECONDS)
+                if isinstance(result, ApiError):
+                    raise unavailable(f"The model {model.name} does not answer: {result.message}")
+
+    async def close(self, seconds: float) -> None:
+        """Takes no more requests, and answers those in work for at most `seconds`."""
+        self._draining = True
+        await self._models.close(seconds)
+
+
+def name_of(model: Served) -> ModelName:
+    return ModelName(name=model.name, fingerprint=model.extractor.package.fingerprint)
+
+
+def _submit(
+    batcher: Batcher, texts: list[tuple[str, Settings]], deadline: float, *, wait: bool = False
+) -> list[Future[list[Entity]]]:
+    try:
+        return batcher.submit(texts, deadline, wait=wait)
+    except Exception as error:
+        raise translate(error) from error
+
+
+async def _result(future: Future[list[Entity]]) -> Result:
+    try:
+        return await asyncio.wrap_future(future)
+    except Exception as error:
+        return translate(error)
+
+
+async def _within(future: Future[list[Entity]], seconds: float) -> Result:
+    try:
+        return await asyncio.wait_for(_result(future), seconds)
+    except asyncio.TimeoutError:
+        return _late(seconds)
+
+
+def _late(seconds: float) -> ApiError:
+    message = f"The texts were not answered within {seconds:g} s; send fewer at once, or try again."
+    return ApiError(504, "deadline", message, retry_after=1)
+
+
+def translate(error: Exception) -> ApiError:
+    """What a caller is told of an error in the library."""
+    if isinstance(error, OverloadedError):
+        return ApiError(429, "overloaded", str(error), retry_after=error.retry_after)
+    if isinstance(error, DeadlineError):
+        return ApiError(504, "deadline", str(error), retry_after=1)
+    if isinstance(error, StoppedError):
+        return unavailable(str(error))
+    if isinstance(error, UserError):
+        return invalid(str(error))
+    if isinstance(error, torch.OutOfMemoryError):
+        return too_large("The text and its labels do not fit into the memory of the server's device; send less.")
+    _log.error("a text failed", exc_info=error)
+    return ApiError(500, "internal", "The server failed over this text; its log says why.")

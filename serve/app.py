@@ -1,0 +1,5 @@
+"""What `serve run serve.app:app` hosts. Settings follow as name=value, such as model=mini."""
+
+from spanlake.serving.deployment import app
+
+__all__ = ["app"]
