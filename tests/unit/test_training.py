@@ -11,8 +11,10 @@ from transformers import BertConfig, BertModel, PreTrainedTokenizerFast
 
 from spanlake.errors import ShortfallError
 from spanlake.inference.extractor import Extractor
-from spanlake.training.loop import train
-from spanlake.training.recipe import read_recipe
+from spanlake.training.command import _prepare
+from spanlake.training.directory import open_run
+from spanlake.training.processes import train_here
+from spanlake.training.recipe import Recipe, read_recipe
 
 CITIES = ["paris", "oslo", "cairo", "lima", "rome"]
 PEOPLE = ["ada", "alan", "grace", "linus", "marie"]
@@ -62,6 +64,11 @@ def recipe_file(tmp_path: Path, encoder: Path) -> Path:
     return path
 
 
+def train(recipe: Recipe, directory: Path) -> Path:
+    train_here(recipe, open_run(str(directory)), _prepare)
+    return directory / "package"
+
+
 def test_a_run_ends_in_a_package_that_finds_what_it_was_taught(recipe_file: Path, tmp_path: Path) -> None:
     package = train(read_recipe(recipe_file, []), tmp_path / "run")
     extractor = Extractor.load(str(package), precision="float32")
@@ -82,5 +89,5 @@ def test_the_same_recipe_trains_the_same_weights(recipe_file: Path, tmp_path: Pa
 
 
 def test_a_loss_that_is_not_finite_stops_the_run(recipe_file: Path, tmp_path: Path) -> None:
-    with pytest.raises(ShortfallError, match="loss at step"):
+    with pytest.raises(ShortfallError, match="loss of step"):
         train(read_recipe(recipe_file, ["optim.encoder_lr=1e30", "schedule.warmup=0"]), tmp_path / "run")

@@ -14,9 +14,8 @@ from typing import Any, Protocol
 from pyarrow import fs
 
 from spanlake.data.stream import Position
-from spanlake.training.directory import RunDirectory
+from spanlake.training.directory import OWN_FOLDER, RunDirectory
 
-_FOLDER = "checkpoints"
 _WHOLE = "whole"  # a file that comes last
 
 
@@ -63,7 +62,7 @@ class OwnCheckpoints:
         if not steps:
             yield None
             return
-        place = f"{_FOLDER}/{steps[-1]:08}"
+        place = f"{OWN_FOLDER}/{steps[-1]:08}"
         if self._run.is_local:
             yield Path(self._run.child(place))
             return
@@ -77,7 +76,7 @@ class OwnCheckpoints:
             yield Path(local)
 
     def save(self, write: Callable[[Path], None], step: int, metrics: dict[str, Any]) -> None:
-        place = f"{_FOLDER}/{step:08}"
+        place = f"{OWN_FOLDER}/{step:08}"
         if self._run.is_local:
             directory = Path(self._run.child(place))
             if self._rank == 0:
@@ -93,10 +92,10 @@ class OwnCheckpoints:
         if self._rank == 0:
             self._run.write(f"{place}/{_WHOLE}", "")
             for old in self._steps()[: -self._keep]:
-                self._run.filesystem.delete_dir(self._run.child(f"{_FOLDER}/{old:08}"))
+                self._run.filesystem.delete_dir(self._run.child(f"{OWN_FOLDER}/{old:08}"))
         self._barrier()
 
     def _steps(self) -> list[int]:
-        selector = fs.FileSelector(self._run.child(_FOLDER), allow_not_found=True, recursive=True)
+        selector = fs.FileSelector(self._run.child(OWN_FOLDER), allow_not_found=True, recursive=True)
         found = self._run.filesystem.get_file_info(selector)
         return sorted(int(Path(info.path).parent.name) for info in found if info.base_name == _WHOLE)

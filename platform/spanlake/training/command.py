@@ -36,6 +36,7 @@ def _train(args: argparse.Namespace) -> int:
 
         print(plan_text(recipe))
         return 0
+    from spanlake.package import find_model, verify_package
     from spanlake.training.directory import open_run
     from spanlake.training.tracking import showing
 
@@ -52,7 +53,9 @@ def _train(args: argparse.Namespace) -> int:
         data = _prepare(recipe, run)
         with showing(recipe, run):
             launch(recipe, data, run)
-    print(f"{run.uri.rstrip('/')}/package")
+    if os.environ.get("RANK", "0") == "0":  # of torchrun's processes
+        verify_package(find_model(run.child_uri("package")))
+        print(run.child_uri("package"))
     return 0
 
 
@@ -67,4 +70,4 @@ def _prepare(recipe: "Recipe", run: "RunDirectory") -> "RecipeData":
     from spanlake.training.directory import claim
 
     claim(run, recipe)
-    return recipe_data(recipe, run.child("data") if run.is_local else f"{run.uri.rstrip('/')}/data")
+    return recipe_data(recipe, run.child_uri("data"))

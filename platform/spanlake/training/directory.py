@@ -4,7 +4,8 @@ RUN/recipe.json      the recipe as resolved; a run of another one is refused
 RUN/metrics.jsonl    one record for each time something was measured
 RUN/package/         the best package so far
 RUN/tensorboard/     the same measurements for TensorBoard
-RUN/checkpoints/     what to go on from, where Ray does not keep it
+RUN/ray/             checkpoints of a run on Ray
+RUN/checkpoints/     checkpoints of any other
 RUN/data/            data sets that the recipe names in another format, prepared
 """
 
@@ -26,6 +27,9 @@ from spanlake.training.recipe import Recipe
 
 # What may differ between a run and what goes on with it: none of these changes what is learned.
 _FREE = ("parallel.workers", "parallel.gpus_per_worker", "parallel.cpus_per_worker", "logging", "checkpoint")
+
+RAY_FOLDER = "ray"
+OWN_FOLDER = "checkpoints"
 
 
 @dataclass(frozen=True)
@@ -49,7 +53,21 @@ class RunDirectory:
         with self.filesystem.open_input_stream(self.child(name)) as stream:
             return stream.read().decode("utf-8")
 
+    def child_uri(self, name: str) -> str:
+        """What `open_uri` reads; on disk, a path."""
+        place, separator, options = self.uri.partition("?") if "://" in self.uri else (self.uri, "", "")
+        return f"{place.rstrip('/')}/{name}{separator}{options}"
+
+    def exists(self, name: str) -> bool:
+        return bool(self.filesystem.get_file_info(self.child(name)).type != fs.FileType.NotFound)
+
     def write(self, name: str, text: str) -> None:
+        """Others read what stood there before, or all of the new."""
+        if self.is_local:
+            draft = Path(self.child(f"{name}.new"))
+            draft.write_text(text, encoding="utf-8")
+            draft.replace(self.child(name))
+            return
         with self.filesystem.open_output_stream(self.child(name)) as stream:
             stream.write(text.encode("utf-8"))
 
@@ -113,6 +131,16 @@ def claim(run: RunDirectory, recipe: Recipe) -> None:
                 f"{run.uri} holds a run of another recipe ({key} is {old.get(key)!r} there and {new.get(key)!r} here); "
                 "give another --directory."
             )
+
+
+def refuse_checkpoints(run: RunDirectory, folder: str) -> None:
+    """Raises: UserError where the run has been launched the other way, whose checkpoints are in `folder`."""
+    if run.exists(folder):
+        way = "on Ray" if folder == RAY_FOLDER else "without Ray"
+        raise UserError(
+            f"{run.uri} holds a run {way}, with its checkpoints in {folder}/; go on with it that way, with the "
+            "parallel.workers it had, or give another --directory."
+        )
 
 
 def _flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

@@ -114,11 +114,11 @@ def _tokenizer(section: ModelSection) -> Tokenizer:
         return pretrained_tokenizer(section.encoder)
     except PackageError as error:
         if not Path(section.encoder).is_dir():
-            raise _missing(section.encoder, error) from error
+            raise _missing(section.encoder, error.__cause__ or error) from error
         raise
 
 
-def _missing(encoder: str, error: Exception) -> UserError:
+def _missing(encoder: str, error: BaseException) -> UserError:
     if not re.fullmatch(r"[\w.-]+(/[\w.-]+)?", encoder):
         return UserError(f"There is no encoder in {encoder!r}; give its directory or a Hub id, such as owner/name.")
     if Path(encoder).is_dir():

@@ -8,13 +8,13 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
+import warnings
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Protocol
 
 import torch
+import torch.distributed as dist
 from torch import nn
 
 from spanlake.errors import ShortfallError, UserError
@@ -39,8 +39,8 @@ class Engine(Protocol):
     def rates(self) -> list[float]:
         """The learning rate of each parameter group."""
 
-    def whole_weights(self) -> Any:
-        """A context in which the first process has all weights in its model. Every process enters it."""
+    def whole_model(self) -> SpanModel | None:
+        """The model as it is now, to read and to write: for the first process. Every process calls it."""
 
     def save(self, directory: Path) -> None:
         """Each process writes its part of the state."""
@@ -49,7 +49,8 @@ class Engine(Protocol):
 
 
 def needs_deepspeed(recipe: Recipe, size: int) -> bool:
-    return size > 1 or recipe.parallel.zero_stage > 0 or recipe.parallel.offload != "none"
+    """Whatever the number of workers that a run shrinks to, its checkpoints stay of one kind."""
+    return max(size, recipe.parallel.workers[1]) > 1 or recipe.parallel.zero_stage > 0
 
 
 def make_engine(recipe: Recipe, model: SpanModel, device: torch.device, size: int, universal: bool) -> Engine:
@@ -70,6 +71,7 @@ def make_engine(recipe: Recipe, model: SpanModel, device: torch.device, size: in
 class PlainEngine:
     def __init__(self, recipe: Recipe, model: SpanModel) -> None:
         self.forward: nn.Module = model
+        self._model = model
         self._optimiser = adamw(model, recipe.optim)
         self._highest = self.rates()
         self._max_norm = recipe.optim.max_norm
@@ -87,15 +89,18 @@ class PlainEngine:
     def rates(self) -> list[float]:
         return [group["lr"] for group in self._optimiser.param_groups]
 
-    @contextmanager
-    def whole_weights(self) -> Iterator[None]:
-        yield
+    def whole_model(self) -> SpanModel:
+        return self._model
 
     def save(self, directory: Path) -> None:
         state = {"model": self.forward.state_dict(), "optimiser": self._optimiser.state_dict()}
         torch.save(state, directory / f"{_TAG}.pt")
 
     def load(self, directory: Path) -> None:
+        if not (directory / f"{_TAG}.pt").is_file():
+            raise ShortfallError(
+                f"The checkpoint {directory} was not written by one process alone; go on with as many as it had."
+            )
         state = torch.load(directory / f"{_TAG}.pt", map_location="cpu", weights_only=True)
         self.forward.load_state_dict(state["model"])
         self._optimiser.load_state_dict(state["optimiser"])
@@ -122,6 +127,7 @@ class DeepSpeedEngine:
         }
         self._gathered = deepspeed.zero.GatheredParameters
         self._stage = recipe.parallel.zero_stage
+        self._model = model
         self._engine, *_ = deepspeed.initialize(model=model, optimizer=adamw(model, recipe.optim), config=config)
         self.forward: nn.Module = self._engine
         self._highest = self.rates()
@@ -138,13 +144,17 @@ class DeepSpeedEngine:
     def rates(self) -> list[float]:
         return [group["lr"] for group in self._engine.optimizer.param_groups]
 
-    @contextmanager
-    def whole_weights(self) -> Iterator[None]:
+    def whole_model(self) -> SpanModel | None:
         if self._stage < 3:
-            yield
-            return
-        with self._gathered(list(self._engine.module.parameters())):
-            yield
+            return self._model
+        # A copy: the sharded model lets go of its weights in each forward pass, and all processes must fetch them.
+        with self._gathered(list(self._model.parameters())):
+            if dist.get_rank():
+                return None
+            weights = {name: tensor.detach().clone() for name, tensor in self._model.state_dict().items()}
+        copy = SpanModel(self._model.config)
+        copy.load_state_dict(weights)
+        return copy.to(next(iter(weights.values())).device)
 
     def save(self, directory: Path) -> None:
         # What a conversion to a universal checkpoint looks for.
@@ -154,7 +164,9 @@ class DeepSpeedEngine:
         # DeepSpeed unpickles: only ever what a run of ours wrote into its own directory.
         path, _ = self._engine.load_checkpoint(str(directory), tag=_TAG)
         if path is None:
-            raise ShortfallError(f"DeepSpeed finds nothing to go on from in {directory}.")
+            raise ShortfallError(
+                f"The checkpoint {directory} holds nothing of DeepSpeed's; a run begun in one process goes on in one."
+            )
 
 
 def _set_rates(optimiser: Any, highest: list[float], rate: float) -> None:
@@ -171,8 +183,13 @@ def _deepspeed() -> Any:
     if not torch.cuda.is_available():
         os.environ.setdefault("DS_ACCELERATOR", "cpu")
     os.environ.setdefault("DEEPSPEED_LOG_LEVEL", "error")
+    # It calls what newer releases of PyTorch rename, and each process would say so many times.
+    warnings.filterwarnings("ignore", category=FutureWarning, module="torch.distributed")
     import deepspeed
 
+    if not torch.cuda.is_available():
+        # Gloo does what it does, and it would be compiled on the spot, which fails where there is no compiler.
+        deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
     return deepspeed
 
 

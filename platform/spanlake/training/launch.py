@@ -22,11 +22,12 @@ from ray.train.v2.api.config import CheckpointConfig, FailureConfig, RunConfig, 
 import spanlake
 from spanlake.errors import ShortfallError, SpanlakeError, UserError, one_line
 from spanlake.training.data import RecipeData
-from spanlake.training.directory import RunDirectory
+from spanlake.training.directory import OWN_FOLDER, RAY_FOLDER, RunDirectory, refuse_checkpoints
 from spanlake.training.loop import Worker, fit
 from spanlake.training.recipe import Recipe
 
 _FAILURES = 50  # of workers and machines, before a run is given up
+_PATIENCE_SECONDS = 7200  # of workers that wait for the first one's dev score
 _RESIZE_SECONDS = 60.0  # between looks at whether more workers fit
 _OBJECT_STORE_BYTES = 300_000_000  # of a Ray of our own; texts do not pass through it
 _STOPPED = "stopped.json"  # why a run cannot go on, where trying again would not help
@@ -38,6 +39,7 @@ def launch(recipe: Recipe, data: RecipeData, run: RunDirectory, resize_seconds: 
 
     Raises: UserError where the cluster has too little; ShortfallError where training cannot go on.
     """
+    refuse_checkpoints(run, OWN_FOLDER)
     with _cluster():
         _check_room(recipe)
         fewest, most = recipe.parallel.workers
@@ -46,7 +48,9 @@ def launch(recipe: Recipe, data: RecipeData, run: RunDirectory, resize_seconds: 
         trainer = TorchTrainer(
             _work,
             train_loop_config={"recipe": recipe, "data": data, "run": run},
-            torch_config=TorchConfig(backend="nccl" if recipe.parallel.gpus_per_worker else "gloo"),
+            torch_config=TorchConfig(
+                "nccl" if recipe.parallel.gpus_per_worker else "gloo", timeout_s=_PATIENCE_SECONDS
+            ),
             scaling_config=ScalingConfig(
                 num_workers=most if fewest == most else (fewest, most),
                 use_gpu=recipe.parallel.gpus_per_worker > 0,
@@ -54,7 +58,7 @@ def launch(recipe: Recipe, data: RecipeData, run: RunDirectory, resize_seconds: 
                 elastic_resize_monitor_interval_s=resize_seconds,
             ),
             run_config=RunConfig(  # type: ignore[arg-type] # its own stubs mean the old one
-                name="ray",
+                name=RAY_FOLDER,
                 storage_path=run.path,
                 storage_filesystem=run.filesystem,
                 failure_config=FailureConfig(max_failures=_FAILURES),
@@ -77,6 +81,8 @@ def launch(recipe: Recipe, data: RecipeData, run: RunDirectory, resize_seconds: 
 def _work(config: dict[str, Any]) -> None:
     """What each worker does."""
     recipe, run = config["recipe"], config["run"]
+    if run.exists(_STOPPED):
+        return
     context = train.get_context()
     device = train.torch.get_device() if recipe.parallel.gpus_per_worker else torch.device("cpu")
     worker = Worker(context.get_world_rank(), context.get_world_size(), context.get_local_rank(), device)
@@ -84,9 +90,10 @@ def _work(config: dict[str, Any]) -> None:
         torch.set_num_threads(recipe.parallel.cpus_per_worker)
     try:
         fit(recipe, config["data"], run, worker, RayCheckpoints())
-    except SpanlakeError as error:  # trying again would end the same way
-        if worker.leads:
+    except SpanlakeError as error:  # trying again would end the same way, so those that are started again return
+        if worker.leads or not run.exists(_STOPPED):
             run.write(_STOPPED, json.dumps({"message": str(error), "user": isinstance(error, UserError)}))
+        raise  # else the others wait for this one, where it alone failed
 
 
 class RayCheckpoints:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import sys
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -163,7 +163,7 @@ def _step(
     Raises: ShortfallError, in all processes, where the loss is not finite; the weights are as they were.
     """
     texts = len(batch.examples)
-    torch.manual_seed((recipe.seed * 1_000_003 + step) * 4099 + worker.rank)  # of dropout
+    torch.manual_seed(((recipe.seed * 1_000_003 + step) * 4099 + worker.rank) % 2**63)  # of dropout
     package.model.train()
     loss_sum, odd = 0.0, list[int]()
     for chosen, weight in _parts(batch.examples, worker, recipe.schedule.micro_tokens):
@@ -256,11 +256,12 @@ def _evaluate(
 ) -> None:
     """Score the model, and keep its package where it is the best so far. The first process works, the others wait."""
     f1 = 0.0
-    with engine.whole_weights():
-        if worker.leads:
-            f1 = dev_score(package, data.dev)
-            if f1 > progress.best:
-                publish(run, package, progress.step, f1)
+    model = engine.whole_model()
+    if worker.leads and model is not None:
+        whole = replace(package, model=model)
+        f1 = dev_score(whole, data.dev)
+        if f1 > progress.best:
+            publish(run, whole, progress.step, f1)
     [f1] = worker.total([f1])
     better = f1 > progress.best
     progress.best, progress.waited = (f1, 0) if better else (progress.best, progress.waited + 1)

@@ -5,21 +5,25 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
+from datetime import timedelta
 
 import torch
 import torch.distributed as dist
 
 from spanlake.training.checkpoints import OwnCheckpoints
 from spanlake.training.data import RecipeData
-from spanlake.training.directory import RunDirectory
+from spanlake.training.directory import RAY_FOLDER, RunDirectory, refuse_checkpoints
 from spanlake.training.engine import needs_deepspeed
 from spanlake.training.loop import Worker, fit
 from spanlake.training.recipe import Recipe
 from spanlake.training.tracking import showing
 
+_PATIENCE = timedelta(hours=2)  # of processes that wait for the first one's dev score
+
 
 def train_here(recipe: Recipe, run: RunDirectory, prepare: Callable[[Recipe, RunDirectory], RecipeData]) -> None:
     """`prepare` is called by the first process, then by the others. Raises what it and `fit` raise."""
+    refuse_checkpoints(run, RAY_FOLDER)
     with _group(recipe) as worker:
         data = prepare(recipe, run) if worker.leads else None
         worker.wait()
@@ -39,7 +43,7 @@ def _group(recipe: Recipe) -> Iterator[Worker]:
         return
     backend = "nccl" if device.type == "cuda" else "gloo"
     if launched:
-        dist.init_process_group(backend)
+        dist.init_process_group(backend, timeout=_PATIENCE)
     else:
         dist.init_process_group(backend, store=dist.HashStore(), rank=0, world_size=1)
     try:

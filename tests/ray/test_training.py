@@ -1,0 +1,257 @@
+"""Training on Ray Train with DeepSpeed: several workers learn what one learns, through kills of all kinds.
+
+Every run here is that of one recipe without dropout, so that its losses can be compared step by step.
+"""
+
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import psutil
+import pytest
+import ray
+import yaml
+from ray.cluster_utils import Cluster
+
+from spanlake.errors import ShortfallError, UserError
+from spanlake.package import load_package, open_package
+from spanlake.training.data import recipe_data
+from spanlake.training.directory import claim, open_run
+from spanlake.training.launch import launch
+from spanlake.training.recipe import Recipe, read_recipe
+
+ROOT = Path(__file__).parents[2]
+PEOPLE = ["Ada Lovelace", "Charles Babbage", "Marie Curie", "Alain Farley"]
+PLACES = ["London", "Geneva", "Warsaw", "Canada"]
+OTHERS = ["the", "union", "of", "nations", "said", "she", "fell"]
+STEPS = 12
+STORE = 100_000_000  # bytes of an object store
+
+
+@pytest.fixture(scope="module")
+def recipe_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A model of random weights, 300 sentences, and a recipe of 12 steps over them."""
+    directory = tmp_path_factory.mktemp("training")
+    rng = random.Random(1)
+    with open(directory / "sentences.jsonl", "w", encoding="utf-8") as file:
+        for _ in range(300):
+            person, place = rng.choice(PEOPLE).split(), rng.choice(PLACES).split()
+            words = [*person, "met", "in", *place, *rng.choices(OTHERS, k=rng.randrange(1, 12))]
+            spans = [[0, len(person) - 1, "person"], [len(person) + 2, len(person) + 1 + len(place), "place"]]
+            file.write(json.dumps({"tokenized_text": words, "ner": spans}) + "\n")
+    encoder = {
+        "model_type": "bert",
+        "hidden_size": 32,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "intermediate_size": 64,
+        "max_position_embeddings": 96,
+    }
+    recipe = {
+        "name": "tiny",
+        "model": {"encoder_config": encoder, "hidden_size": 32, "max_width": 4, "dropout": 0.0, "encoder_dropout": 0.0},
+        "data": {"train": ["sentences.jsonl"], "root": str(directory), "held_out": 20},
+        "schedule": {"steps": STEPS, "batch_texts": 9, "micro_tokens": 300, "evaluate_every": 6},
+        "optim": {"encoder_lr": 1e-3, "head_lr": 1e-2},
+        "checkpoint": {"every": 3},
+        "logging": {"every": 1},
+    }
+    path = directory / "tiny.yaml"
+    path.write_text(yaml.safe_dump(recipe))
+    return path
+
+
+@pytest.fixture(scope="module")
+def alone(recipe_file: Path, tmp_path_factory: pytest.TempPathFactory) -> list[float]:
+    """The losses of the run in one process, without Ray and DeepSpeed."""
+    run = tmp_path_factory.mktemp("alone") / "run"
+    done = spanlake("train", str(recipe_file), "--directory", str(run))
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.strip() == str(run / "package")
+    return losses(run)
+
+
+@pytest.fixture(scope="module")
+def own_ray() -> Iterator[None]:
+    ray.init("local", num_cpus=2, include_dashboard=False, object_store_memory=STORE, log_to_driver=False)
+    yield
+    ray.shutdown()
+
+
+def environment() -> dict[str, str]:
+    python_path = os.pathsep.join(filter(None, [str(ROOT / "platform"), os.environ.get("PYTHONPATH", "")]))
+    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+    return {**os.environ, "PYTHONPATH": python_path, "PATH": path, "OMP_NUM_THREADS": "1"}
+
+
+def spanlake(*arguments: str) -> "subprocess.CompletedProcess[str]":
+    command = [sys.executable, "-m", "spanlake.cli", *arguments]
+    return subprocess.run(command, env=environment(), capture_output=True, text=True, timeout=280)
+
+
+def records(run: Path) -> list[dict]:
+    path = run / "metrics.jsonl"
+    return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+
+
+def losses(run: Path) -> list[float]:
+    return [record["loss"] for record in records(run) if "loss" in record]
+
+
+def reached(run: Path, step: int) -> bool:
+    return any(record["step"] >= step for record in records(run))
+
+
+def wait_for(condition: Callable[[], bool], seconds: float = 240) -> None:
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, "it did not happen in time"
+        time.sleep(0.05)
+
+
+def train(recipe: Recipe, run: Path, **options: float) -> None:
+    """What `spanlake train` does on a cluster."""
+    directory = open_run(str(run))
+    claim(directory, recipe)
+    launch(recipe, recipe_data(recipe, directory.child("data")), directory, **options)
+
+
+def training_processes() -> list[psutil.Process]:
+    found = []
+    for process in psutil.process_iter(["name", "cmdline"]):
+        if "RayTrainWorker" in " ".join(process.info["cmdline"] or []):
+            found.append(process)
+    return found
+
+
+# --- several workers learn what one learns ------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("stage", [0, 1, 2, 3])
+def test_two_workers_learn_what_one_process_learns(
+    stage: int, own_ray: None, recipe_file: Path, alone: list[float], tmp_path: Path
+) -> None:
+    recipe = read_recipe(recipe_file, ["parallel.workers=2", f"parallel.zero_stage={stage}"])
+    train(recipe, tmp_path / "run")
+    assert losses(tmp_path / "run") == pytest.approx(alone, rel=1e-3)
+    package = load_package(tmp_path / "run" / "package")
+    assert package.metadata["training"]["step"] in (6, STEPS)
+
+
+@pytest.mark.parametrize("changes", [["parallel.zero_stage=2", "parallel.offload=cpu"], ["parallel.zero_stage=3"]])
+def test_torchrun_needs_no_ray(changes: list[str], recipe_file: Path, alone: list[float], tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    command += [str(ROOT / "jobs/train.py"), str(recipe_file), "--directory", str(tmp_path / "run"), *changes]
+    done = subprocess.run(command, env=environment(), capture_output=True, text=True, timeout=280)
+    assert done.returncode == 0, done.stderr
+    assert losses(tmp_path / "run") == pytest.approx(alone, rel=1e-3)
+    assert open_package(str(tmp_path / "run" / "package")).name == "tiny"
+
+
+# --- failures -----------------------------------------------------------------------------------------------------
+
+
+def test_a_killed_worker_changes_nothing(own_ray: None, recipe_file: Path, alone: list[float], tmp_path: Path) -> None:
+    recipe = read_recipe(recipe_file, ["parallel.workers=2", "parallel.zero_stage=1"])
+    run, killed = tmp_path / "run", []
+
+    def kill() -> None:
+        wait_for(lambda: reached(run, 5))
+        victim = random.choice(training_processes())
+        killed.append(victim.pid)
+        victim.kill()
+
+    killer = threading.Thread(target=kill)
+    killer.start()
+    train(recipe, run)
+    killer.join()
+    assert killed
+    assert losses(run) == pytest.approx(alone, rel=1e-3)
+    steps = [record["step"] for record in records(run) if "loss" in record]
+    assert steps == list(range(1, STEPS + 1))
+
+
+def test_a_killed_driver_goes_on_when_started_again(recipe_file: Path, alone: list[float], tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    arguments = ["train", str(recipe_file), "parallel.workers=2", "parallel.zero_stage=3", "--directory", str(run)]
+    command = [sys.executable, "-m", "spanlake.cli", *arguments]
+    driver = subprocess.Popen(command, env=environment(), start_new_session=True, stderr=subprocess.PIPE, text=True)
+    try:
+        wait_for(lambda: reached(run, 5) or driver.poll() is not None)
+        assert driver.poll() is None, driver.stderr and driver.stderr.read()
+    finally:
+        os.killpg(driver.pid, signal.SIGKILL)
+        driver.wait()
+    done = spanlake(*arguments)
+    assert done.returncode == 0, done.stderr
+    assert losses(run) == pytest.approx(alone, rel=1e-3)
+
+
+def test_a_run_shrinks_when_a_node_dies_and_grows_when_one_comes(
+    recipe_file: Path, alone: list[float], tmp_path: Path
+) -> None:
+    """Through universal checkpoints, as DeepSpeed's own fit one number of workers."""
+    run = tmp_path / "run"
+    recipe = read_recipe(
+        recipe_file,
+        ["parallel.workers=[1, 2]", "parallel.zero_stage=2", "schedule.steps=400", "checkpoint.every=5"]
+        + ["schedule.evaluate_every=400", "schedule.decay=constant"],
+    )
+    ray.shutdown()
+    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "object_store_memory": STORE})
+    try:
+        second = cluster.add_node(num_cpus=1, object_store_memory=STORE)
+        ray.init(cluster.address, log_to_driver=False)
+
+        def workers_are(number: int) -> bool:
+            return bool(records(run)) and records(run)[-1].get("workers") == number
+
+        def disturb() -> None:
+            wait_for(lambda: workers_are(2))
+            cluster.remove_node(second, allow_graceful=False)
+            wait_for(lambda: workers_are(1))
+            cluster.add_node(num_cpus=1, object_store_memory=STORE)
+            wait_for(lambda: workers_are(2))
+
+        failures: list[BaseException] = []
+
+        def guarded() -> None:
+            try:
+                disturb()
+            except BaseException as error:
+                failures.append(error)
+
+        disturber = threading.Thread(target=guarded)
+        disturber.start()
+        train(recipe, run, resize_seconds=2.0)
+        disturber.join()
+        assert not failures, failures
+    finally:
+        ray.shutdown()
+        cluster.shutdown()
+    sizes = [record["workers"] for record in records(run) if "workers" in record]
+    assert sizes[0] == 2 and 1 in sizes and sizes[-1] == 2
+    assert [record["step"] for record in records(run) if "loss" in record] == list(range(1, 401))
+    load_package(run / "package")
+
+
+# --- what is refused ----------------------------------------------------------------------------------------------
+
+
+def test_more_than_the_cluster_has_is_refused(own_ray: None, recipe_file: Path, tmp_path: Path) -> None:
+    recipe = read_recipe(recipe_file, ["parallel.workers=2", "parallel.gpus_per_worker=1"])
+    with pytest.raises(UserError, match=r"2 workers with 1 GPU each, and the Ray cluster has 0 GPU"):
+        train(recipe, tmp_path / "run")
+
+
+def test_a_loss_that_is_not_finite_stops_every_worker(own_ray: None, recipe_file: Path, tmp_path: Path) -> None:
+    recipe = read_recipe(recipe_file, ["parallel.workers=2", "optim.head_lr=1.0e+30", "schedule.warmup=0"])
+    with pytest.raises(ShortfallError, match=r"The loss of step \d+ is not finite .*sentences"):
+        train(recipe, tmp_path / "run")

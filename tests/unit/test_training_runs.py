@@ -1,0 +1,232 @@
+"""Runs in one process: what they leave, that they go on where they were stopped, and what they refuse."""
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import yaml
+from pyarrow import fs
+
+from spanlake import cli
+from spanlake.errors import ShortfallError
+from spanlake.package import open_package
+from spanlake.training.command import _prepare
+from spanlake.training.directory import open_run
+from spanlake.training.processes import train_here
+from spanlake.training.recipe import Recipe, read_recipe
+from spanlake.training.tracking import Tracker
+
+STEPS = 6
+
+
+@pytest.fixture(scope="module")
+def recipe_file(tiny_model_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    directory = tmp_path_factory.mktemp("runs")
+    with open(directory / "texts.jsonl", "w", encoding="utf-8") as file:
+        for i in range(60):
+            words = ["Ada", "met", "Curie", "in", ("London", "Warsaw", "Geneva")[i % 3], *["and"] * (i % 7)]
+            spans = [[0, 0, "person"], [2, 2, "person"], [4, 4, "place"]]
+            file.write(json.dumps({"tokenized_text": words, "ner": spans}) + "\n")
+    recipe = {
+        "name": "tiny",
+        "model": {"start": str(tiny_model_dir)},
+        "data": {"train": ["texts.jsonl"], "root": str(directory), "held_out": 5},
+        "schedule": {"steps": STEPS, "batch_texts": 6, "micro_tokens": 120, "evaluate_every": 3},
+        "optim": {"encoder_lr": 1e-3, "head_lr": 1e-3},
+        "checkpoint": {"every": 2},
+        "logging": {"every": 1, "tensorboard": False},
+    }
+    path = directory / "tiny.yaml"
+    path.write_text(yaml.safe_dump(recipe))
+    return path
+
+
+def run(recipe_file: Path, directory: str | Path, *changes: str) -> int:
+    return cli.main(["train", str(recipe_file), *changes, "--directory", str(directory)])
+
+
+def losses(text: str) -> list[float]:
+    return [record["loss"] for record in map(json.loads, text.splitlines()) if "loss" in record]
+
+
+@pytest.fixture(scope="module")
+def whole(recipe_file: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run that nothing has interrupted."""
+    directory = tmp_path_factory.mktemp("whole") / "run"
+    assert run(recipe_file, directory) == 0
+    return directory
+
+
+def test_a_run_leaves_a_package_and_its_measurements(whole: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    package = open_package(str(whole / "package"))
+    assert package.metadata["training"]["step"] in (3, 6)
+    records = [json.loads(line) for line in (whole / "metrics.jsonl").read_text().splitlines()]
+    assert [record["step"] for record in records if "loss" in record] == list(range(1, STEPS + 1))
+    assert [record["step"] for record in records if "dev_f1" in record] == [3, 6]
+    assert max(record["dev_f1"] for record in records if "dev_f1" in record) == package.metadata["training"]["dev_f1"]
+    assert json.loads((whole / "recipe.json").read_text())["name"] == "tiny"
+    assert sorted(path.name for path in (whole / "checkpoints").iterdir()) == ["00000004", "00000006"]
+
+
+class Stopped(Exception):
+    pass
+
+
+def run_until(stop: int, recipe_file: Path, directory: str) -> None:
+    """The run as it is left by what ends it after the record of a step."""
+    record = Tracker.record
+
+    def record_until(self: Tracker, values: dict) -> None:
+        record(self, values)
+        if values["step"] == stop:
+            raise Stopped
+
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(Stopped):
+        patch.setattr(Tracker, "record", record_until)
+        train_here(read_recipe(recipe_file, []), open_run(directory), _prepare)
+
+
+@pytest.mark.parametrize("stop", [3, 4, 5])
+def test_a_run_that_was_stopped_goes_on_as_if_it_had_not_been(
+    stop: int, recipe_file: Path, whole: Path, tmp_path: Path
+) -> None:
+    run_until(stop, recipe_file, str(tmp_path / "run"))
+    assert run(recipe_file, tmp_path / "run") == 0
+    assert losses((tmp_path / "run/metrics.jsonl").read_text()) == losses((whole / "metrics.jsonl").read_text())
+    assert open_package(str(tmp_path / "run/package")).fingerprint == open_package(str(whole / "package")).fingerprint
+
+
+def test_a_checkpoint_that_was_not_finished_is_not_gone_on_from(recipe_file: Path, whole: Path, tmp_path: Path) -> None:
+    broken = tmp_path / "run/checkpoints/00000002"
+    broken.mkdir(parents=True)
+    (broken / "engine.pt").write_bytes(b"half of it")
+    assert run(recipe_file, tmp_path / "run") == 0
+    assert losses((tmp_path / "run/metrics.jsonl").read_text()) == losses((whole / "metrics.jsonl").read_text())
+
+
+def test_patience_ends_a_run_early(recipe_file: Path, tmp_path: Path) -> None:
+    changes = ["schedule.patience=1", "schedule.evaluate_every=1", "optim.encoder_lr=0", "optim.head_lr=0"]
+    assert run(recipe_file, tmp_path / "run", *changes) == 0
+    assert len(losses((tmp_path / "run/metrics.jsonl").read_text())) == 2
+
+
+def test_the_greatest_seed_trains(recipe_file: Path, tmp_path: Path) -> None:
+    assert run(recipe_file, tmp_path / "run", f"seed={2**63 - 1}", "schedule.steps=1") == 0
+
+
+def test_parts_of_batches_and_checkpointed_gradients_change_nothing(recipe_file: Path, tmp_path: Path) -> None:
+    encoder = "{model_type: bert, hidden_size: 32, num_hidden_layers: 2, num_attention_heads: 4, intermediate_size: 64}"
+    model = f"model={{encoder_config: {encoder}, hidden_size: 32, max_width: 4, dropout: 0.0, encoder_dropout: 0.0}}"
+    assert run(recipe_file, tmp_path / "parts", model, "schedule.micro_tokens=120") == 0
+    changes = ["schedule.micro_tokens=0", "parallel.gradient_checkpointing=true"]
+    assert run(recipe_file, tmp_path / "whole", model, *changes) == 0
+    expected = losses((tmp_path / "whole/metrics.jsonl").read_text())
+    assert losses((tmp_path / "parts/metrics.jsonl").read_text()) == pytest.approx(expected, rel=1e-4)
+
+
+# --- trackers -----------------------------------------------------------------------------------------------------
+
+
+def test_tensorboard_mlflow_and_wandb_get_what_was_measured(
+    recipe_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    mlflow, _ = pytest.importorskip("mlflow"), pytest.importorskip("wandb")
+    monkeypatch.setenv("MLFLOW_ALLOW_FILE_STORE", "true")
+    uri = f"{(tmp_path / 'mlflow').as_uri()}"
+    changes = ["logging.tensorboard=true", f"logging.mlflow={{tracking_uri: '{uri}'}}"]
+    changes += ["logging.wandb={project: tiny, mode: offline}"]
+    directory = tmp_path / "run"
+    assert run(recipe_file, directory, *changes) == 0
+    measured = losses((directory / "metrics.jsonl").read_text())
+    assert [path.stat().st_size > 500 for path in (directory / "tensorboard").glob("events.*")] == [True]
+    assert list((directory / "wandb").glob("offline-run-*/*.wandb"))
+    client = mlflow.MlflowClient(uri)
+    experiment = client.get_experiment_by_name("spanlake")
+    (logged,) = client.search_runs([experiment.experiment_id])
+    history = client.get_metric_history(logged.info.run_id, "loss")
+    assert [item.value for item in sorted(history, key=lambda item: item.step)] == pytest.approx(measured)
+
+
+@pytest.mark.parametrize(
+    ("module", "change"),
+    [
+        ("tensorboardX", "logging.tensorboard=true"),
+        ("mlflow", "logging.mlflow={tracking_uri: x}"),
+        ("wandb", "logging.wandb={project: x}"),
+    ],
+)
+def test_a_tracker_that_is_not_installed_is_named(
+    module: str,
+    change: str,
+    recipe_file: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    from spanlake.training import tracking
+
+    find = tracking.find_spec
+    monkeypatch.setattr(tracking, "find_spec", lambda name: None if name == module else find(name))
+    assert run(recipe_file, tmp_path / "run", change) == 2
+    assert "pip install" in capsys.readouterr().err
+
+
+# --- object storage -----------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def bucket() -> Iterator[tuple[fs.S3FileSystem, str]]:
+    """A server that speaks S3, as pyarrow sees it, and the URI of a directory on it."""
+    moto_server = pytest.importorskip("moto.server")
+    server = moto_server.ThreadedMotoServer(ip_address="127.0.0.1", port=0)
+    server.start()
+    host, port = server.get_host_and_port()
+    filesystem = fs.S3FileSystem(
+        access_key="name",
+        secret_key="secret",
+        endpoint_override=f"{host}:{port}",
+        scheme="http",
+        region="us-east-1",
+        allow_bucket_creation=True,
+    )
+    filesystem.create_dir("lake")
+    yield filesystem, f"s3://name:secret@lake/run?endpoint_override={host}:{port}&scheme=http&region=us-east-1"
+    server.stop()
+
+
+def test_a_run_lives_in_object_storage_and_goes_on_from_there(
+    recipe_file: Path, whole: Path, bucket: tuple[fs.S3FileSystem, str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    filesystem, uri = bucket
+    run_until(5, recipe_file, uri)
+    assert run(recipe_file, uri) == 0
+    with filesystem.open_input_stream("lake/run/metrics.jsonl") as stream:
+        assert losses(stream.read().decode()) == losses((whole / "metrics.jsonl").read_text())
+    package = capsys.readouterr().out.strip()
+    assert package == uri.replace("lake/run?", "lake/run/package?")
+    assert open_package(package).fingerprint == open_package(str(whole / "package")).fingerprint
+
+
+# --- what is refused ----------------------------------------------------------------------------------------------
+
+
+def test_a_directory_of_another_recipe_is_refused(
+    recipe_file: Path, whole: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run(recipe_file, whole, "optim.head_lr=0.5") == 2
+    assert "optim.head_lr is 0.001 there and 0.5 here" in capsys.readouterr().err
+
+
+def test_a_directory_of_a_run_on_ray_is_refused(
+    recipe_file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "run/ray").mkdir(parents=True)
+    assert run(recipe_file, tmp_path / "run") == 2
+    assert "holds a run on Ray" in capsys.readouterr().err
+
+
+def test_a_loss_that_is_not_finite_names_its_texts(recipe_file: Path, tmp_path: Path) -> None:
+    recipe: Recipe = read_recipe(recipe_file, ["optim.head_lr=1.0e+30", "schedule.warmup=0"])
+    with pytest.raises(ShortfallError, match=r"The loss of step \d+ is not finite \(among .*texts"):
+        train_here(recipe, open_run(str(tmp_path / "run")), _prepare)
