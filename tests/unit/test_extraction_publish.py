@@ -305,6 +305,14 @@ def test_tables_in_object_storage(
     for name in ("delta:s3://lake/found", "iceberg:lake.web.found"):
         target = open_target(name, ledger.schema)
         assert publish(ledger, target) == 3 and publish(ledger, target) == 0
+    catalog = load_catalog("lake")
+    assert ids(DeltaTable("s3://lake/found").to_pyarrow_table()) == list(range(10))
+    assert ids(catalog.load_table("web.found").scan().to_arrow()) == list(range(10))
+
+    rows = pa.table({"id": range(10), "text": [f"text {i}" for i in range(10)]})
+    write_deltalake("s3://lake/texts", rows)
+    catalog.create_table("web.texts", rows.schema).append(rows)
+    for name in ("delta:s3://lake/texts", "iceberg:lake.web.texts"):
         source = read_source(name, "text")
         reader = Reading.of(source, "text").open()
         batches = [batch for file in source.files for unit in cut(file, 4) for batch in reader.read(unit)]

@@ -89,7 +89,11 @@ class Tracker:
         mlflow.set_experiment(section.experiment)
         mlflow.start_run(run_name=recipe.name)
         mlflow.log_dict(recipe.to_dict(), "recipe.json")
-        self._sends.append(lambda values: mlflow.log_metrics(_numbers(values), step=values["step"]))
+
+        def send(values: dict[str, Any]) -> None:
+            mlflow.log_metrics(_numbers(values), step=values["step"])
+
+        self._sends.append(send)
         self._closes.append(mlflow.end_run)
 
     def _open_wandb(self, recipe: Recipe, section: WandbSection) -> None:
