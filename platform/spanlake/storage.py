@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 import pyarrow as pa
 from pyarrow import fs
 
@@ -18,3 +20,14 @@ def open_uri(uri: str) -> tuple[fs.FileSystem, str]:
 
         filesystem, path = url_to_fs(uri)
         return fs.PyFileSystem(fs.FSSpecHandler(filesystem)), path
+
+
+def child_uri(uri: str, name: str) -> str:
+    """The URI, or path, of something inside the directory that a URI, or path, names."""
+    place, separator, options = uri.partition("?") if "://" in uri else (uri, "", "")
+    return f"{place.rstrip('/')}/{name}{separator}{options}"
+
+
+def shown_uri(uri: str) -> str:
+    """The URI without credentials, for messages."""
+    return re.sub(r"://[^/@]*@", "://", uri)

@@ -144,7 +144,7 @@ def test_every_span_is_scored_once_for_every_label(formula: Extractor):
     scored: Counter[tuple[int, int, int, int]] = Counter()
     for step in formula._plan((text, asked) for text in texts):
         if isinstance(step, extractor_module._Pass):
-            found = formula._score(step.rows, step.batch)
+            found = formula.score(step.rows, step.batch)
             columns = (found.text.tolist(), found.start.tolist(), found.end.tolist(), found.label.tolist())
             scored.update(zip(*columns, strict=True))
     expected = {

@@ -20,6 +20,7 @@ from spanlake.data.readers import BadRecord, files_in, read_source
 from spanlake.data.records import Format
 from spanlake.data.statistics import SourceStatistics
 from spanlake.errors import UserError, one_line, shown
+from spanlake.storage import shown_uri
 from spanlake.text import replace_surrogates
 
 _UNFINISHED = "unfinished.json"  # stands in the directory while it is being written
@@ -74,7 +75,7 @@ def prepare(
         _write_json(filesystem, f"{path}/{STATISTICS}", statistics)
         filesystem.delete_file(f"{path}/{_UNFINISHED}")
     except (OSError, pa.ArrowException) as error:
-        raise UserError(f"The directory {output} cannot be written ({one_line(error)}).") from error
+        raise UserError(f"The directory {shown_uri(output)} cannot be written ({one_line(error)}).") from error
     return statistics
 
 
@@ -209,7 +210,7 @@ def _prepared_before(
     try:
         present = filesystem.get_file_info(fs.FileSelector(path, allow_not_found=True))
     except OSError as error:
-        raise UserError(f"The directory {output} cannot be read ({one_line(error)}).") from error
+        raise UserError(f"The directory {shown_uri(output)} cannot be read ({one_line(error)}).") from error
     if not present:
         return None
     names = {info.base_name for info in present}
@@ -220,13 +221,13 @@ def _prepared_before(
         return None
     statistics = read_statistics(output) if STATISTICS in names else None
     if statistics is None:
-        raise UserError(f"The directory {output} holds something else ({sorted(names)[0]}); give a new one.")
+        raise UserError(f"The directory {shown_uri(output)} holds something else ({sorted(names)[0]}); give a new one.")
     before = statistics["request"]
     different = [key for key in request if before.get(key) != request[key]]
     if different:
         raise UserError(
-            f"The directory {output} holds another preparation: its {different[0]} is {shown(before.get(different[0]))}"
-            f" and not {shown(request[different[0]])}; give a new one."
+            f"The directory {shown_uri(output)} holds another preparation: its {different[0]} is "
+            f"{shown(before.get(different[0]))} and not {shown(request[different[0]])}; give a new one."
         )
     return statistics
 

@@ -17,7 +17,7 @@ from pyarrow import fs
 
 from spanlake.data.examples import Example, Mention
 from spanlake.errors import UserError, one_line
-from spanlake.storage import open_uri
+from spanlake.storage import open_uri, shown_uri
 
 FORMAT_VERSION = 1
 STATISTICS = "statistics.json"
@@ -36,7 +36,7 @@ def open_directory(uri: str) -> tuple[fs.FileSystem, str]:
     try:
         filesystem, path = open_uri(uri if "://" in uri else str(Path(uri).absolute()))
     except (OSError, ValueError, ImportError) as error:
-        raise UserError(f"{uri} cannot be reached ({one_line(error)}).") from error
+        raise UserError(f"{shown_uri(uri)} cannot be reached ({one_line(error)}).") from error
     return filesystem, path.rstrip("/")
 
 
@@ -52,13 +52,13 @@ def read_statistics(uri: str) -> dict[str, Any] | None:
     except (FileNotFoundError, NotADirectoryError, ValueError):
         return None
     except OSError as error:
-        raise UserError(f"{uri} cannot be read ({one_line(error)}).") from error
+        raise UserError(f"{shown_uri(uri)} cannot be read ({one_line(error)}).") from error
     if not isinstance(statistics, dict) or "format_version" not in statistics:
         return None
     if statistics["format_version"] != FORMAT_VERSION:
         raise UserError(
-            f"{uri} is of the training format {statistics['format_version']}; this version reads {FORMAT_VERSION}, so "
-            "prepare it again."
+            f"{shown_uri(uri)} is of the training format {statistics['format_version']}; this version reads "
+            f"{FORMAT_VERSION}, so prepare it again."
         )
     return statistics
 

@@ -27,6 +27,7 @@ from spanlake.data.prepared import examples_of, open_directory, read_statistics
 from spanlake.errors import UserError, one_line
 from spanlake.modeling.config import ModelConfig
 from spanlake.modeling.tokens import PromptTokenizer
+from spanlake.storage import child_uri, shown_uri
 
 _POOL_ROWS = 4096
 PROMPT_ROOM = 64  # sub-words that the planning of batches sets aside for a text's prompt
@@ -69,7 +70,7 @@ def open_prepared(uri: str) -> list[PreparedSet]:
     """The data sets in a prepared directory. Raises `UserError` where there are none, or a file cannot be read."""
     statistics = read_statistics(uri)
     if statistics is None:
-        raise UserError(f"{uri} is no prepared data set; `spanlake data prepare` writes one.")
+        raise UserError(f"{shown_uri(uri)} is no prepared data set; `spanlake data prepare` writes one.")
     filesystem, path = open_directory(uri)
     groups: dict[str, list[tuple[str, int, int]]] = {}
     try:
@@ -81,14 +82,14 @@ def open_prepared(uri: str) -> list[PreparedSet]:
                 found = groups.setdefault(match[1], [])
                 found += [(name, group, footer.row_group(group).num_rows) for group in range(footer.num_row_groups)]
     except (OSError, pa.ArrowException) as error:
-        raise UserError(f"The prepared data set {uri} cannot be read ({one_line(error)}).") from error
+        raise UserError(f"The prepared data set {shown_uri(uri)} cannot be read ({one_line(error)}).") from error
     sets = []
     for source in statistics["sources"]:
         widths = {int(width): number for width, number in source["mention_widths"].items()}
         prepared = PreparedSet(source["name"], uri, tuple(groups.get(source["name"], ())), source["types"], widths)
         if prepared.rows != source["examples"]:
             raise UserError(
-                f"The prepared data set {uri} lacks rows of {source['name']}: it has {prepared.rows} of "
+                f"The prepared data set {shown_uri(uri)} lacks rows of {source['name']}: it has {prepared.rows} of "
                 f"{source['examples']}; prepare it again."
             )
         sets.append(prepared)
@@ -263,4 +264,4 @@ class _Files:
                 self._open[file] = pq.ParquetFile(f"{self._path}/{file}", filesystem=self._filesystem)
             return self._open[file].read_row_group(index)
         except (OSError, pa.ArrowException) as error:
-            raise UserError(f"{self._uri}/{file} cannot be read ({one_line(error)}).") from error
+            raise UserError(f"{shown_uri(child_uri(self._uri, file))} cannot be read ({one_line(error)}).") from error

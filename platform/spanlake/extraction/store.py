@@ -1,7 +1,6 @@
 """Files and directories on any filesystem, by one interface: pyarrow's."""
 
 import os
-import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -12,7 +11,7 @@ import pyarrow.parquet as pq
 from pyarrow import fs
 
 from spanlake.errors import SpanlakeError, UserError, one_line
-from spanlake.storage import open_uri
+from spanlake.storage import open_uri, shown_uri
 
 _TAIL_BYTES = 1 << 16  # one read of this size holds most footers
 
@@ -41,7 +40,7 @@ def locate(uri: str) -> Place:
     if "://" not in uri:
         path = os.path.abspath(os.path.expanduser(uri))
         return Place(path, fs.LocalFileSystem(), path)
-    shown = re.sub(r"://[^/@]*@", "://", uri)
+    shown = shown_uri(uri)
     try:
         filesystem, path = open_uri(uri)
     except (OSError, ValueError, ImportError) as error:

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from spanlake.errors import UserError
+from spanlake.storage import child_uri, shown_uri
 
 if TYPE_CHECKING:
     from spanlake.training.data import RecipeData
@@ -54,8 +55,8 @@ def _train(args: argparse.Namespace) -> int:
         with showing(recipe, run):
             launch(recipe, data, run)
     if os.environ.get("RANK", "0") == "0":  # of torchrun's processes
-        verify_package(find_model(run.child_uri("package")))
-        print(run.child_uri("package"))
+        verify_package(find_model(child_uri(run.uri, "package")))
+        print(shown_uri(child_uri(run.uri, "package")))
     return 0
 
 
@@ -70,4 +71,4 @@ def _prepare(recipe: "Recipe", run: "RunDirectory") -> "RecipeData":
     from spanlake.training.directory import claim
 
     claim(run, recipe)
-    return recipe_data(recipe, run.child_uri("data"))
+    return recipe_data(recipe, child_uri(run.uri, "data"))

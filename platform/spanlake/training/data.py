@@ -18,6 +18,7 @@ from spanlake.data.stream import ExampleStream, PreparedSet, open_prepared, with
 from spanlake.errors import UserError, one_line, shown
 from spanlake.modeling.config import ModelConfig
 from spanlake.modeling.tokens import PromptTokenizer
+from spanlake.storage import child_uri
 from spanlake.training.recipe import DataSection, Recipe
 
 
@@ -124,7 +125,7 @@ def _opened(name: str, section: DataSection, max_width: int, cache: str) -> list
         raise UserError(
             f"The recipe's data {name!r} is not at {path.absolute()}; say where it is with data.root=DIRECTORY."
         )
-    output = f"{cache.rstrip('/')}/{re.sub(r'[^A-Za-z0-9.-]+', '_', name)}"
+    output = child_uri(cache, re.sub(r"[^A-Za-z0-9.-]+", "_", name))
     source = str(path) if base.exists() else name
     prepare([source], output, max_width=max_width, max_bad_rate=section.max_bad_rate)
     return open_prepared(output)

@@ -22,7 +22,7 @@ import pyarrow as pa
 from pyarrow import fs
 
 from spanlake.errors import UserError, one_line
-from spanlake.storage import open_uri
+from spanlake.storage import open_uri, shown_uri
 from spanlake.training.recipe import Recipe
 
 # What may differ between a run and what goes on with it: none of these changes what is learned.
@@ -52,11 +52,6 @@ class RunDirectory:
             return None
         with self.filesystem.open_input_stream(self.child(name)) as stream:
             return stream.read().decode("utf-8")
-
-    def child_uri(self, name: str) -> str:
-        """What `open_uri` reads; on disk, a path."""
-        place, separator, options = self.uri.partition("?") if "://" in self.uri else (self.uri, "", "")
-        return f"{place.rstrip('/')}/{name}{separator}{options}"
 
     def exists(self, name: str) -> bool:
         return bool(self.filesystem.get_file_info(self.child(name)).type != fs.FileType.NotFound)
@@ -105,7 +100,7 @@ def open_run(uri: str) -> RunDirectory:
     try:
         filesystem, path = open_uri(uri)
     except (OSError, ValueError, ImportError) as error:
-        raise UserError(f"The run directory {uri} cannot be reached ({one_line(error)}).") from error
+        raise UserError(f"The run directory {shown_uri(uri)} cannot be reached ({one_line(error)}).") from error
     return RunDirectory(uri, filesystem, path.rstrip("/"))
 
 
@@ -123,13 +118,13 @@ def claim(run: RunDirectory, recipe: Recipe) -> None:
             return
         recorded = json.loads(written)
     except (OSError, ValueError, pa.ArrowException) as error:
-        raise UserError(f"The run directory {run.uri} cannot be used ({one_line(error)}).") from error
+        raise UserError(f"The run directory {shown_uri(run.uri)} cannot be used ({one_line(error)}).") from error
     old, new = _flat(recorded), _flat(asked)
     for key in sorted({*old, *new}):
         if old.get(key) != new.get(key) and not key.startswith(_FREE):
             raise UserError(
-                f"{run.uri} holds a run of another recipe ({key} is {old.get(key)!r} there and {new.get(key)!r} here); "
-                "give another --directory."
+                f"{shown_uri(run.uri)} holds a run of another recipe ({key} is {old.get(key)!r} there and "
+                f"{new.get(key)!r} here); give another --directory."
             )
 
 
@@ -138,8 +133,8 @@ def refuse_checkpoints(run: RunDirectory, folder: str) -> None:
     if run.exists(folder):
         way = "on Ray" if folder == RAY_FOLDER else "without Ray"
         raise UserError(
-            f"{run.uri} holds a run {way}, with its checkpoints in {folder}/; go on with it that way, with the "
-            "parallel.workers it had, or give another --directory."
+            f"{shown_uri(run.uri)} holds a run {way}, with its checkpoints in {folder}/; go on with it that way, "
+            "with the parallel.workers it had, or give another --directory."
         )
 
 
