@@ -7,19 +7,23 @@ on from the last checkpoint that all of them reported.
 import json
 import logging
 import os
-from collections.abc import Callable, Iterator
+import pickle
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
 import ray
+import ray.data
 import torch
 from ray import train
 from ray.train.torch import TorchConfig, TorchTrainer
 from ray.train.v2.api.config import CheckpointConfig, FailureConfig, RunConfig, ScalingConfig
 
 import spanlake
+from spanlake.data.stream import ExampleStream, Pool, PoolPlan
 from spanlake.errors import ShortfallError, SpanlakeError, UserError, one_line
 from spanlake.training.data import RecipeData
 from spanlake.training.directory import OWN_FOLDER, RAY_FOLDER, RunDirectory, refuse_checkpoints
@@ -30,6 +34,7 @@ _FAILURES = 50  # of workers and machines, before a run is given up
 _PATIENCE_SECONDS = 7200  # of workers that wait for the first one's dev score
 _RESIZE_SECONDS = 60.0  # between looks at whether more workers fit
 _OBJECT_STORE_BYTES = 300_000_000  # of a Ray of our own; texts do not pass through it
+_READERS = 2  # pools that are read at a time
 _STOPPED = "stopped.json"  # why a run cannot go on, where trying again would not help
 _PACKAGE = Path(spanlake.__path__[0]).resolve()
 
@@ -89,11 +94,44 @@ def _work(config: dict[str, Any]) -> None:
     if device.type == "cpu":
         torch.set_num_threads(recipe.parallel.cpus_per_worker)
     try:
-        fit(recipe, config["data"], run, worker, RayCheckpoints())
+        fit(recipe, config["data"], run, worker, RayCheckpoints(), partial(_pools, worker))
     except SpanlakeError as error:  # trying again would end the same way, so those that are started again return
         if worker.leads or not run.exists(_STOPPED):
             run.write(_STOPPED, json.dumps({"message": str(error), "user": isinstance(error, UserError)}))
         raise  # else the others wait for this one, where it alone failed
+
+
+def _pools(worker: Worker, stream: ExampleStream, plans: Sequence[PoolPlan]) -> Iterator[Pool]:
+    """Ray Data reads and tokenizes, wherever the cluster has a free CPU; the first worker hands out what comes.
+
+    Raises: UserError, in all workers, for a file that cannot be read.
+    """
+    rows = _read_ahead(stream, plans) if worker.leads else iter(())
+    for _ in plans:
+        content, error = worker.from_first(next(rows, (None, None)))
+        if error is not None:
+            raise UserError(error)
+        yield pickle.loads(content)  # of our own making
+
+
+def _read_ahead(stream: ExampleStream, plans: Sequence[PoolPlan]) -> Iterator[tuple[bytes, str | None]]:
+    context = ray.data.DataContext.get_current()
+    context.execution_options.preserve_order = True
+    context.enable_progress_bars = False
+    shared = ray.put((stream, plans))
+
+    def read(row: dict[str, int]) -> dict[str, bytes | str | None]:
+        stream, plans = ray.get(shared)
+        try:
+            return {"pool": pickle.dumps(stream.load(plans[row["number"]])), "error": None}
+        except UserError as error:
+            return {"pool": b"", "error": str(error)}
+
+    numbers = [{"number": number} for number in range(len(plans))]
+    # Workers may hold every CPU of a cluster that cannot grow; tasks that asked for one would wait for ever.
+    cpus = 1 if _can_grow() or ray.available_resources().get("CPU", 0) >= 1 else 0
+    pools = ray.data.from_items(numbers, override_num_blocks=len(plans)).map(read, num_cpus=cpus, concurrency=_READERS)
+    yield from ((row["pool"], row["error"]) for row in pools.iter_rows())
 
 
 class RayCheckpoints:

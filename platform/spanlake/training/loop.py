@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -18,7 +19,7 @@ import torch
 import torch.distributed as dist
 
 from spanlake.data.batches import TokenizedExample, training_batch
-from spanlake.data.stream import PROMPT_ROOM, StreamBatch
+from spanlake.data.stream import PROMPT_ROOM, ExampleStream, Pool, PoolPlan, StreamBatch
 from spanlake.errors import ShortfallError
 from spanlake.package import Package, prompt_tokenizer
 from spanlake.training.checkpoints import Checkpoints, Progress
@@ -61,6 +62,13 @@ class Worker:
             dist.all_reduce(sums)
         return sums.tolist()
 
+    def from_first(self, value: Any) -> Any:
+        """What the first process gives; that of the others is not looked at."""
+        box = [value]
+        if self.size > 1:
+            dist.broadcast_object_list(box, device=self.device)
+        return box[0]
+
     def gather(self, value: Any) -> list[Any]:
         """The values of all processes."""
         values = [value] * self.size
@@ -80,8 +88,17 @@ class _Window:
     tokens: int = 0
 
 
-def fit(recipe: Recipe, data: RecipeData, run: RunDirectory, worker: Worker, checkpoints: Checkpoints) -> None:
+def fit(
+    recipe: Recipe,
+    data: RecipeData,
+    run: RunDirectory,
+    worker: Worker,
+    checkpoints: Checkpoints,
+    load: Callable[[ExampleStream, Sequence[PoolPlan]], Iterator[Pool]] | None = None,
+) -> None:
     """Train from the last checkpoint on, or from the beginning; the best package is left in the run's directory.
+
+    `load` reads the pools of a stream in their order, for all processes together; without it each reads for itself.
 
     Raises: UserError for data or an encoder that cannot be read; ShortfallError where the loss stops being finite. All
     processes raise together.
@@ -104,7 +121,9 @@ def fit(recipe: Recipe, data: RecipeData, run: RunDirectory, worker: Worker, che
     if tracker and not progress.step:
         _report_data(tracker, data, package)
     try:
-        _run(recipe, data, run, worker, checkpoints, engine, package, progress, tracker)
+        stream = data.stream(recipe, prompts, model.config)
+        batches = stream.batches(progress.position, partial(load, stream) if load else None)
+        _run(recipe, data, run, worker, checkpoints, engine, package, progress, batches, tracker)
     finally:
         if tracker:
             tracker.close()
@@ -119,10 +138,10 @@ def _run(
     engine: Engine,
     package: Package,
     progress: Progress,
+    batches: Iterator[StreamBatch],
     tracker: Tracker | None,
 ) -> None:
     schedule = recipe.schedule
-    batches = data.stream(recipe, package.tokenizer, package.config).batches(progress.position)
     window = _Window(time.monotonic())
     while progress.step < schedule.steps and not _is_over(recipe, progress):
         batch = next(batches)
