@@ -9,9 +9,10 @@ import torch
 import yaml
 
 from spanlake.cli import main
+from spanlake.data.examples import Example, Mention
 from spanlake.data.prepare import prepare
 from spanlake.errors import UserError
-from spanlake.training.data import recipe_data
+from spanlake.training.data import DevSet, recipe_data
 from spanlake.training.encoders import starting_model
 from spanlake.training.known_encoders import KNOWN_ENCODERS
 from spanlake.training.plan import memory, plan, plan_text
@@ -235,6 +236,19 @@ def test_the_data_of_a_recipe_is_prepared_once_and_may_be_prepared_before(tmp_pa
 
     (dev,) = recipe_data(read_recipe(tmp_path / "r.yaml", ["data.dev=[d.jsonl]"]), str(tmp_path / "cache")).dev
     assert len(dev.examples) == 4 and dev.asked(dev.examples[0]) == ["other type", "person", "ship"]
+
+
+def test_a_text_of_a_set_with_thousands_of_types_is_asked_for_some() -> None:
+    types = sorted(f"type {i}" for i in range(3000))
+    example = Example("Ada met Bob", (Mention(0, 3, "type 7"),))
+    dev = DevSet("many", types, [example])
+    asked = dev.asked(example)
+    assert len(asked) == len({*asked}) == 50 and {"type 7"} < {*asked} <= {*types}
+    assert asked == dev.asked(example) != dev.asked(Example("Bob met Ada", example.mentions))
+    few = DevSet("few", types[:50], [example])
+    assert few.asked(example) == types[:50]
+    full = Example("Ada", tuple(Mention(0, 3, label) for label in types[:60]))
+    assert dev.asked(full) == types[:60]
 
 
 @pytest.mark.parametrize(

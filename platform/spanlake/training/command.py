@@ -37,10 +37,14 @@ def _train(args: argparse.Namespace) -> int:
 
         print(plan_text(recipe))
         return 0
+    from transformers.utils import logging
+
     from spanlake.package import find_model, verify_package
     from spanlake.training.directory import open_run
     from spanlake.training.tracking import showing
 
+    logging.set_verbosity_error()  # it tells of new embeddings, which every run begins with
+    logging.disable_progress_bar()
     run = open_run(args.directory or os.path.join("runs", recipe.name))
     if "TORCHELASTIC_RUN_ID" in os.environ or (recipe.parallel.workers[1] == 1 and not _is_ray_job()):
         from spanlake.training.processes import train_here
