@@ -389,7 +389,7 @@ def test_wrong_sources(tiny_model_dir: Path, tmp_path: Path, capsys: pytest.Capt
     for name, expected in (
         ("missing", "does not exist"),
         ("*.csv", "matches no file"),
-        ("empty", "holds no Parquet file"),
+        ("empty", "holds no file to read"),
         ("text.parquet", "not a whole Parquet file"),
         ("half.parquet", "not a whole Parquet file"),
         ("taken.parquet", "already has a column called entities"),
