@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import shlex
 import shutil
 import socket
 import subprocess
@@ -17,6 +18,7 @@ ROOT = Path(__file__).parents[2]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 # What a test cannot run: itself, and the shell's own environment.
 ELSEWHERE = {"make test", "source .venv/bin/activate"}
+OF_THEIR_OWN = ("make", "ray job", "spanlake serve", "curl")
 
 
 def blocks(language: str) -> list[str]:
@@ -57,7 +59,7 @@ def run(command: str, directory: Path) -> subprocess.CompletedProcess[str]:
     )
 
 
-@pytest.mark.parametrize("command", [c for c in commands() if not c.startswith(("make", "ray job"))])
+@pytest.mark.parametrize("command", [c for c in commands() if not c.startswith((*OF_THEIR_OWN,))])
 def test_a_command_of_the_readme(command: str, checkout: Path) -> None:
     done = run(command, checkout)
     assert done.returncode == 0, done.stderr
@@ -99,18 +101,41 @@ def dashboard(tmp_path: Path) -> Iterator[str]:
         process.wait(60)
 
 
-def test_the_job_is_submitted_to_a_running_cluster(dashboard: str, tmp_path: Path) -> None:
-    (command,) = [c for c in commands() if c.startswith("ray job")]
-    command = command.replace("http://127.0.0.1:8265", dashboard).replace("/tmp/found", str(tmp_path / "found"))
+def test_jobs_are_submitted_to_a_running_cluster(dashboard: str, tmp_path: Path) -> None:
     checkout = copy_parts(tmp_path / "checkout")  # the working directory is sent to the cluster, so it is kept small
-    done = run(command, checkout)
-    assert done.returncode == 0, done.stdout + done.stderr
+    for command in [c for c in commands() if c.startswith("ray job")]:
+        command = command.replace("http://127.0.0.1:8265", dashboard).replace("/tmp/", f"{tmp_path}/")
+        done = run(command, checkout)
+        assert done.returncode == 0, done.stdout + done.stderr
     audit = run(f"spanlake audit {tmp_path / 'found'}", checkout)
     assert audit.returncode == 0 and json.loads(audit.stdout)["entities"] > 0
+    assert run(f"spanlake package verify {tmp_path / 'second-run/package'}", checkout).returncode == 0
+
+
+def test_the_server_and_its_client(checkout: Path) -> None:
+    (server,) = [c for c in commands() if c.startswith("spanlake serve")]
+    (question,) = [c for c in commands() if c.startswith("curl")]
+    (snippet,) = [snippet for snippet in blocks("python") if "Client" in snippet]
+    address = f"127.0.0.1:{free_port()}"
+    process = subprocess.Popen(
+        "exec " + server.replace("8000", address.rpartition(":")[2]), shell=True, cwd=checkout, env=environment()
+    )
+    try:
+        deadline = time.monotonic() + 200
+        while run(f"curl -sf http://{address}/ready", checkout).returncode:
+            assert process.poll() is None and time.monotonic() < deadline
+            time.sleep(0.5)
+        for command in (question, f"{sys.executable} -c {shlex.quote(snippet)}"):
+            done = run(command.replace("127.0.0.1:8000", address), checkout)
+            assert done.returncode == 0, done.stderr
+            assert "Alain Farley" in done.stdout and "McGill University" in done.stdout
+    finally:
+        process.terminate()
+        process.wait(60)
 
 
 def test_the_python_snippets(checkout: Path) -> None:
-    snippets = blocks("python")
+    snippets = [snippet for snippet in blocks("python") if "Client" not in snippet]
     assert snippets
     for snippet in snippets:
         done = subprocess.run(
