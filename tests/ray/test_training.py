@@ -11,12 +11,11 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import psutil
 import pytest
-import ray
 import yaml
 from ray.cluster_utils import Cluster
 
@@ -78,13 +77,6 @@ def alone(recipe_file: Path, tmp_path_factory: pytest.TempPathFactory) -> list[f
     return losses(run)
 
 
-@pytest.fixture(scope="module")
-def own_ray() -> Iterator[None]:
-    ray.init("local", num_cpus=2, include_dashboard=False, object_store_memory=STORE, log_to_driver=False)
-    yield
-    ray.shutdown()
-
-
 def environment() -> dict[str, str]:
     python_path = os.pathsep.join(filter(None, [str(ROOT / "platform"), os.environ.get("PYTHONPATH", "")]))
     path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
@@ -116,11 +108,11 @@ def wait_for(condition: Callable[[], bool], seconds: float = 240) -> None:
         time.sleep(0.05)
 
 
-def train(recipe: Recipe, run: Path, **options: float) -> None:
+def train(recipe: Recipe, run: Path, resize_seconds: float = 60) -> None:
     """What `spanlake train` does on a cluster."""
     directory = open_run(str(run))
     claim(directory, recipe)
-    launch(recipe, recipe_data(recipe, directory.child("data")), directory, **options)
+    launch(recipe, recipe_data(recipe, directory.child("data")), directory, resize_seconds)
 
 
 def training_processes() -> list[psutil.Process]:
@@ -136,7 +128,7 @@ def training_processes() -> list[psutil.Process]:
 
 @pytest.mark.parametrize("stage", [0, 1, 2, 3])
 def test_two_workers_learn_what_one_process_learns(
-    stage: int, own_ray: None, recipe_file: Path, alone: list[float], tmp_path: Path
+    stage: int, cluster: None, recipe_file: Path, alone: list[float], tmp_path: Path
 ) -> None:
     recipe = read_recipe(recipe_file, ["parallel.workers=2", f"parallel.zero_stage={stage}"])
     train(recipe, tmp_path / "run")
@@ -158,7 +150,7 @@ def test_torchrun_needs_no_ray(changes: list[str], recipe_file: Path, alone: lis
 # --- failures -----------------------------------------------------------------------------------------------------
 
 
-def test_a_killed_worker_changes_nothing(own_ray: None, recipe_file: Path, alone: list[float], tmp_path: Path) -> None:
+def test_a_killed_worker_changes_nothing(cluster: None, recipe_file: Path, alone: list[float], tmp_path: Path) -> None:
     recipe = read_recipe(recipe_file, ["parallel.workers=2", "parallel.zero_stage=1"])
     run, killed = tmp_path / "run", []
 
@@ -194,64 +186,54 @@ def test_a_killed_driver_goes_on_when_started_again(recipe_file: Path, alone: li
     assert losses(run) == pytest.approx(alone, rel=1e-3)
 
 
-def test_a_run_shrinks_when_a_node_dies_and_grows_when_one_comes(
-    recipe_file: Path, alone: list[float], tmp_path: Path
-) -> None:
+def test_a_run_shrinks_when_a_node_dies_and_grows_when_one_comes(recipe_file: Path, tmp_path: Path) -> None:
     """Through universal checkpoints, as DeepSpeed's own fit one number of workers."""
-    run = tmp_path / "run"
-    recipe = read_recipe(
-        recipe_file,
-        ["parallel.workers=[1, 2]", "parallel.zero_stage=2", "schedule.steps=400", "checkpoint.every=5"]
-        + ["schedule.evaluate_every=400", "schedule.decay=constant"],
-    )
-    ray.shutdown()
-    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "object_store_memory": STORE})
-    try:
-        second = cluster.add_node(num_cpus=1, object_store_memory=STORE)
-        ray.init(cluster.address, log_to_driver=False)
+    run, small = tmp_path / "run", tmp_path / "small"
+    changes = ["schedule.steps=100000", "schedule.evaluate_every=100000", "checkpoint.every=5"]
+    elastic = [*changes, "parallel.workers=[1, 2]", "parallel.zero_stage=2"]
+    nodes = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "object_store_memory": STORE})
+    second = nodes.add_node(num_cpus=1, object_store_memory=STORE)
+    script = "import sys; from pathlib import Path; from tests.ray.test_training import *; "
+    script += f"train(read_recipe(Path({str(recipe_file)!r}), {elastic!r}), Path({str(run)!r}), resize_seconds=2)"
+    environ = environment() | {"RAY_ADDRESS": nodes.address}
 
-        def workers_are(number: int) -> bool:
-            return bool(records(run)) and records(run)[-1].get("workers") == number
+    def workers_are(number: int) -> bool:
+        assert driver.poll() is None, "training ended before its cluster had changed"
+        return bool(records(run)) and records(run)[-1].get("workers") == number
 
-        def disturb() -> None:
+    with subprocess.Popen([sys.executable, "-c", script], cwd=ROOT, env=environ) as driver:
+        try:
             wait_for(lambda: workers_are(2))
-            cluster.remove_node(second, allow_graceful=False)
+            nodes.remove_node(second, allow_graceful=False)
             wait_for(lambda: workers_are(1))
-            cluster.add_node(num_cpus=1, object_store_memory=STORE)
+            nodes.add_node(num_cpus=1, object_store_memory=STORE)
             wait_for(lambda: workers_are(2))
+            wait_for(lambda: workers_are(2) and [r["workers"] for r in records(run)[-10:]] == [2] * 10)
+        finally:
+            driver.kill()
+            nodes.shutdown()
+    found = losses(run)
+    assert [record["step"] for record in records(run) if "loss" in record] == list(range(1, len(found) + 1))
 
-        failures: list[BaseException] = []
-
-        def guarded() -> None:
-            try:
-                disturb()
-            except BaseException as error:
-                failures.append(error)
-
-        disturber = threading.Thread(target=guarded)
-        disturber.start()
-        train(recipe, run, resize_seconds=2.0)
-        disturber.join()
-        assert not failures, failures
-    finally:
-        ray.shutdown()
-        cluster.shutdown()
-    sizes = [record["workers"] for record in records(run) if "workers" in record]
-    assert sizes[0] == 2 and 1 in sizes and sizes[-1] == 2
-    assert [record["step"] for record in records(run) if "loss" in record] == list(range(1, 401))
-    load_package(run / "package")
+    arguments = ["train", str(recipe_file), *changes, "--directory", str(small)]
+    with subprocess.Popen([sys.executable, "-m", "spanlake.cli", *arguments], env=environment()) as driver:
+        try:
+            wait_for(lambda: len(losses(small)) >= len(found) or driver.poll() is not None)
+        finally:
+            driver.kill()
+    assert losses(small)[: len(found)] == pytest.approx(found, rel=5e-3)
 
 
 # --- what is refused ----------------------------------------------------------------------------------------------
 
 
-def test_more_than_the_cluster_has_is_refused(own_ray: None, recipe_file: Path, tmp_path: Path) -> None:
+def test_more_than_the_cluster_has_is_refused(cluster: None, recipe_file: Path, tmp_path: Path) -> None:
     recipe = read_recipe(recipe_file, ["parallel.workers=2", "parallel.gpus_per_worker=1"])
     with pytest.raises(UserError, match=r"2 workers with 1 GPU each, and the Ray cluster has 0 GPU"):
         train(recipe, tmp_path / "run")
 
 
-def test_a_loss_that_is_not_finite_stops_every_worker(own_ray: None, recipe_file: Path, tmp_path: Path) -> None:
+def test_a_loss_that_is_not_finite_stops_every_worker(cluster: None, recipe_file: Path, tmp_path: Path) -> None:
     recipe = read_recipe(recipe_file, ["parallel.workers=2", "optim.head_lr=1.0e+30", "schedule.warmup=0"])
     with pytest.raises(ShortfallError, match=r"The loss of step \d+ is not finite .*sentences"):
         train(recipe, tmp_path / "run")
