@@ -87,5 +87,5 @@ def test_a_job_trains_on_two_workers_what_was_submitted(head: str, tmp_path: Pat
     assert verified.returncode == 0, verified.stderr
 
     bad = run(checkout, "ray", "job", "submit", "--address", head, "--working-dir", ".", "--", *job, "seed=5")
-    assert bad.returncode and "seed is 0 there and 5 here" in bad.stdout
+    assert bad.returncode and "seed is 7 there and 5 here" in bad.stdout
     assert "Traceback" not in bad.stdout
