@@ -151,6 +151,7 @@ class Gliner:
             num_rnn_layers=int(args.lstm),
         )
         self._model = gliner.GLiNER.from_config(config, backbone_from_pretrained=True)
+        self._model.float()  # some encoders are stored in float16, which it would train in, and PyTorch refuses
         self._data = [
             {
                 "tokenized_text": passage.words,
