@@ -207,8 +207,8 @@ def test_metrics_of_all_that_was_asked_are_shown(server: Server):
         "replica_ready",
         "entities_total",
     )
-    while not all(f"ray_spanlake_{name}" in shown for name in wanted):  # Ray exports every few seconds
-        assert time.monotonic() < deadline, shown
+    while missing := [name for name in wanted if f"ray_spanlake_{name}" not in shown]:  # Ray exports every few seconds
+        assert time.monotonic() < deadline, missing
         time.sleep(0.5)
         shown = httpx.get(f"{server.url}/metrics", timeout=60).text
     assert 'type="overloaded"' in shown

@@ -44,14 +44,13 @@ class Kinds:
 def test_requests_passes_and_the_queue_are_counted():
     kinds = Kinds()
     metrics = Metrics(kinds)
-    metrics.set_ready(batch_tokens=4096)
     record = RequestRecord("1", "POST", "/v1/extract", 200, 0.25, None, None, "mini", 2, 80, 3, 5)
     metrics.observe_request(record)
     metrics.observe_request(
         RequestRecord("2", "POST", "/v1/extract", 404, 0.01, "unknown_model", model="made up", texts=1)
     )
     metrics.observe_pass(PassReport(rows=4, tokens=70, padded_tokens=100, seconds=0.5))
-    metrics.observe_queue(1234, 1.5)
+    metrics.observe_state(queued_tokens=1234, queue_seconds=1.5, batch_tokens=4096)
     assert kinds.values == {
         ("spanlake_requests_total", "/v1/extract", "200"): [1],
         ("spanlake_requests_total", "/v1/extract", "404"): [1],

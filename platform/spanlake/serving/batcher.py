@@ -29,7 +29,7 @@ from spanlake.modeling.tokens import Batch
 _LABELS = 25  # of a row are free; with more of them, scoring its spans costs as much as reading its words
 _LENGTHS_APART = 2.0  # rows of one pass differ in length at most by this factor from the oldest
 _LOOK_AHEAD = 512  # rows that may be passed over to fill a pass
-_RATE_WEIGHT = 0.1  # of the newest pass in the average of sub-words per second
+_RATE_WEIGHT = 0.1  # of the newest pass, where it is full, in the average of sub-words per second
 _CHARACTERS_PER_TOKEN = 4  # before a text is cut; the true number replaces the estimate afterwards
 
 _log = logging.getLogger(__name__)
@@ -119,6 +119,7 @@ class Batcher:
         self._closing = False
         self._pass_began: float | None = None
         self._last_pass = time.monotonic()
+        self._busy_since = self._last_pass
         self._failing = False
         self._busy_seconds = 0.0
         self._prepared: tuple[list[Row], Batch] | None = None
@@ -151,6 +152,8 @@ class Batcher:
             delay = self.queue_delay
             if not wait and delay > self._queue_seconds:
                 raise OverloadedError(delay, self._queue_seconds)
+            if not self._alive:
+                self._busy_since = time.monotonic()
             texts = []
             for (text, settings), cost in zip(requests, costs, strict=True):
                 texts.append(_Text(self._next_index, text, settings, deadline, cost))
@@ -323,11 +326,12 @@ class Batcher:
                 self._pass_began = began = time.monotonic()
                 self._changed.notify_all()
             found = self._score(rows, batch)
-            self._last_pass = time.monotonic()
+            ended = time.monotonic()
+            self._account(rows, ended - began, ended - max(self._last_pass, self._busy_since))
+            self._last_pass = ended
             self._pass_began = None
             self._failing = not found
-            self._busy_seconds += self._last_pass - began
-            self._account(rows, self._last_pass - began)
+            self._busy_seconds += ended - began
             self._choosing.submit(self._deliver, rows, found)
 
     def _score(self, rows: list[Row], batch: Batch) -> list[Candidates]:
@@ -346,10 +350,14 @@ class Batcher:
             for found in self._score(part, self._extractor.collate(part))
         ]
 
-    def _account(self, rows: list[Row], seconds: float) -> None:
+    def _account(self, rows: list[Row], seconds: float, since_last: float) -> None:
+        """`since_last`: seconds from the end of the pass before, or from when there was something to do: all that a
+        queue waits for, of which the pass is a part. A pass that is hardly filled says little of what a full one does.
+        """
         tokens = sum(row.tokens for row in rows)
-        rate = tokens / max(seconds, 1e-6)
-        self._rate = rate if not self._rate else self._rate + _RATE_WEIGHT * (rate - self._rate)
+        rate = tokens / max(since_last, 1e-6)
+        weight = _RATE_WEIGHT * min(1.0, tokens / self._extractor.batch_tokens) if self._rate else 1.0
+        self._rate += weight * (rate - self._rate)
         padded = len(rows) * max(row.tokens for row in rows)
         self._observe(PassReport(len(rows), tokens, padded, seconds))
 

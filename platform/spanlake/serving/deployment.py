@@ -82,7 +82,6 @@ class Replica:
             echo_request_id=False,  # the proxy does
         )
         self._app = traced(app, traces)
-        self._metrics.set_ready(self.service.batch_tokens)
         self._since = time.monotonic(), 0.0
 
     def __serve_build_asgi_app__(self) -> ASGIApp:
@@ -99,9 +98,10 @@ class Replica:
         """What `QueuePolicy` reads, every few seconds."""
         (began, busy_before), now, busy = self._since, time.monotonic(), self.service.busy_seconds
         self._since = now, busy
-        self._metrics.observe_queue(self.service.queued_tokens, self.service.queue_delay)
+        service = self.service
+        self._metrics.observe_state(service.queued_tokens, service.queue_delay, service.batch_tokens)
         return {
-            "queue_seconds": self.service.queue_delay,
+            "queue_seconds": service.queue_delay,
             "busy": min(1.0, (busy - busy_before) / max(now - began, 1e-3)),
         }
 

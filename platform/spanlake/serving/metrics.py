@@ -44,11 +44,6 @@ class Metrics:
         self._budget = kinds.Gauge("spanlake_batch_budget_tokens", "Padded sub-words that one pass may hold.")
         self._ready = kinds.Gauge("spanlake_replica_ready", "1 for each replica whose model is loaded.")
 
-    def set_ready(self, batch_tokens: int) -> None:
-        """Called when the model is loaded, whose passes hold at most that many padded sub-words."""
-        self._budget.set(batch_tokens)
-        self._ready.set(1)
-
     def observe_request(self, record: RequestRecord) -> None:
         self._requests.inc(tags={"route": record.route, "status": str(record.status)})
         self._request_seconds.observe(record.seconds, tags={"route": record.route})
@@ -69,9 +64,12 @@ class Metrics:
         self._tokens.inc(report.tokens)
         self._padded_tokens.inc(report.padded_tokens)
 
-    def observe_queue(self, tokens: int, seconds: float) -> None:
-        self._queue_tokens.set(tokens)
-        self._queue_seconds.set(seconds)
+    def observe_state(self, queued_tokens: int, queue_seconds: float, batch_tokens: int) -> None:
+        """Called every few seconds once the model is loaded, as a gauge that is set once is soon forgotten."""
+        self._ready.set(1)
+        self._budget.set(batch_tokens)
+        self._queue_tokens.set(queued_tokens)
+        self._queue_seconds.set(queue_seconds)
 
 
 def collect(agents: Iterable[str]) -> tuple[bytes, str]:
