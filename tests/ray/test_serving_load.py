@@ -133,7 +133,8 @@ def test_grpc_refuses_what_http_refuses(server: Server):
 
 
 def test_ten_times_the_load_gets_answers_or_429_and_takes_no_more_memory(server: Server):
-    body = {"texts": ["Ada met Alain in London. " * 30] * 4, "labels": LABELS}
+    # The tiny model is so fast that the work of small requests would be all in HTTP, which is not what is tried here.
+    body = {"texts": ["Ada met Alain in London. " * 30] * 20, "labels": LABELS}
     alone = rate_of(server, body)
     replica = server.process_of("ServeReplica")
     before = replica.memory_info().rss
@@ -152,7 +153,7 @@ def rate_of(server: Server, body: object) -> float:
     """Requests per second with four callers, who wait for their answers."""
     with httpx.Client(timeout=60) as client, ThreadPoolExecutor(4) as pool:
         began = time.perf_counter()
-        count = 60
+        count = 30
         answers = list(pool.map(lambda _: client.post(f"{server.url}/v1/extract", json=body), range(count)))
         assert {answer.status_code for answer in answers} == {200}
         return count / (time.perf_counter() - began)
