@@ -129,9 +129,10 @@ def test_the_server_and_its_client(checkout: Path) -> None:
             done = run(command.replace("127.0.0.1:8000", address), checkout)
             assert done.returncode == 0, done.stderr
             assert "Alain Farley" in done.stdout and "McGill University" in done.stdout
-    finally:
         process.terminate()
-        process.wait(60)
+        assert process.wait(60) == 0
+    finally:
+        process.kill()
 
 
 def test_the_python_snippets(checkout: Path) -> None:

@@ -132,9 +132,9 @@ def serve_until_stopped(
     Raises: UserError where no cluster answers, ShortfallError where the server does not start.
     """
     stop = threading.Event()
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, lambda *_: stop.set())
     with _cluster():
+        for number in (signal.SIGINT, signal.SIGTERM):  # only now: Ray sets its own, which aborts the process
+            signal.signal(number, lambda *_: stop.set())
         try:
             grpc_options = {"port": grpc_port, "grpc_servicer_functions": [ADD_TO_SERVER]} if grpc_port else None
             serve.start(http_options={"host": host, "port": port}, grpc_options=grpc_options)
