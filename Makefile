@@ -5,7 +5,7 @@ DEMO := demo-output
 DEMO_LABELS := person,organization,location,film,song,sports team,award
 INSTALL_INPUTS := pyproject.toml constraints.txt tools/install.sh
 
-.PHONY: help demo test lint clean
+.PHONY: help demo test chaos lint clean
 
 help:  ## Show this list.
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-6s %s\n", $$1, $$2 }' Makefile
@@ -18,6 +18,9 @@ demo: $(VENV)/.installed-demo  ## Find entities in 300 encyclopedia passages, au
 
 test: $(VENV)/.installed-dev  ## Run the tests that need no GPU.
 	$(VENV)/bin/pytest tests/unit tests/parity tests/browser tests/ray
+
+chaos: $(VENV)/.installed-dev  ## Kill machines of a cluster under load.
+	$(VENV)/bin/pytest tests/chaos
 
 lint: $(VENV)/.installed-dev  ## Check style, format and types.
 	$(VENV)/bin/ruff check .
