@@ -24,7 +24,9 @@ def nodes() -> Iterator[Any]:
 
     cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "object_store_memory": 100_000_000})
     cluster.add_node(num_cpus=1, object_store_memory=100_000_000)
-    ray.init(cluster.address, log_to_driver=False, runtime_env={"env_vars": {"PYTHONPATH": str(SOURCE_ROOT)}})
+    # Serve kills a proxy that is not up in 5 s, and on a busy machine it starts none.
+    variables = {"PYTHONPATH": str(SOURCE_ROOT), "RAY_SERVE_PROXY_READY_CHECK_TIMEOUT_S": "60"}
+    ray.init(cluster.address, log_to_driver=False, runtime_env={"env_vars": variables})
     yield cluster
     from ray import serve
 

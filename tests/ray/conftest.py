@@ -18,7 +18,8 @@ def cluster() -> Iterator[None]:
         object_store_memory=150_000_000,
         include_dashboard=False,
         log_to_driver=False,
-        runtime_env={"env_vars": {"PYTHONPATH": str(SOURCE_ROOT)}},
+        # Serve kills a proxy that is not up in 5 s, and on a busy machine it starts none.
+        runtime_env={"env_vars": {"PYTHONPATH": str(SOURCE_ROOT), "RAY_SERVE_PROXY_READY_CHECK_TIMEOUT_S": "60"}},
     )
     yield
     ray.shutdown()

@@ -416,6 +416,8 @@ def test_with_keys_only_health_answers_without_one(settings: dict[str, Any], tmp
                 refused = client.get(path, headers=headers)
                 assert_error(refused, 401, "unauthorized")
                 assert "Basic" in refused.headers["www-authenticate"]
+        for path in ("/v1/extract", "/v1/extract/stream"):
+            assert_error(client.post(path, json=GOOD), 401, "unauthorized")
         assert client.get("/health").status_code == 200
         basic = base64.b64encode(f"me:{key}".encode()).decode()
         for headers in ({"Authorization": f"Bearer {key}"}, {"X-API-Key": key}, {"Authorization": f"Basic {basic}"}):

@@ -61,7 +61,8 @@ def server(tiny_model_dir: Path) -> Iterator[Server]:
 def test_no_request_that_the_description_allows_fails(server: Server):
     description = server.send("GET", "/openapi.json", b"", {}).json()
     operations = [each.ok() for each in schemathesis.openapi.from_dict(description).get_all_operations()]
-    assert {operation.path for operation in operations} >= {"/v1/extract", "/v1/extract/stream", "/v1/model", "/ready"}
+    described = {"/v1/extract", "/v1/extract/stream", "/v1/model", "/v1/models", "/health", "/ready"}
+    assert {operation.path for operation in operations} == described
     for operation in operations:
         answered = send_all(server, operation)
         assert 200 in answered, operation.label
@@ -113,6 +114,23 @@ types = st.sampled_from(["application/json", "application/x-ndjson", "applicatio
 @settings(max_examples=400, deadline=None, suppress_health_check=QUIET)
 def test_no_body_makes_the_server_fail(server: Server, body: bytes, kind: str, path: str):
     check(server.send("POST", path, body, {"Content-Type": kind}))
+
+
+parts = (
+    "v1 extract stream model models page docs openapi.json metrics health ready .. %2e%2e ..%2f..%2fapp.py app.py %00"
+)
+segments = st.sampled_from(parts.split()) | st.text(st.characters(min_codepoint=97, max_codepoint=122), max_size=8)
+
+
+@given(
+    path=st.lists(segments, max_size=4).map("/".join),
+    method=st.sampled_from(["GET", "HEAD", "POST", "PUT", "DELETE", "OPTIONS", "PATCH"]),
+)
+@settings(max_examples=300, deadline=None, suppress_health_check=QUIET)
+def test_no_path_makes_the_server_fail_or_show_its_files(server: Server, path: str, method: str):
+    response = server.send(method, f"/{path}", b"", {})
+    assert response.status_code < 500, (method, path, response.text)
+    assert "from __future__" not in response.text  # which begins every source file
 
 
 @given(

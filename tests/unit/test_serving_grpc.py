@@ -78,6 +78,11 @@ def test_answers_are_the_extractors(tiny_model_dir: Path):
     [
         (ExtractRequest(texts=["Ada"]), grpc.StatusCode.INVALID_ARGUMENT, "no labels"),
         (ExtractRequest(texts=["Ada"], labels=[Label(name="a")], threshold=2), grpc.StatusCode.INVALID_ARGUMENT, "2.0"),
+        (
+            ExtractRequest(texts=["Ada"], labels=[Label(name="a"), Label(name="a", description="b")]),
+            grpc.StatusCode.INVALID_ARGUMENT,
+            "given twice",
+        ),
         (ExtractRequest(texts=["Ada"], labels=[Label(name="a")], model="b"), grpc.StatusCode.NOT_FOUND, "not served"),
         (ExtractRequest(texts=[""] * 1001, labels=[Label(name="a")]), grpc.StatusCode.OUT_OF_RANGE, "1001 texts"),
     ],

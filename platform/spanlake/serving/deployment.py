@@ -36,6 +36,8 @@ from spanlake.serving.tracing import configured_provider, observe_trace, traced
 
 NAME = "spanlake"
 _OBJECT_STORE_BYTES = 150_000_000  # requests do not pass through it
+# Serve's 5 s are too few for a proxy to start in on a busy machine: it would be killed and started for ever.
+_PATIENT = {"RAY_SERVE_PROXY_READY_CHECK_TIMEOUT_S": "60"}
 _CLOSE_SECONDS = 10.0  # what is left when Serve has drained a replica
 
 
@@ -158,7 +160,7 @@ def _cluster() -> Iterator[None]:
                 "local",
                 include_dashboard=False,
                 object_store_memory=_OBJECT_STORE_BYTES,
-                runtime_env={"env_vars": {"PYTHONPATH": _python_path()}},
+                runtime_env={"env_vars": {"PYTHONPATH": _python_path(), **_PATIENT}},
                 logging_level=logging.ERROR,
             )
     except Exception as error:  # of many kinds

@@ -9,8 +9,9 @@ from typing import Any, Protocol
 
 import grpc
 
+from spanlake.errors import shown
 from spanlake.serving import schema
-from spanlake.serving.errors import ApiError
+from spanlake.serving.errors import ApiError, invalid
 from spanlake.serving.grpc_api import extraction_pb2 as messages
 from spanlake.serving.keys import Keys
 from spanlake.serving.middleware import Observer, RequestRecord, failure
@@ -70,6 +71,9 @@ async def extract(
 
 
 def _asked(request: messages.ExtractRequest, record: RequestRecord) -> schema.ExtractRequest:
+    by_name = {label.name: label for label in request.labels}
+    if twin := next((label for label in request.labels if label != by_name[label.name]), None):
+        raise invalid(f"The label {shown(twin.name)} is given twice with different values; give it once.")
     default = request.threshold if request.HasField("threshold") else 0.5
     own = {label.name: label.threshold for label in request.labels if label.HasField("threshold")}
     values = {
