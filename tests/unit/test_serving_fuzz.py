@@ -119,7 +119,9 @@ def test_no_body_makes_the_server_fail(server: Server, body: bytes, kind: str, p
 parts = (
     "v1 extract stream model models page docs openapi.json metrics health ready .. %2e%2e ..%2f..%2fapp.py app.py %00"
 )
-segments = st.sampled_from(parts.split()) | st.text(st.characters(min_codepoint=97, max_codepoint=122), max_size=8)
+segments = st.sampled_from(parts.split()) | st.text(
+    st.characters(min_codepoint=97, max_codepoint=122), min_size=1, max_size=8
+)
 
 
 @given(
