@@ -411,6 +411,29 @@ def test_another_result_is_refused(
     )
     assert report(output, capsys)["complete"]
 
+    other = [*call(source / "part-1.parquet", output, model=tiny_model_dir), "--overwrite"]
+    (output / "mine.txt").write_text("not the output's")
+    before = sorted(output.rglob("*"))
+    assert "holds mine.txt, which is not part of the output" in refusal(other, capsys)
+    assert sorted(output.rglob("*")) == before
+    (output / "mine.txt").unlink()
+    assert cli.main(other) == 0
+    assert [row["id"] for row in read(output)] == list(range(250, 500))
+    assert report(output, capsys)["complete"]
+
+
+def test_a_run_stops_where_too_many_rows_fail(
+    cluster: None, source: Path, tiny_model_dir: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    output = tmp_path / "out"  # of 250 rows, 5 of which are null
+    arguments = call(source / "part-0.parquet", output, model=tiny_model_dir)
+    assert cli.main([*arguments, "--workers", "1", "--max-error-rate", "0.004"]) == 1
+    assert "2 of 250 rows could not be read, and --max-error-rate 0.004 allows no more" in capsys.readouterr().err
+    assert 0 < len(read(output)) < 250
+    assert cli.main([*arguments, "--max-error-rate", "0.02"]) == 0
+    assert report(output, capsys)["complete"]
+    assert "'2' is not a number from 0 to 1" in refusal([*arguments, "--max-error-rate", "2"], capsys)
+
 
 def test_without_ray_it_says_what_to_install(tiny_model_dir: Path, source: Path, tmp_path: Path) -> None:
     program = "import sys; sys.modules['ray'] = None; from spanlake import cli; sys.exit(cli.main(sys.argv[1:]))"

@@ -54,6 +54,10 @@ def _add_extract(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--device", default="auto", choices=("auto", "cpu", "cuda"), help="(default: auto)")
     parser.add_argument("--precision", default="auto", help="auto, float32 or bfloat16 (default: auto)")
     parser.add_argument("--unit-rows", type=_positive, metavar="N", help="rows committed at once (default: 64 to 2048)")
+    parser.add_argument(
+        "--max-error-rate", type=_share, default=1.0, metavar="R", help="stop once more than this share of rows fail"
+    )
+    parser.add_argument("--overwrite", action="store_true", help="first delete the output that stands in OUTPUT")
     parser.add_argument("--json", action="store_true", help="print a summary as JSON")
     add_layout_options(parser)
     parser.add_argument("--dry-run", action="store_true", help="read some rows, print an estimate, write nothing")
@@ -65,6 +69,16 @@ def _positive(text: str) -> int:
     if not text.isdecimal() or int(text) < 1:
         raise argparse.ArgumentTypeError(f"{text!r} is not a whole number from 1 up")
     return int(text)
+
+
+def _share(text: str) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        value = -1.0
+    if not 0 <= value <= 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number from 0 to 1")
+    return value
 
 
 def _count(text: str) -> int:
@@ -81,7 +95,7 @@ def _run_extract(args: argparse.Namespace) -> int:
         raise UserError("`spanlake extract` needs Ray, which is not installed: pip install 'spanlake[ray]'.")
     request = _request(args)
     from spanlake.extraction import pipeline, run
-    from spanlake.extraction.ledger import read_ledger
+    from spanlake.extraction.ledger import discard, read_ledger
     from spanlake.extraction.publish import open_target, publish
     from spanlake.inference.extractor import Extractor
 
@@ -90,8 +104,17 @@ def _run_extract(args: argparse.Namespace) -> int:
     if args.dry_run:
         return _dry_run(request, args)
     load = partial(Extractor.load, model, precision=args.precision)
+    if args.overwrite:
+        discard(request.output)
     try:
-        summary = run.execute(request, load, workers=args.workers, device=args.device, say=_say)
+        summary = run.execute(
+            request,
+            load,
+            workers=args.workers,
+            device=args.device,
+            say=_say,
+            max_error_rate=args.max_error_rate,
+        )
     except KeyboardInterrupt:
         _say(_STOPPED)
         return 130

@@ -174,6 +174,28 @@ def prepare(request: Request) -> Ledger:
     return Ledger(output, recorded | {"source": asked["source"]} | _plan_facts(plan), plan)
 
 
+def discard(output: Place) -> None:
+    """Delete the output that stands in a directory; where none does, nothing. Interrupted, it can be called again.
+
+    Raises: UserError, before anything is deleted, where the directory holds something else beside it.
+    """
+    manifest = read_manifest(output)
+    if manifest is None:
+        return
+    units = {f"{unit.name}{SUFFIX}" for unit in units_of(_read_plan(output, manifest))}
+    found = files_in(output)
+    others = [name for name, _ in found if name not in units]
+    if others:
+        raise UserError(f"{output.uri} holds {others[0]}, which is not part of the output: move it away first.")
+    try:
+        for _, info in found:
+            output.filesystem.delete_file(info.path)
+        output.filesystem.delete_file(output.child(_MANIFEST))  # without it the rest counts for nothing
+        output.filesystem.delete_dir(output.child(FOLDER))
+    except OSError as error:
+        raise UserError(f"{output.uri} cannot be deleted ({one_line(error)}).") from error
+
+
 def _with_schema(plan: pa.Table, output: pa.Schema) -> pa.Table:
     return plan.replace_schema_metadata({_SCHEMA_KEY: output.remove_metadata().serialize().to_pybytes()})
 
@@ -257,7 +279,7 @@ def _check_same(output: Place, recorded: dict[str, Any], asked: dict[str, Any]) 
     )
     raise UserError(
         f"{output.uri} was extracted with other values ({differences}): "
-        "ask for the same, or choose another output directory."
+        "ask for the same, choose another output directory, or give --overwrite."
     )
 
 

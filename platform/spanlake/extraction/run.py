@@ -8,6 +8,7 @@ from typing import Any
 
 import pyarrow.compute as pc
 
+from spanlake.errors import ShortfallError
 from spanlake.extraction import pipeline
 from spanlake.extraction.ledger import Ledger, Request, prepare
 from spanlake.extraction.progress import RunProgress
@@ -83,11 +84,12 @@ def execute(
     workers: int | None,
     device: str,
     say: Callable[[str], None],
+    max_error_rate: float = 1.0,
 ) -> Summary:
-    """Extract what the output lacks. `say` tells a person.
+    """Extract what the output lacks. `say` tells a person. `max_error_rate`: share of the source's rows that may fail.
 
     Raises: UserError, before anything is written, where the output or the cluster does not fit the request;
-    ShortfallError where the work cannot go on.
+    ShortfallError where the work cannot go on, or too many rows fail; what is committed stays.
     """
     ledger = prepare(request)
     pending = ledger.pending(ledger.committed())
@@ -107,6 +109,12 @@ def execute(
                     summary.add(counts)
                     summary.seconds = time.monotonic() - started
                     progress.add(counts.rows, counts.entities)
+                    if summary.failed_rows > max_error_rate * summary.source_rows:
+                        raise ShortfallError(
+                            f"{summary.failed_rows:,} of {summary.source_rows:,} rows could not be read, and "
+                            f"--max-error-rate {max_error_rate:g} allows no more: column error of "
+                            f"{summary.output} says why; mend the source, or allow more."
+                        )
 
                 summary.problems = pipeline.run(_job(request, ledger), pending, share, load, on_unit)
     if not summary.problems:
