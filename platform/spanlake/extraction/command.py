@@ -95,6 +95,7 @@ def _run_extract(args: argparse.Namespace) -> int:
         raise UserError("`spanlake extract` needs Ray, which is not installed: pip install 'spanlake[ray]'.")
     request = _request(args)
     from spanlake.extraction import pipeline, run
+    from spanlake.extraction.lease import check_free
     from spanlake.extraction.ledger import discard, read_ledger
     from spanlake.extraction.publish import open_target, publish
     from spanlake.inference.extractor import Extractor
@@ -105,6 +106,7 @@ def _run_extract(args: argparse.Namespace) -> int:
         return _dry_run(request, args)
     load = partial(Extractor.load, model, precision=args.precision)
     if args.overwrite:
+        check_free(request.output)
         discard(request.output)
     try:
         summary = run.execute(

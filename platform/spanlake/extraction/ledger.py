@@ -3,6 +3,7 @@
 OUTPUT/<unit>.parquet                   a committed unit. There is no other record of it that could disagree
 OUTPUT/_spanlake/manifest.json          what was asked; written before the first unit
 OUTPUT/_spanlake/plan-<digest>.parquet  every unit; the manifest names the one that counts
+OUTPUT/_spanlake/driver.json            which process is at work (lease.py)
 OUTPUT/_spanlake/tmp/                   files on their way, removed when every unit is committed
 """
 

@@ -10,6 +10,7 @@ import pyarrow.compute as pc
 
 from spanlake.errors import ShortfallError
 from spanlake.extraction import pipeline
+from spanlake.extraction.lease import check_free, held
 from spanlake.extraction.ledger import Ledger, Request, prepare
 from spanlake.extraction.progress import RunProgress
 from spanlake.extraction.sources import Reading
@@ -97,13 +98,14 @@ def execute(
     if pending.num_rows:
         if summary.resumed_units:
             say(f"{summary.resumed_rows:,} of {summary.source_rows:,} rows stand already in {summary.output}")
+        check_free(ledger.output)
         with pipeline.cluster():
             share = pipeline.share_cluster(workers, device)
             say(f"workers: {share.count} x {request.model_name} on {share.device}, {share.threads} threads each")
             summary.workers = {"count": share.count, "device": share.device, "threads": share.threads}
             ledger.save()
             started = time.monotonic()
-            with RunProgress(summary.source_rows, summary.resumed_rows) as progress:
+            with held(ledger), RunProgress(summary.source_rows, summary.resumed_rows) as progress:
 
                 def on_unit(counts: UnitCounts) -> None:
                     summary.add(counts)
