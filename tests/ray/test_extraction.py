@@ -432,6 +432,14 @@ def test_a_run_stops_where_too_many_rows_fail(
     assert 0 < len(read(output)) < 250
     assert cli.main([*arguments, "--max-error-rate", "0.02"]) == 0
     assert report(output, capsys)["complete"]
+
+    before = {path: path.stat().st_mtime_ns for path in output.glob("*.parquet")}
+    assert cli.main([*arguments, "--retry-errors", "--json"]) == 0
+    summary = json.loads(capsys.readouterr().out)
+    again = [path for path in before if path.stat().st_mtime_ns != before[path]]
+    assert len(again) == summary["units"] - summary["resumed_units"] == 5 and summary["failed_rows"] == 5
+    assert all(any(row["error"] for row in pq.read_table(path).to_pylist()) for path in again)
+    assert report(output, capsys)["complete"]
     assert "'2' is not a number from 0 to 1" in refusal([*arguments, "--max-error-rate", "2"], capsys)
 
 

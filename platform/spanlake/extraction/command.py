@@ -57,6 +57,7 @@ def _add_extract(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--max-error-rate", type=_share, default=1.0, metavar="R", help="stop once more than this share of rows fail"
     )
+    parser.add_argument("--retry-errors", action="store_true", help="extract units again that hold rows with an error")
     parser.add_argument("--overwrite", action="store_true", help="first delete the output that stands in OUTPUT")
     parser.add_argument("--json", action="store_true", help="print a summary as JSON")
     add_layout_options(parser)
@@ -116,6 +117,7 @@ def _run_extract(args: argparse.Namespace) -> int:
             device=args.device,
             say=_say,
             max_error_rate=args.max_error_rate,
+            retry_errors=args.retry_errors,
         )
     except KeyboardInterrupt:
         _say(_STOPPED)

@@ -3,18 +3,23 @@
 import time
 from collections import Counter
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any
 
+import pyarrow as pa
 import pyarrow.compute as pc
+import pyarrow.parquet as pq
 
 from spanlake.errors import ShortfallError
 from spanlake.extraction import pipeline
 from spanlake.extraction.lease import check_free, held
-from spanlake.extraction.ledger import Ledger, Request, prepare
+from spanlake.extraction.ledger import SUFFIX, Ledger, Request, prepare
 from spanlake.extraction.progress import RunProgress
 from spanlake.extraction.sources import Reading
-from spanlake.extraction.unit import Job, UnitCounts
+from spanlake.extraction.unit import Job, UnitCounts, unit_footer
+
+_READERS = 16  # of footers at a time
 
 
 @dataclass
@@ -86,14 +91,19 @@ def execute(
     device: str,
     say: Callable[[str], None],
     max_error_rate: float = 1.0,
+    retry_errors: bool = False,
 ) -> Summary:
     """Extract what the output lacks. `say` tells a person. `max_error_rate`: share of the source's rows that may fail.
+    `retry_errors`: units that hold rows with an error are extracted again, and stand until they are.
 
     Raises: UserError, before anything is written, where the output or the cluster does not fit the request;
     ShortfallError where the work cannot go on, or too many rows fail; what is committed stays.
     """
     ledger = prepare(request)
-    pending = ledger.pending(ledger.committed())
+    committed = ledger.committed()
+    if retry_errors:
+        committed -= _with_errors(ledger, committed)
+    pending = ledger.pending(committed)
     summary = _begin(ledger, pending.num_rows, pc.sum(pending.column("rows")).as_py() or 0)
     if pending.num_rows:
         if summary.resumed_units:
@@ -122,6 +132,22 @@ def execute(
     if not summary.problems:
         ledger.clean()
     return summary
+
+
+def _with_errors(ledger: Ledger, units: set[str]) -> set[str]:
+    """Those of the units that say they hold rows with an error, or cannot be read."""
+
+    def has_errors(name: str) -> bool:
+        path = ledger.output.child(f"{name}{SUFFIX}")
+        try:
+            footer = unit_footer(pq.read_metadata(path, filesystem=ledger.output.filesystem))
+        except (OSError, pa.ArrowException):
+            return True
+        return footer is None or bool(footer.get("failed_rows"))
+
+    names = sorted(units)
+    with ThreadPoolExecutor(_READERS) as pool:
+        return {name for name, failed in zip(names, pool.map(has_errors, names), strict=True) if failed}
 
 
 def _begin(ledger: Ledger, pending_units: int, pending_rows: int) -> Summary:
