@@ -259,7 +259,7 @@ def test_a_worker_that_is_killed_is_replaced(cluster: None, source: Path, tiny_m
     assert [row["id"] for row in read(tmp_path / "out")] == list(range(750))
 
 
-def test_a_unit_that_kills_every_worker_is_left_out_and_told(
+def test_a_row_that_kills_its_workers_costs_only_itself(
     cluster: None, source: Path, tiny_model_dir: Path, tmp_path: Path
 ) -> None:
     def kill(text: str) -> None:
@@ -268,8 +268,25 @@ def test_a_unit_that_kills_every_worker_is_left_out_and_told(
 
     request = prepare_run(source, tmp_path / "out", tiny_model_dir)
     summary = execute(request, faulty(tiny_model_dir, kill))
+    assert summary.problems == [] and summary.failed_rows == 16
+    errors = {row["id"]: row["error"] for row in read(tmp_path / "out") if row["error"] not in (None, "text is null")}
+    assert errors == {333: "reading the text killed the worker, twice"}
+    assert audit(read_ledger(request.output)).complete
+
+
+def test_a_unit_that_kills_every_worker_is_left_out_and_told(
+    cluster: None, source: Path, tiny_model_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("spanlake.extraction.pipeline._ATTEMPTS", 2)
+
+    def kill(text: str) -> None:
+        if "Row 333:" in text:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    request = prepare_run(source, tmp_path / "out", tiny_model_dir)
+    summary = execute(request, faulty(tiny_model_dir, kill))
     (problem,) = summary.problems
-    assert "part-1.parquet" in problem and "died 4 times" in problem
+    assert "part-1.parquet" in problem and "worker after worker died over it" in problem
     result = audit(read_ledger(request.output))
     assert not result.complete and 0 < result.missing_rows <= 40
     assert execute(request, faulty(tiny_model_dir, print)).problems == []

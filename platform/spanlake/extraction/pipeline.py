@@ -31,7 +31,7 @@ from spanlake.inference.extractor import Extractor
 
 _OBJECT_STORE_BYTES = 300_000_000  # descriptions and counts are all it holds
 _TASKS = 10_000  # at most about so many, whatever the number of units
-_ATTEMPTS = 4  # at a unit whose worker dies each time
+_ATTEMPTS = 8  # at a unit: three rows that kill their workers are found by then
 _HEADROOM_CPUS = 0.5  # left to Ray's own processes
 
 
@@ -194,7 +194,7 @@ def run(
     _quieten()
     problems: list[str] = []
     per_task = -(-plan.num_rows // _TASKS)
-    attempts = ray.remote(num_cpus=0)(_Attempts).remote()
+    attempts = ray.remote(num_cpus=0)(_Attempts).remote(_ATTEMPTS)
     results = ray.data.from_arrow(_parts(plan, per_task)).map_batches(
         _Worker,
         fn_constructor_args=(job, load, workers, attempts),
@@ -246,17 +246,33 @@ def _quieten() -> None:
 
 
 class _Attempts:
-    """Counts how often each unit in work was begun: Ray retries a task without end if its actor dies each time."""
+    """Knows how often each unit in work was begun, and over which of its rows workers died: Ray retries a task without
+    end if its actor dies each time.
+    """
 
-    def __init__(self) -> None:
+    def __init__(self, limit: int) -> None:
+        self._limit = limit
         self._begun: Counter[str] = Counter()
+        self._at: dict[str, int] = {}
+        self._deaths: dict[str, Counter[int]] = {}
 
-    def begin(self, unit: str) -> int:
+    def begin(self, unit: str) -> tuple[int, set[int]] | None:
+        """Which attempt this is, from 1, and the rows that killed their workers; None if it is one too many."""
         self._begun[unit] += 1
-        return self._begun[unit]
+        deaths = self._deaths.setdefault(unit, Counter())
+        if unit in self._at:
+            deaths[self._at.pop(unit)] += 1
+        if self._begun[unit] > self._limit:
+            return None
+        # A worker may die of something else. That it does so twice over the same row is no chance.
+        return self._begun[unit], {row for row, count in deaths.items() if count > 1}
+
+    def at(self, unit: str, row: int) -> None:
+        self._at[unit] = row
 
     def end(self, unit: str) -> None:
-        del self._begun[unit]
+        for known in (self._begun, self._at, self._deaths):
+            known.pop(unit, None)
 
 
 class _Worker:
@@ -277,10 +293,18 @@ class _Worker:
     def _answer(self, unit: Unit) -> dict[str, Any]:
         if self._stopped is not None:
             return {"stopped": self._stopped}
-        if ray.get(self._attempts.begin.remote(unit.name)) > _ATTEMPTS:
-            return {"problem": f"{unit.describe()}: the worker died {_ATTEMPTS} times over it"}
+        begun = ray.get(self._attempts.begin.remote(unit.name))
+        if begun is None:
+            return {"problem": f"{unit.describe()}: worker after worker died over it"}
+        attempt, deadly = begun
+
+        def may_read(row: int) -> bool:
+            if row not in deadly:
+                ray.get(self._attempts.at.remote(unit.name, row))
+            return row not in deadly
+
         try:
-            counts = self._runner.run(unit)
+            counts = self._runner.run(unit, None if attempt == 1 else may_read)
         except SourceReadError as error:  # the units of sound files go on
             return {"problem": str(error)}
         except Exception as error:

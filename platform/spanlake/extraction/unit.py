@@ -5,7 +5,7 @@ import os
 import time
 import uuid
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -24,6 +24,7 @@ from spanlake.inference.settings import Settings
 FOOTER_KEY = b"spanlake"  # of the JSON that a committed unit says about itself
 
 _GROUP_BYTES = 32 << 20  # of one row group of the output, about
+_DEADLY = "reading the text killed the worker, twice"
 _PROBE = "Ada Lovelace wrote to Charles Babbage in London."
 
 
@@ -72,8 +73,11 @@ class UnitRunner:
         self._traits = traits or {}
         self._reader = job.source.open()
 
-    def run(self, unit: Unit) -> UnitCounts:
+    def run(self, unit: Unit, may_read: Callable[[int], bool] | None = None) -> UnitCounts:
         """Commit a unit: it is in the output whole when this returns, and not at all if this raises.
+
+        `may_read` is asked of each row of the unit by number, from 0, just before it is read; the rows are then read
+        one by one, and those that may not be read are marked as having killed the process.
 
         Raises: SourceReadError where its rows cannot be read; ShortfallError where the extractor no longer works;
         OSError where the output cannot be written.
@@ -85,7 +89,10 @@ class UnitRunner:
         with replacing(job.output, draft, job.output.child(name)), _UnitWriter(job, draft) as writer:
             for batch in self._reader.read(unit):
                 texts, reasons = split_errors(batch, batch.column(job.text_column))
-                entities, errors = annotate(self._extractor, job.settings, texts)
+                if may_read is None:
+                    entities, errors = annotate(self._extractor, job.settings, texts)
+                else:
+                    entities, errors = _annotate_singly(self._extractor, job.settings, texts, counts.rows, may_read)
                 errors = [reason or error for reason, error in zip(reasons, errors, strict=True)]
                 part = Part(unit.path, unit.first + counts.rows, batch, texts, entities, errors)
                 _count(counts, entities, errors)
@@ -140,6 +147,22 @@ def annotate(
             errors[row] = answer
         else:
             entities[row] = answer
+    return entities, errors
+
+
+def _annotate_singly(
+    extractor: TextExtractor, settings: Settings, column: pa.Array, first: int, may_read: Callable[[int], bool]
+) -> tuple[list[list[Entity] | None], list[str | None]]:
+    """As `annotate`; `first` is the number of the column's first row in its unit."""
+    entities: list[list[Entity] | None] = []
+    errors: list[str | None] = []
+    for row in range(len(column)):
+        if may_read(first + row):
+            found, reasons = annotate(extractor, settings, column.slice(row, 1))
+        else:
+            found, reasons = [None], [_DEADLY]
+        entities += found
+        errors += reasons
     return entities, errors
 
 

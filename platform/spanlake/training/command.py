@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from spanlake.errors import UserError
-from spanlake.storage import child_uri, shown_uri
 
 if TYPE_CHECKING:
     from spanlake.training.data import RecipeData
@@ -40,6 +39,7 @@ def _train(args: argparse.Namespace) -> int:
     from transformers.utils import logging
 
     from spanlake.package import find_model, verify_package
+    from spanlake.storage import child_uri, shown_uri
     from spanlake.training.directory import open_run
     from spanlake.training.tracking import showing
 
@@ -71,6 +71,7 @@ def _is_ray_job() -> bool:
 
 def _prepare(recipe: "Recipe", run: "RunDirectory") -> "RecipeData":
     """Make the directory the run's, and its data ready to be read."""
+    from spanlake.storage import child_uri
     from spanlake.training.data import recipe_data
     from spanlake.training.directory import claim
 
