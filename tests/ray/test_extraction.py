@@ -80,7 +80,7 @@ def test_every_row_once_and_as_the_extractor_finds_it(
     assert cli.main([*call(source, output, model=tiny_model_dir), "--workers", "2", "--json"]) == 0
     summary = json.loads(capsys.readouterr().out)
     assert summary["complete"] and summary["rows"] == summary["source_rows"] == 750
-    assert summary["failed_rows"] == 15 and summary["workers"] == {"count": 2, "device": "cpu", "threads": 1}
+    assert summary["failed_rows"] == 15 and summary["workers"] == {"min": 2, "max": 2, "device": "cpu", "threads": 1}
 
     rows = read(output)
     assert [row["id"] for row in rows] == list(range(750))
@@ -108,6 +108,17 @@ def test_every_row_once_and_as_the_extractor_finds_it(
 
     assert cli.main(["show", str(output), "--examples", "2"]) == 0
     assert "person" in capsys.readouterr().out
+
+
+def test_a_pool_that_grows(
+    cluster: None, source: Path, tiny_model_dir: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    output = tmp_path / "out"
+    assert cli.main([*call(source, output, model=tiny_model_dir), "--workers", "1:2", "--json"]) == 0
+    printed = capsys.readouterr()
+    assert "workers: 1 to 2 x tiny" in printed.err and "rows/s" in printed.err
+    assert json.loads(printed.out)["workers"] == {"min": 1, "max": 2, "device": "cpu", "threads": 1}
+    assert report(output, capsys)["complete"]
 
 
 def test_the_same_command_again_does_nothing(
@@ -225,11 +236,13 @@ def faulty(model: Path, fault: Callable[[str], None]) -> Callable[..., Any]:
             self.extractor = extractor
             self.package, self.device, self.precision = extractor.package, extractor.device, extractor.precision
 
-        def stream(self, requests: Iterable[tuple[str, Settings]]) -> Iterator[list[Entity]]:
+        def stream(
+            self, requests: Iterable[tuple[str, Settings]], on_pass: Callable[[int], None] | None = None
+        ) -> Iterator[list[Entity]]:
             requests = list(requests)
             for text, _ in requests:
                 fault(text)
-            return self.extractor.stream(requests)
+            return self.extractor.stream(requests, on_pass)
 
     def load(*, device: str) -> Faulty:
         return Faulty(Extractor.load(str(model), device=device, precision="float32"))
@@ -240,7 +253,7 @@ def faulty(model: Path, fault: Callable[[str], None]) -> Callable[..., Any]:
 def execute(request: Any, load: Callable[..., Any]) -> Any:
     from spanlake.extraction import run
 
-    return run.execute(request, load, workers=1, device="cpu", say=lambda message: None)
+    return run.execute(request, load, workers=(1, 1), device="cpu", say=lambda message: None)
 
 
 def test_a_worker_that_is_killed_is_replaced(cluster: None, source: Path, tiny_model_dir: Path, tmp_path: Path) -> None:
@@ -368,7 +381,8 @@ def test_a_wrong_call_is_one_line_and_leaves_nothing(source: Path, tiny_model_di
         (["--model", "nowhere"], "nowhere"),
         (["--precision", "float8"], "float8"),
         (["--device", "cuda"], "the Ray cluster has none"),
-        (["--workers", "0"], "'0' is not a whole number"),
+        (["--workers", "0"], "'0' is neither a number from 1 up nor two such"),
+        (["--workers", "3:2"], "'3:2' is neither a number from 1 up nor two such"),
         (["--unit-rows", "many"], "'many' is not a whole number"),
     ],
 )

@@ -31,7 +31,7 @@ TEXTS = ["Ada met Bob", None, "nobody", "", "Éva 😀 Ida"]
 class Capitals:
     """Finds capitalised words: short ones are `a`, others `b`."""
 
-    def stream(self, requests: Iterable[tuple[str, Settings]]) -> Iterator[list[Entity]]:
+    def stream(self, requests: Iterable[tuple[str, Settings]], on_pass: object = None) -> Iterator[list[Entity]]:
         for text, _ in requests:
             yield [
                 Entity(match.start(), match.end(), match.group(), "a" if match.end() < 4 else "b", 0.75)

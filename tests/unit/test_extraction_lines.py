@@ -166,7 +166,7 @@ def test_a_changed_file_is_another_source(tmp_path: Path) -> None:
 
 
 class Lengths:
-    def stream(self, requests):
+    def stream(self, requests, on_pass=None):
         return ([Entity(0, len(text), text, "a", 0.5)] if text else [] for text, _ in requests)
 
 

@@ -30,7 +30,7 @@ from spanlake.inference.settings import Settings
 class Capitals:
     """Finds capitalised words, and labels them by their length."""
 
-    def stream(self, requests: Iterable[tuple[str, Settings]]) -> Iterator[list[Entity]]:
+    def stream(self, requests: Iterable[tuple[str, Settings]], on_pass: object = None) -> Iterator[list[Entity]]:
         for text, settings in requests:
             found = list(re.finditer(r"[A-Z]\w*", text))
             labels = [settings.names[len(match.group()) % len(settings.names)] for match in found]
@@ -77,7 +77,7 @@ def work(request: Request, units: slice = slice(None)) -> Ledger:
     ledger = prepare(request)
     ledger.save()
     job = Job(
-        Reading(request.source.root),
+        Reading.of(request.source, request.text_column),
         request.output,
         ledger.temporary,
         request.text_column,
@@ -262,12 +262,12 @@ def test_another_run_that_finished_first_is_no_failure(ask, tmp_path: Path) -> N
     other = work(request)
 
     class Slow(Capitals):
-        def stream(self, requests: Iterable[tuple[str, Settings]]) -> Iterator[list[Entity]]:
+        def stream(self, requests: Iterable[tuple[str, Settings]], on_pass: object = None) -> Iterator[list[Entity]]:
             other.clean()
             return super().stream(requests)
 
     job = Job(
-        Reading(request.source.root),
+        Reading.of(request.source, request.text_column),
         request.output,
         ledger.temporary,
         "text",

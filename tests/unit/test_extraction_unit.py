@@ -30,7 +30,7 @@ class Capitals:
         self.calls: list[int] = []
         self.dead = False
 
-    def stream(self, requests: Iterable[tuple[str, Settings]]) -> Iterator[list[Entity]]:
+    def stream(self, requests: Iterable[tuple[str, Settings]], on_pass: object = None) -> Iterator[list[Entity]]:
         texts, settings = zip(*requests, strict=True)
         self.calls.append(len(texts))
         if self.dead or any("POISON" in text for text in texts):
@@ -48,7 +48,7 @@ def make_job(source_path: Path, output: Path) -> tuple[Job, list[Unit]]:
     request = Request(source, locate(str(output)), "text", Settings.make(["a", "b", "c"]), "m", "f", "auto", 100)
     (output / "tmp").mkdir(parents=True)
     job = Job(
-        Reading(source.root),
+        Reading.of(source, "text"),
         request.output,
         "tmp",
         "text",

@@ -50,7 +50,9 @@ def _add_extract(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--threshold", type=float, default=0.5, help="the least score of an entity (default: 0.5)")
     parser.add_argument("--nested", action="store_true", help="entities may lie inside others")
     parser.add_argument("--multi-label", action="store_true", help="the same words may have several labels")
-    parser.add_argument("--workers", type=_positive, metavar="N", help="models at work (default: as fits the cluster)")
+    parser.add_argument(
+        "--workers", type=_range, metavar="N|MIN:MAX", help="models at work (default: as many as fit the cluster)"
+    )
     parser.add_argument("--device", default="auto", choices=("auto", "cpu", "cuda"), help="(default: auto)")
     parser.add_argument("--precision", default="auto", help="auto, float32 or bfloat16 (default: auto)")
     parser.add_argument("--unit-rows", type=_positive, metavar="N", help="rows committed at once (default: 64 to 2048)")
@@ -70,6 +72,17 @@ def _positive(text: str) -> int:
     if not text.isdecimal() or int(text) < 1:
         raise argparse.ArgumentTypeError(f"{text!r} is not a whole number from 1 up")
     return int(text)
+
+
+def _range(text: str) -> tuple[int, int]:
+    least, _, most = text.partition(":")
+    try:
+        found = _positive(least), _positive(most if ":" in text else least)
+    except argparse.ArgumentTypeError:
+        found = (1, 0)
+    if found[0] > found[1]:
+        raise argparse.ArgumentTypeError(f"{text!r} is neither a number from 1 up nor two such, as in 2:8")
+    return found
 
 
 def _share(text: str) -> float:
@@ -143,7 +156,7 @@ def _dry_run(request: "Request", args: argparse.Namespace) -> int:
     from spanlake.inference.extractor import Extractor
 
     extractor = Extractor.load(args.model, device=args.device, precision=args.precision)
-    sample, workers = estimate.sample(request, extractor), args.workers or 1
+    sample, workers = estimate.sample(request, extractor), args.workers[1] if args.workers else 1
     if args.json:
         print(json.dumps(sample.as_json(workers), ensure_ascii=False, indent=2))
     else:

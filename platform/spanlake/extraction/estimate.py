@@ -16,7 +16,7 @@ from spanlake.extraction.layout import Part
 from spanlake.extraction.ledger import Request, prepare
 from spanlake.extraction.plan import Unit, units_of
 from spanlake.extraction.show import cropped, examples
-from spanlake.extraction.sources import Reading, split_errors
+from spanlake.extraction.sources import Reading, read_texts
 from spanlake.extraction.unit import annotate
 from spanlake.inference.extractor import Extractor
 from spanlake.inference.planning import plan_text
@@ -76,8 +76,7 @@ def sample(request: Request, extractor: Extractor) -> Sample:
     parts = list(_parts(request, _spread(pending)))
     if not parts:
         return taken
-    kind = request.source.schema.field(request.text_column).type
-    texts = pa.concat_arrays([part.texts.cast(kind) for part in parts])
+    texts = pa.concat_arrays([part.texts for part in parts])
     reasons = [reason for part in parts for reason in part.errors]
     annotate(extractor, request.settings, texts.slice(0, 1))  # what is slow the first time only
     started = time.monotonic()
@@ -105,7 +104,7 @@ def _parts(request: Request, units: list[Unit]) -> Iterator[Part]:
     for unit in units:
         first = unit.first
         for batch in reader.read(unit):
-            texts, reasons = split_errors(batch, batch.column(request.text_column))
+            texts, reasons = read_texts(batch, request.text_column)
             yield Part(unit.path, first, batch, texts, [], reasons)
             first += batch.num_rows
             size += texts.nbytes

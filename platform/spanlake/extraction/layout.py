@@ -62,6 +62,8 @@ class Layout:
         taken = [name for name in (self.keys if self.kind == "mentions" else source.names) if name in added]
         if taken:
             raise UserError(f"The source's column {taken[0]} has a name that the output adds: rename it in the source.")
+        if self.drop_text and text_column not in source.names:
+            raise UserError(f"--drop-text leaves out a column, and {text_column} is a part of one: redact without it.")
         if self.drop_text and text_column in self.keys:
             raise UserError(f"--key {text_column} is the text that --drop-text leaves out: give another key.")
 
@@ -86,14 +88,14 @@ class Layout:
         }
 
     def rows(self, part: "Part", schema: pa.Schema) -> pa.Table:
-        """The output's rows for a part of the source. A column that the part lacks, or has without values, is null."""
+        """The output's rows for a part of the source."""
         return self._mentions(part, schema) if self.kind == "mentions" else self._nested(part, schema)
 
     def _nested(self, part: "Part", schema: pa.Schema) -> pa.Table:
         columns = {"entities": self._lists(part.entities), "error": pa.array(part.errors, pa.string())}
         if self.redaction:
             columns[REDACTED_COLUMN] = _redacted(self.redaction, part)
-        arrays = [columns[field.name] if field.name in columns else _fitted(part.batch, field) for field in schema]
+        arrays = [columns[field.name] if field.name in columns else part.batch.column(field.name) for field in schema]
         return pa.Table.from_arrays(arrays, schema=schema)
 
     def _mentions(self, part: "Part", schema: pa.Schema) -> pa.Table:
@@ -105,7 +107,8 @@ class Layout:
         columns["error"] = pa.array([part.errors[row] for row in rows], pa.string())
         taken = pa.array(rows, pa.int64())
         arrays = [
-            columns[field.name] if field.name in columns else _fitted(part.batch, field).take(taken) for field in schema
+            columns[field.name] if field.name in columns else part.batch.column(field.name).take(taken)
+            for field in schema
         ]
         return pa.Table.from_arrays(arrays, schema=schema)
 
@@ -143,11 +146,3 @@ def _redacted(redaction: Redaction, part: Part) -> pa.Array:
         for text, found in zip(part.texts, part.entities, strict=True)
     ]
     return pa.array(redacted, pa.string())
-
-
-def _fitted(batch: pa.RecordBatch, column: pa.Field) -> pa.Array:
-    if column.name in batch.schema.names:
-        values = batch.column(column.name)
-        if values.type == column.type:
-            return values
-    return pa.nulls(batch.num_rows, column.type)

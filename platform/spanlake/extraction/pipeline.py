@@ -1,6 +1,7 @@
-"""Units on Ray Data: a pool of actors, each with a loaded model, that read, extract and commit one unit after another.
+"""Units on Ray Data: a pool of actors, each with a loaded model, that read, extract and commit unit after unit.
 
-Only descriptions of units travel through Ray, and only counts come back. The one module of extraction that imports Ray.
+While one unit of an actor is scored, another is read, tokenized or written. Only descriptions of units travel through
+Ray, and only counts come back. The one module of extraction that imports Ray.
 """
 
 import json
@@ -9,7 +10,7 @@ import os
 import signal
 import sys
 import threading
-from collections import Counter
+import uuid
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, redirect_stdout
 from dataclasses import dataclass
@@ -23,6 +24,7 @@ from ray.data import ActorPoolStrategy, DataContext, Dataset
 
 import spanlake
 from spanlake.errors import ShortfallError, UserError, one_line
+from spanlake.extraction.board import Board, State, Turn
 from spanlake.extraction.plan import Unit, plan_table, units_of
 from spanlake.extraction.rows import SourceReadError
 from spanlake.extraction.store import describe
@@ -31,7 +33,9 @@ from spanlake.inference.extractor import Extractor
 
 _OBJECT_STORE_BYTES = 300_000_000  # descriptions and counts are all it holds
 _TASKS = 10_000  # at most about so many, whatever the number of units
-_ATTEMPTS = 8  # at a unit: three rows that kill their workers are found by then
+_WHOLE_ATTEMPTS = 3  # at a unit, before its rows are read one by one: other batches, and so other rounding of scores
+_ATTEMPTS = 10  # at a unit: three rows that kill their workers are found by then
+_AT_ONCE = 2  # units of one worker
 _HEADROOM_CPUS = 0.5  # left to Ray's own processes
 
 
@@ -143,30 +147,44 @@ def _local_package() -> dict[str, Any]:
 
 @dataclass(frozen=True)
 class Workers:
-    """The actor pool: how many, on what, and each one's share of the cluster."""
+    """The actor pool: how many at least and at most, on what, and each one's share of the cluster."""
 
-    count: int
+    least: int
+    most: int
     device: str
     cpus: float
     gpus: int
     threads: int  # that each computes with
 
+    def describe(self) -> str:
+        return str(self.most) if self.least == self.most else f"{self.least} to {self.most}"
 
-def share_cluster(asked: int | None, device: str) -> Workers:
+
+def share_cluster(asked: tuple[int, int] | None, device: str) -> Workers:
     """Divide the cluster among workers: one for each GPU, or one for each four CPUs, unless a number is asked for.
 
+    `asked`: at least and at most so many. Where the two differ, the cluster may have no room for the most yet.
     Raises: UserError where a GPU is asked for and the cluster has none.
     """
     resources = ray.cluster_resources()
     cpus, gpus = resources.get("CPU", 1.0), int(resources.get("GPU", 0))
-    if device == "cuda" and not gpus:
-        raise UserError("--device cuda needs a GPU and the Ray cluster has none: use --device cpu.")
-    on_gpu = gpus > 0 and device != "cpu"
-    count = min(asked or gpus, gpus) if on_gpu else asked or max(1, int(cpus) // 4)
+    grows = asked is not None and asked[0] < asked[1]
+    if device == "cuda" and not gpus and not grows:
+        raise UserError(
+            "--device cuda needs a GPU and the Ray cluster has none: use --device cpu, "
+            "or --workers MIN:MAX where the cluster starts GPU nodes when they are needed."
+        )
+    on_gpu = device == "cuda" or (gpus > 0 and device != "cpu")
+    default = gpus if on_gpu else max(1, int(cpus) // 4)
+    least, most = asked or (default, default)
+    if on_gpu and not grows:
+        least = most = min(most, gpus)
+    count = min(most, max(1, gpus)) if on_gpu else most
     node_cpus = max(node["Resources"].get("CPU", 0.0) for node in ray.nodes() if node["Alive"])
     share = min(cpus / count, node_cpus)
     return Workers(
-        count=count,
+        least=least,
+        most=most,
         device="cuda" if on_gpu else "cpu",
         cpus=_reserved(share - _HEADROOM_CPUS / count),
         gpus=int(on_gpu),
@@ -184,9 +202,9 @@ def run(
     plan: pa.Table,
     workers: Workers,
     load: LoadExtractor,
-    on_unit: Callable[[UnitCounts], None],
+    on_unit: Callable[[UnitCounts, State], None],
 ) -> list[str]:
-    """Do all units of a plan; `on_unit` is called with the counts of each as it is committed.
+    """Do all units of a plan; `on_unit` is called with the counts of each as it is committed, and what is in work.
 
     Returns: a sentence for each unit that cannot be read, or kills its workers; the others are committed.
     Raises: ShortfallError where the work cannot go on. What is committed stays.
@@ -194,11 +212,17 @@ def run(
     _quieten()
     problems: list[str] = []
     per_task = -(-plan.num_rows // _TASKS)
-    attempts = ray.remote(num_cpus=0)(_Attempts).remote(_ATTEMPTS)
+    # It may stand on a node that dies. What it knew is then lost, and known again after as many deaths as before.
+    board: Any = ray.remote(num_cpus=0, max_restarts=-1, max_task_retries=-1)(Board).remote(_ATTEMPTS)
     results = ray.data.from_arrow(_parts(plan, per_task)).map_batches(
         _Worker,
-        fn_constructor_args=(job, load, workers, attempts),
-        compute=ActorPoolStrategy(size=workers.count),
+        fn_constructor_args=(job, load, workers, board),
+        compute=ActorPoolStrategy(
+            min_size=workers.least,
+            max_size=workers.most,
+            enable_true_multi_threading=True,
+            max_concurrent_calls_per_actor=_AT_ONCE,
+        ),
         batch_size=per_task,
         batch_format="pyarrow",
         num_cpus=workers.cpus,
@@ -210,7 +234,7 @@ def run(
         if "problem" in answer:
             problems.append(answer["problem"])
         else:
-            on_unit(UnitCounts(**answer))
+            on_unit(UnitCounts(**answer), ray.get(board.state.remote()))
     return problems
 
 
@@ -245,47 +269,27 @@ def _quieten() -> None:
             handler.setLevel(logging.CRITICAL)
 
 
-class _Attempts:
-    """Knows how often each unit in work was begun, and over which of its rows workers died: Ray retries a task without
-    end if its actor dies each time.
+class _Worker:
+    """One actor of the pool. It answers for each unit with its counts, a `problem`, or why work has `stopped`.
+
+    It has up to _AT_ONCE units in work, each in a thread of its own.
     """
 
-    def __init__(self, limit: int) -> None:
-        self._limit = limit
-        self._begun: Counter[str] = Counter()
-        self._at: dict[str, int] = {}
-        self._deaths: dict[str, Counter[int]] = {}
-
-    def begin(self, unit: str) -> tuple[int, set[int]] | None:
-        """Which attempt this is, from 1, and the rows that killed their workers; None if it is one too many."""
-        self._begun[unit] += 1
-        deaths = self._deaths.setdefault(unit, Counter())
-        if unit in self._at:
-            deaths[self._at.pop(unit)] += 1
-        if self._begun[unit] > self._limit:
-            return None
-        # A worker may die of something else. That it does so twice over the same row is no chance.
-        return self._begun[unit], {row for row, count in deaths.items() if count > 1}
-
-    def at(self, unit: str, row: int) -> None:
-        self._at[unit] = row
-
-    def end(self, unit: str) -> None:
-        for known in (self._begun, self._at, self._deaths):
-            known.pop(unit, None)
-
-
-class _Worker:
-    """One actor of the pool. It answers for each unit with its counts, a `problem`, or why work has `stopped`."""
-
-    def __init__(self, job: Job, load: LoadExtractor, workers: Workers, attempts: Any) -> None:
-        """`attempts` is the handle of an _Attempts."""
-        self._attempts = attempts
+    def __init__(self, job: Job, load: LoadExtractor, workers: Workers, board: Any) -> None:
+        """`board` is the handle of a Board."""
+        self._job = job
+        self._board = board
+        self._name = uuid.uuid4().hex  # another one after each death, which an actor's own id is not
+        self._entry = threading.Lock()
+        self._places = threading.Semaphore(_AT_ONCE)
+        self._own = threading.local()  # a runner for each thread
         self._stopped: str | None = None
         try:
-            self._runner = _make_runner(job, load, workers)
+            self._extractor = _load(job, load, workers)
         except Exception as error:  # to be told in a sentence, where Ray would show its own inside
             self._stop(error)
+        else:
+            board.join.remote(self._name)
 
     def __call__(self, units: pa.Table) -> dict[str, list[str]]:
         return {"answer": [json.dumps(self._answer(unit)) for unit in units_of(units)]}
@@ -293,32 +297,51 @@ class _Worker:
     def _answer(self, unit: Unit) -> dict[str, Any]:
         if self._stopped is not None:
             return {"stopped": self._stopped}
-        begun = ray.get(self._attempts.begin.remote(unit.name))
-        if begun is None:
+        turn: Turn | None = ray.get(self._board.begin.remote(unit.name, self._name))
+        if turn is None:
             return {"problem": f"{unit.describe()}: worker after worker died over it"}
-        attempt, deadly = begun
-
-        def may_read(row: int) -> bool:
-            if row not in deadly:
-                ray.get(self._attempts.at.remote(unit.name, row))
-            return row not in deadly
-
         try:
-            counts = self._runner.run(unit, None if attempt == 1 else may_read)
+            # A unit over which a worker died is alone in its next one: no other may be blamed for what it does.
+            with self._place(_AT_ONCE if turn.attempt > 1 else 1):
+                counts = self._run(unit, turn)
         except SourceReadError as error:  # the units of sound files go on
             return {"problem": str(error)}
         except Exception as error:
             self._stop(error)
             return {"stopped": self._stopped}
-        self._attempts.end.remote(unit.name)
+        self._board.end.remote(unit.name)
         return vars(counts)
+
+    @contextmanager
+    def _place(self, count: int) -> Iterator[None]:
+        with self._entry:  # so that two who need several do not each wait for the other's
+            for _ in range(count):
+                self._places.acquire()
+        try:
+            yield
+        finally:
+            self._places.release(count)
+
+    def _run(self, unit: Unit, turn: Turn) -> UnitCounts:
+        def may_read(row: int) -> bool:
+            if row not in turn.deadly:
+                ray.get(self._board.at_row.remote(unit.name, row))
+            return row not in turn.deadly
+
+        if not hasattr(self._own, "runner"):
+            self._own.runner = UnitRunner(self._job, self._extractor, _traits(self._extractor))
+        return self._own.runner.run(
+            unit,
+            on_stage=lambda stage: self._board.at_stage.remote(unit.name, stage),
+            may_read=may_read if turn.attempt > _WHOLE_ATTEMPTS else None,
+        )
 
     def _stop(self, error: Exception) -> None:
         self._stopped = describe(error)
         logging.getLogger(__name__).exception("worker stopped")  # in Ray's log of this worker
 
 
-def _make_runner(job: Job, load: LoadExtractor, workers: Workers) -> UnitRunner:
+def _load(job: Job, load: LoadExtractor, workers: Workers) -> Extractor:
     torch.set_num_threads(workers.threads)
     extractor = load(device=workers.device)
     found, wanted = extractor.package.fingerprint, job.model["fingerprint"]
@@ -327,5 +350,9 @@ def _make_runner(job: Job, load: LoadExtractor, workers: Workers) -> UnitRunner:
             f"a worker's {job.model['name']} has the fingerprint {found[:12]}, not {wanted[:12]}: "
             "give every node the same package"
         )
-    precision = str(extractor.precision).removeprefix("torch.")
-    return UnitRunner(job, extractor, {"device": str(extractor.device), "precision": precision})
+    return extractor
+
+
+def _traits(extractor: Extractor) -> dict[str, str]:
+    """What a unit says of how it was computed."""
+    return {"device": str(extractor.device), "precision": str(extractor.precision).removeprefix("torch.")}

@@ -1,12 +1,14 @@
 """From a source to units of work, by footers alone: no row is read here."""
 
+import json
 import re
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from hashlib import sha256
 from itertools import groupby
 from typing import NamedTuple
+from urllib.parse import unquote
 
 import pyarrow as pa
 from fsspec.utils import glob_translate
@@ -14,6 +16,7 @@ from pyarrow import fs
 
 from spanlake.errors import UserError, one_line
 from spanlake.extraction.store import Footer, Place, list_files, locate, read_footer
+from spanlake.extraction.texts import is_bytes, is_text, text_columns, text_type
 
 UNIT_ROWS = 2048  # rows of a unit in a large source, where the caller asks for nothing else
 SMALL_UNIT_ROWS = 64  # in a small one, so that several workers have something to do
@@ -27,6 +30,7 @@ _FORMATS = {
 }
 ADDED_COLUMNS = ("entities", "error")
 
+_HIVE_NULL = "__HIVE_DEFAULT_PARTITION__"
 _FOOTERS_AT_ONCE = 16
 _PREFIX_CHARACTERS = 100
 _PLAN_SCHEMA = pa.schema(
@@ -51,7 +55,7 @@ class SourceFile:
     rows: int
     groups: tuple[int, ...]  # rows of each row group
     bytes: int  # of its columns, uncompressed
-    columns: str = ""  # of a table: where those come from that do not stand in the file under their names
+    columns: str = ""  # where those come from that do not stand in the file under their names (see tables.py)
 
 
 @dataclass(frozen=True)
@@ -117,7 +121,7 @@ def read_source(uri: str, text_column: str) -> Source:
             ".jsonl, .ndjson, .csv or .tsv)."
         )
     if found.format == "parquet":
-        files, schema = _read_files(found.root, found.paths, text_column)
+        files, schema = _with_partitions(found.root, *_read_files(found.root, found.paths, text_column))
     else:
         from spanlake.extraction.lines import read_line_files  # which builds on this module
 
@@ -248,6 +252,34 @@ def file_digest(path: str, footer: Footer) -> str:
     return sha256(f"{path}\n{footer.file_size}\n{footer.digest}".encode()).hexdigest()
 
 
+def _with_partitions(root: Place, files: list[SourceFile], schema: pa.Schema) -> tuple[list[SourceFile], pa.Schema]:
+    """Hive's partitions: a directory `year=2024` gives the rows below it a column, where files have none of the name.
+
+    It is int64 if all its values are whole numbers, and a string otherwise.
+    """
+    partitions = {file.path: _partitions(file.path) for file in files}
+    names = dict.fromkeys(name for found in partitions.values() for name in found if name not in schema.names)
+    if not names:
+        return files, schema
+    for name in names:
+        values = [found[name] for found in partitions.values() if found.get(name) is not None]
+        kind = pa.int64() if all(re.fullmatch(r"0|-?[1-9]\d{0,17}", str(value)) for value in values) else pa.string()
+        schema = schema.append(pa.field(name, kind))
+    for name in ADDED_COLUMNS:
+        if name in names:
+            raise UserError(f"{root.uri} is partitioned by {name}, a column that the output adds: rename it.")
+
+    def columns(path: str) -> str:
+        return json.dumps({name: {"value": partitions[path].get(name)} for name in names}, ensure_ascii=False)
+
+    return [replace(file, columns=columns(file.path)) for file in files], schema
+
+
+def _partitions(path: str) -> dict[str, str | None]:
+    pairs = [part.split("=", 1) for part in path.split("/")[:-1] if part.find("=") > 0]
+    return {unquote(name): None if value == _HIVE_NULL else unquote(value) for name, value in pairs}
+
+
 # --- the schema ---------------------------------------------------------------------------------------------------
 
 
@@ -262,7 +294,7 @@ def check_names(path: str, schema: pa.Schema, text_column: str) -> None:
             raise UserError(
                 f"{path} already has a column called {name}, which the output adds: rename it in the source."
             )
-    if text_column not in names:
+    if text_type(schema, text_column) is None:
         raise UserError(
             f"{path} has no column called {text_column}: "
             f"give --text-column one of its text columns ({_text_columns(schema)})."
@@ -271,23 +303,16 @@ def check_names(path: str, schema: pa.Schema, text_column: str) -> None:
 
 def check_text_type(schema: pa.Schema, text_column: str) -> None:
     """Raises: UserError where the column holds no text."""
-    kind = schema.field(text_column).type
-    if not is_text(kind):
+    kind = text_type(schema, text_column)
+    if kind is None or not (is_text(kind) or is_bytes(kind)):
         raise UserError(
             f"The column {text_column} holds {kind}, not text: "
             f"give --text-column one of the text columns ({_text_columns(schema)})."
         )
 
 
-def is_text(kind: pa.DataType) -> bool:
-    """Whether a column of this type can be read as text: strings of any width, plain or dictionary-encoded."""
-    if pa.types.is_dictionary(kind):
-        kind = kind.value_type
-    return pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_string_view(kind)
-
-
 def _text_columns(schema: pa.Schema) -> str:
-    return ", ".join(field.name for field in schema if is_text(field.type)) or "there are none"
+    return ", ".join(text_columns(schema)) or "there are none"
 
 
 def _merge(common: pa.Schema, schema: pa.Schema, path: str, first_path: str) -> pa.Schema:

@@ -13,6 +13,7 @@ import pyarrow.parquet as pq
 
 from spanlake.errors import ShortfallError
 from spanlake.extraction import pipeline
+from spanlake.extraction.board import State
 from spanlake.extraction.lease import check_free, held
 from spanlake.extraction.ledger import SUFFIX, Ledger, Request, prepare
 from spanlake.extraction.progress import RunProgress
@@ -87,13 +88,15 @@ def execute(
     request: Request,
     load: pipeline.LoadExtractor,
     *,
-    workers: int | None,
+    workers: tuple[int, int] | None,
     device: str,
     say: Callable[[str], None],
     max_error_rate: float = 1.0,
     retry_errors: bool = False,
 ) -> Summary:
-    """Extract what the output lacks. `say` tells a person. `max_error_rate`: share of the source's rows that may fail.
+    """Extract what the output lacks.
+
+    `workers`: at least and at most. `say` tells a person. `max_error_rate`: share of the source's rows that may fail.
     `retry_errors`: units that hold rows with an error are extracted again, and stand until they are.
 
     Raises: UserError, before anything is written, where the output or the cluster does not fit the request;
@@ -111,16 +114,21 @@ def execute(
         check_free(ledger.output)
         with pipeline.cluster():
             share = pipeline.share_cluster(workers, device)
-            say(f"workers: {share.count} x {request.model_name} on {share.device}, {share.threads} threads each")
-            summary.workers = {"count": share.count, "device": share.device, "threads": share.threads}
+            say(f"workers: {share.describe()} x {request.model_name} on {share.device}, {share.threads} threads each")
+            summary.workers = {
+                "min": share.least,
+                "max": share.most,
+                "device": share.device,
+                "threads": share.threads,
+            }
             ledger.save()
             started = time.monotonic()
-            with held(ledger), RunProgress(summary.source_rows, summary.resumed_rows) as progress:
+            with held(ledger), RunProgress(pending.num_rows, summary.source_rows, summary.resumed_rows) as progress:
 
-                def on_unit(counts: UnitCounts) -> None:
+                def on_unit(counts: UnitCounts, state: State) -> None:
                     summary.add(counts)
                     summary.seconds = time.monotonic() - started
-                    progress.add(counts.rows, counts.entities)
+                    progress.add(counts, state)
                     if summary.failed_rows > max_error_rate * summary.source_rows:
                         raise ShortfallError(
                             f"{summary.failed_rows:,} of {summary.source_rows:,} rows could not be read, and "

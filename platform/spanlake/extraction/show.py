@@ -17,6 +17,7 @@ from rich.text import Text
 from spanlake.errors import UserError
 from spanlake.extraction.ledger import Ledger
 from spanlake.extraction.reading import batches, committed_units
+from spanlake.extraction.texts import decoded, text_path, text_type, text_values
 
 ROWS = 200_000  # read at most, from the beginning: a glance, where `audit` counts all
 _FREQUENT = 4
@@ -40,18 +41,17 @@ def glance(ledger: Ledger, examples: int) -> Glance:
 
     Raises: UserError for an output without texts or lists of entities.
     """
-    lacking = [name for name in (ledger.manifest["text_column"], "entities") if name not in ledger.schema.names]
+    text_column = ledger.manifest["text_column"]
+    lacking = [name for name in (text_column, "entities") if text_type(ledger.schema, name) is None]
     if lacking:
         raise UserError(
             f"{ledger.output.uri} has no column {lacking[0]}, which `spanlake show` reads: use `spanlake report`."
         )
     found = Glance(forms={label: Counter() for label in ledger.manifest["settings"]["labels"]})
-    text_column = ledger.manifest["text_column"]
-    for batch in chain.from_iterable(
-        batches(ledger, unit, [text_column, "entities"]) for unit in committed_units(ledger)
-    ):
+    columns = [text_path(ledger.schema.names, text_column)[0], "entities"]
+    for batch in chain.from_iterable(batches(ledger, unit, columns) for unit in committed_units(ledger)):
         _count_forms(found, batch.column("entities"))
-        _keep_passages(found, batch.column(text_column), batch.column("entities"), examples)
+        _keep_passages(found, decoded(text_values(batch, text_column))[0], batch.column("entities"), examples)
         found.rows += batch.num_rows
         if found.rows >= ROWS:
             break

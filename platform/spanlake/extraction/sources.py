@@ -13,6 +13,7 @@ from spanlake.extraction.lines import READ_ERROR, LineReader
 from spanlake.extraction.plan import Source, Unit
 from spanlake.extraction.rows import RowReader, SourceReadError
 from spanlake.extraction.store import Place
+from spanlake.extraction.texts import decoded, text_values
 
 
 class UnitReader(Protocol):
@@ -26,32 +27,31 @@ class Reading:
     """What a worker must know of a source to read its units."""
 
     root: Place  # the directory that paths of units are relative to
-    format: str = "parquet"
-    schema: pa.Schema | None = None  # where files do not say it themselves
-    text_column: str = "text"
+    format: str
+    schema: pa.Schema
+    text_column: str
 
     @staticmethod
     def of(source: Source, text_column: str) -> "Reading":
         return Reading(source.root, source.format, source.schema, text_column)
 
     def open(self) -> UnitReader:
-        if self.format == "parquet":
-            return RowReader(self.root)
-        if self.format == "table":
-            return TableReader(self.root, self.schema)
+        if self.format in ("parquet", "table"):
+            return ParquetReader(self.root, self.schema)
         return LineReader(self.root, self.schema, self.text_column)
 
 
-def split_errors(batch: pa.RecordBatch, texts: pa.Array) -> tuple[pa.Array, list[str | None]]:
-    """The texts, null where the reader found no row; and for each, what it found instead."""
+def read_texts(batch: pa.RecordBatch, text_column: str) -> tuple[pa.Array, list[str | None]]:
+    """The texts, null where there is none; and for each, what the reader found instead."""
+    texts, reasons = decoded(text_values(batch, text_column))
     if READ_ERROR not in batch.schema.names:
-        return texts, [None] * batch.num_rows
+        return texts, reasons
     errors = batch.column(READ_ERROR)
     return pc.if_else(pc.is_null(errors), texts, pa.scalar(None, texts.type)), errors.to_pylist()
 
 
-class TableReader:
-    """Reads units of a table's snapshot: rows of Parquet files, with the table's columns."""
+class ParquetReader:
+    """Reads units of Parquet files with the source's columns: null in files that lack them."""
 
     def __init__(self, root: Place, schema: pa.Schema) -> None:
         self._rows = RowReader(root)
@@ -65,15 +65,18 @@ class TableReader:
                 arrays = [_column(batch, field, places.get(field.name)) for field in self._schema]
                 yield pa.RecordBatch.from_arrays(arrays, schema=self._schema)
             except pa.ArrowException as error:
-                raise SourceReadError(f"{unit.describe()} do not fit the table ({one_line(error)})") from error
+                raise SourceReadError(
+                    f"{unit.describe()} do not fit the source's columns ({one_line(error)})"
+                ) from error
 
 
 def _column(batch: pa.RecordBatch, column: pa.Field, place: dict[str, Any] | None) -> pa.Array:
-    """A column of the table, from the place in the file that its unit names (see tables.py), or under its own name."""
+    """A column of the source, from the place in the file that its unit names (see tables.py), or under its own name."""
     if place and "value" in place:
         value = pa.array([place["value"]], pa.string()).cast(column.type)
         return pc.take(value, pa.array([0] * batch.num_rows, pa.int64()))
     name = place["name"] if place else column.name
     if name not in batch.schema.names:
         return pa.nulls(batch.num_rows, column.type)
-    return batch.column(name).cast(column.type)
+    values = batch.column(name)
+    return values if values.type == column.type else values.cast(column.type)

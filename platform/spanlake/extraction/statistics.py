@@ -15,6 +15,7 @@ import pyarrow.compute as pc
 
 from spanlake.extraction.ledger import Ledger
 from spanlake.extraction.reading import batches, committed_units
+from spanlake.extraction.texts import decoded, text_path, text_type, text_values
 
 BINS = 20  # of a histogram of scores, each 0.05 wide
 _FORMS_KEPT = 100_000  # of all labels together
@@ -171,12 +172,12 @@ def gather(ledger: Ledger) -> Statistics:
 
 def _gather_rows(ledger: Ledger, found: Statistics) -> None:
     text = ledger.manifest["text_column"]
-    texts = [text] if text in ledger.schema.names else []
+    has_texts = text_type(ledger.schema, text) is not None
+    columns = [text_path(ledger.schema.names, text)[0]] if has_texts else []
     for unit in committed_units(ledger):
-        for batch in batches(ledger, unit, [*texts, "entities", "error"]):
-            found.add_rows(
-                unit.path, batch.column(text) if texts else None, batch.column("entities"), batch.column("error")
-            )
+        for batch in batches(ledger, unit, [*columns, "entities", "error"]):
+            texts = decoded(text_values(batch, text))[0] if has_texts else None
+            found.add_rows(unit.path, texts, batch.column("entities"), batch.column("error"))
 
 
 def _gather_mentions(ledger: Ledger, found: Statistics) -> None:

@@ -17,8 +17,9 @@ from spanlake.errors import ShortfallError
 from spanlake.extraction.layout import Layout, Part
 from spanlake.extraction.ledger import SUFFIX
 from spanlake.extraction.plan import Unit
-from spanlake.extraction.sources import Reading, split_errors
+from spanlake.extraction.sources import Reading, read_texts
 from spanlake.extraction.store import Place, describe, replacing
+from spanlake.extraction.texts import not_utf8
 from spanlake.inference.settings import Settings
 
 FOOTER_KEY = b"spanlake"  # of the JSON that a committed unit says about itself
@@ -31,7 +32,9 @@ _PROBE = "Ada Lovelace wrote to Charles Babbage in London."
 class TextExtractor(Protocol):
     """What a unit needs of the Extractor."""
 
-    def stream(self, requests: Iterable[tuple[str, Settings]]) -> Iterator[list[Entity]]: ...
+    def stream(
+        self, requests: Iterable[tuple[str, Settings]], on_pass: Callable[[int], None] | None = None
+    ) -> Iterator[list[Entity]]: ...
 
 
 @dataclass(frozen=True)
@@ -55,12 +58,16 @@ class UnitCounts:
 
     rows: int = 0
     failed_rows: int = 0
+    tokens: int = 0  # sub-words that the model has read, those of labels too
     by_label: Counter[str] = field(default_factory=Counter)
     seconds: float = 0.0
 
     @property
     def entities(self) -> int:
         return sum(self.by_label.values())
+
+    def read(self, tokens: int) -> None:
+        self.tokens += tokens
 
 
 class UnitRunner:
@@ -73,9 +80,15 @@ class UnitRunner:
         self._traits = traits or {}
         self._reader = job.source.open()
 
-    def run(self, unit: Unit, may_read: Callable[[int], bool] | None = None) -> UnitCounts:
+    def run(
+        self,
+        unit: Unit,
+        on_stage: Callable[[str], object] = lambda stage: None,
+        may_read: Callable[[int], bool] | None = None,
+    ) -> UnitCounts:
         """Commit a unit: it is in the output whole when this returns, and not at all if this raises.
 
+        `on_stage` is told what is being done: reading, scoring or writing.
         `may_read` is asked of each row of the unit by number, from 0, just before it is read; the rows are then read
         one by one, and those that may not be read are marked as having killed the process.
 
@@ -87,16 +100,20 @@ class UnitRunner:
         name = unit.name + SUFFIX
         draft = job.output.child(f"{job.temporary}/{uuid.uuid4().hex}-{os.getpid()}{SUFFIX}")
         with replacing(job.output, draft, job.output.child(name)), _UnitWriter(job, draft) as writer:
+            on_stage("reading")
             for batch in self._reader.read(unit):
-                texts, reasons = split_errors(batch, batch.column(job.text_column))
+                on_stage("scoring")
+                texts, reasons = read_texts(batch, job.text_column)
                 if may_read is None:
-                    entities, errors = annotate(self._extractor, job.settings, texts)
+                    entities, errors = annotate(self._extractor, job.settings, texts, counts.read)
                 else:
-                    entities, errors = _annotate_singly(self._extractor, job.settings, texts, counts.rows, may_read)
+                    entities, errors = _annotate_singly(self._extractor, job.settings, texts, counts, may_read)
                 errors = [reason or error for reason, error in zip(reasons, errors, strict=True)]
                 part = Part(unit.path, unit.first + counts.rows, batch, texts, entities, errors)
                 _count(counts, entities, errors)
                 writer.write(job.layout.rows(part, job.schema))
+                on_stage("reading")
+            on_stage("writing")
             counts.seconds = time.monotonic() - started
             writer.finish(self._footer(unit, counts))
         return counts
@@ -130,16 +147,17 @@ def unit_footer(metadata: pq.FileMetaData) -> dict | None:
 
 
 def annotate(
-    extractor: TextExtractor, settings: Settings, column: pa.Array
+    extractor: TextExtractor, settings: Settings, column: pa.Array, on_pass: Callable[[int], None] | None = None
 ) -> tuple[list[list[Entity] | None], list[str | None]]:
     """Entities and error for each value of a text column: of the two, one is None and the other is not.
 
+    `on_pass` is told how many sub-words each forward pass has read.
     Raises: ShortfallError where the extractor fails on any text, so that no row is blamed for it.
     """
     texts, errors = _read_texts(column)
     readable = [row for row, text in enumerate(texts) if text is not None]
     entities: list[list[Entity] | None] = [None] * len(texts)
-    answers = _extract(extractor, settings, [text for text in texts if text is not None])
+    answers = _extract(extractor, settings, [text for text in texts if text is not None], on_pass)
     if any(isinstance(answer, str) for answer in answers):
         _check_alive(extractor, settings)
     for row, answer in zip(readable, answers, strict=True):
@@ -151,14 +169,14 @@ def annotate(
 
 
 def _annotate_singly(
-    extractor: TextExtractor, settings: Settings, column: pa.Array, first: int, may_read: Callable[[int], bool]
+    extractor: TextExtractor, settings: Settings, column: pa.Array, counts: UnitCounts, may_read: Callable[[int], bool]
 ) -> tuple[list[list[Entity] | None], list[str | None]]:
-    """As `annotate`; `first` is the number of the column's first row in its unit."""
+    """As `annotate`; `counts` are those of the unit before the column's rows."""
     entities: list[list[Entity] | None] = []
     errors: list[str | None] = []
     for row in range(len(column)):
-        if may_read(first + row):
-            found, reasons = annotate(extractor, settings, column.slice(row, 1))
+        if may_read(counts.rows + row):
+            found, reasons = annotate(extractor, settings, column.slice(row, 1), counts.read)
         else:
             found, reasons = [None], [_DEADLY]
         entities += found
@@ -175,24 +193,26 @@ def _read_texts(column: pa.Array) -> tuple[list[str | None], list[str | None]]:
             text = value.as_py()
         except UnicodeDecodeError as error:
             texts.append(None)
-            errors.append(f"text is not valid UTF-8 (byte {error.start})")
+            errors.append(not_utf8(error))
             continue
         texts.append(text)
         errors.append("text is null" if text is None else None)
     return texts, errors
 
 
-def _extract(extractor: TextExtractor, settings: Settings, texts: list[str]) -> list[list[Entity] | str]:
+def _extract(
+    extractor: TextExtractor, settings: Settings, texts: list[str], on_pass: Callable[[int], None] | None
+) -> list[list[Entity] | str]:
     """Entities of each text; for a text that makes the extractor raise, the reason instead."""
     if not texts:
         return []
     try:
-        return list(extractor.stream((text, settings) for text in texts))
+        return list(extractor.stream(((text, settings) for text in texts), on_pass))
     except Exception as error:  # whatever a text can provoke: the others must not pay for it
         if len(texts) == 1:
             return [describe(error)]
     half = len(texts) // 2
-    return _extract(extractor, settings, texts[:half]) + _extract(extractor, settings, texts[half:])
+    return _extract(extractor, settings, texts[:half], on_pass) + _extract(extractor, settings, texts[half:], on_pass)
 
 
 def _check_alive(extractor: TextExtractor, settings: Settings) -> None:

@@ -6,10 +6,11 @@ Shapes: B rows of a batch, W words, K span width, C labels of a prompt.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import lru_cache
+from threading import Lock
 from typing import TypeVar, cast
 
 import numpy as np
@@ -83,6 +84,7 @@ class Extractor:
         self.precision = precision
         self.batch_tokens = batch_tokens or _BATCH_TOKENS[device.type]
         self._model = package.model.to(device, precision).eval()
+        self._one_pass = Lock()  # at a time: two would need twice the memory, and share what computes
         self._groups = lru_cache(maxsize=_CACHED_LABEL_SETS)(self._group_labels)
 
     @classmethod
@@ -131,16 +133,21 @@ class Extractor:
             settings = [Settings.make(each, threshold, nested, multi_label) for each in cast(Sequence[Labels], labels)]
         return list(self.stream(zip(texts, settings, strict=True)))
 
-    def stream(self, requests: Iterable[tuple[str, Settings]]) -> Iterator[list[Entity]]:
+    def stream(
+        self, requests: Iterable[tuple[str, Settings]], on_pass: Callable[[int], None] | None = None
+    ) -> Iterator[list[Entity]]:
         """The entities of each text in turn, reading `requests` a bounded way ahead.
 
-        Another thread reads them and cuts them into sub-words while the model works. Raises `UserError` for a label
+        Another thread reads them and cuts them into sub-words while the model works. `on_pass` is told how many
+        sub-words each forward pass has read, those of labels too. Raises `UserError` for a label
         that the model cannot read.
         """
         found: list[Candidates] = []
         for step in _read_ahead(self._plan(requests), _STEPS_AHEAD):
             if isinstance(step, _Pass):
                 found.append(self.score(step.rows, step.batch))
+                if on_pass:
+                    on_pass(sum(row.tokens for row in step.rows))
             else:
                 yield from _choose_all(step.texts, found)
                 found = []
@@ -191,9 +198,12 @@ class Extractor:
         middle = len(rows) // 2
         return join([self.score(part, self.collate(part)) for part in (rows[:middle], rows[middle:])])
 
-    @torch.inference_mode()
     def _forward(self, rows: list[Row], batch: Batch) -> Candidates:
-        logits = self._model(batch.to(self.device))
+        with self._one_pass, torch.inference_mode():
+            return self._candidates(rows, self._model(batch.to(self.device)), batch)
+
+    def _candidates(self, rows: list[Row], logits: torch.Tensor, batch: Batch) -> Candidates:
+        """The spans above their thresholds, of logits [B, W, K, C]."""
         _, words, width, _ = logits.shape
         thresholds = np.ones(logits.shape[::3], dtype=np.float32)  # [B, C]; 1 is never exceeded, for padding
         for i, row in enumerate(rows):

@@ -1,0 +1,101 @@
+"""Rows per second of `spanlake extract` beside the bare Extractor, on the same rows and machine, in one run.
+
+    python benchmarks/extraction.py [--model mini] [--rows 1200] [--rounds 3] [--precision auto] [--device auto]
+
+The Extractor reads a list of texts in this process. The pipeline reads Parquet, extracts with one worker, and commits
+units of 100 rows; its speed is counted from its first committed unit to its last, as loading a model is no part of
+the Extractor's either. The sides take turns; figures are medians. The last line says what the whole command took.
+"""
+
+import argparse
+import platform
+import statistics
+import tempfile
+import time
+from functools import partial
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import ray
+import torch
+from inference import PASSAGES, processor
+
+import spanlake
+from spanlake.extraction import pipeline
+from spanlake.extraction.ledger import Request
+from spanlake.extraction.plan import read_source
+from spanlake.extraction.run import execute
+from spanlake.extraction.store import locate
+from spanlake.inference.extractor import Extractor
+from spanlake.inference.settings import Settings
+
+LABELS = ["person", "organization", "location", "date", "film"]
+UNIT_ROWS = 100
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", default="mini")
+    parser.add_argument("--rows", type=int, default=1200)
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--precision", default="auto")
+    parser.add_argument("--device", default="auto")
+    args = parser.parse_args()
+    passages = pq.read_table(PASSAGES)
+    table = pa.concat_tables([passages] * -(-args.rows // passages.num_rows)).slice(0, args.rows)
+    texts = table.column("text").to_pylist()
+
+    with tempfile.TemporaryDirectory() as directory, pipeline.cluster():
+        pq.write_table(table, f"{directory}/rows.parquet", row_group_size=UNIT_ROWS)
+        share = pipeline.share_cluster((1, 1), args.device)
+        torch.set_num_threads(share.threads)
+        extractor = Extractor.load(args.model, device=share.device, precision=args.precision)
+        print(f"{processor()}, {share.threads} threads; {extractor.device}, {extractor.precision}")
+        print(f"Python {platform.python_version()}, spanlake {spanlake.__version__}, ", end="")
+        print(f"ray {ray.__version__}, torch {torch.__version__}; model {args.model}, {args.rows:,} rows")
+        extractor.extract(texts[:UNIT_ROWS], LABELS)
+
+        bare, steady, whole = [], [], []
+        for turn in range(args.rounds):
+            started = time.perf_counter()
+            extractor.extract(texts, LABELS)
+            bare.append(len(texts) / (time.perf_counter() - started))
+            output = Path(directory) / f"out-{turn}"
+            whole.append(run(Path(directory) / "rows.parquet", output, extractor, args))
+            steady.append(committed_per_second(output))
+            print(f"round {turn + 1}: Extractor {bare[-1]:.1f} rows/s, pipeline {steady[-1]:.1f} rows/s", flush=True)
+    ratio = statistics.median(steady) / statistics.median(bare)
+    print(
+        f"Extractor {statistics.median(bare):.1f} rows/s, pipeline {statistics.median(steady):.1f} rows/s: {ratio:.0%}"
+    )
+    print(f"the whole command, starting and loading included: {statistics.median(whole):.1f} s")
+
+
+def run(source: Path, output: Path, extractor: Extractor, args: argparse.Namespace) -> float:
+    """Seconds of one extraction."""
+    package = extractor.package
+    request = Request(
+        source=read_source(str(source), "text"),
+        output=locate(str(output)),
+        text_column="text",
+        settings=Settings.make(LABELS),
+        model_name=package.name,
+        model_fingerprint=package.fingerprint,
+        precision=args.precision,
+        unit_rows=UNIT_ROWS,
+    )
+    load = partial(Extractor.load, args.model, precision=args.precision)
+    started = time.perf_counter()
+    execute(request, load, workers=(1, 1), device=args.device, say=lambda message: None)
+    return time.perf_counter() - started
+
+
+def committed_per_second(output: Path) -> float:
+    """From the first unit that was committed to the last."""
+    units = sorted((path.stat().st_mtime, pq.read_metadata(path).num_rows) for path in output.glob("*.parquet"))
+    return sum(rows for _, rows in units[1:]) / (units[-1][0] - units[0][0])
+
+
+if __name__ == "__main__":
+    main()

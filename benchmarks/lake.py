@@ -1,0 +1,148 @@
+"""A lake of many rows through a trivial model: how fast, in how much memory, and whether it is resumed and audited.
+
+    python benchmarks/lake.py [--rows 1000000] [--files 50]
+
+Writes the lake and a model of random weights to a temporary directory, then runs the commands as a user would: extract,
+killed with SIGKILL when a third of the units stand, with everything that it has started; extract again; audit. Memory
+is the largest sum of the proportional set sizes (PSS) of a command's processes; Ray's own take much of it.
+"""
+
+import argparse
+import json
+import os
+import platform
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import psutil
+import pyarrow as pa
+import pyarrow.parquet as pq
+import ray
+import torch
+from inference import processor
+from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
+
+import spanlake
+from spanlake.modeling.config import ModelConfig
+from spanlake.modeling.model import SpanModel
+from spanlake.package import save_package
+
+WORDS = ("ada", "alan", "babbage", "curie", "grace", "hopper", "london", "marie", "paris", "turing", "warsaw", "went")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--rows", type=int, default=1_000_000)
+    parser.add_argument("--files", type=int, default=50)
+    args = parser.parse_args()
+    print(f"{processor()}, {os.cpu_count()} CPUs, {psutil.virtual_memory().total / 2**30:.0f} GiB")
+    print(f"Python {platform.python_version()}, spanlake {spanlake.__version__}, ", end="")
+    print(f"ray {ray.__version__}, pyarrow {pa.__version__}, torch {torch.__version__}")
+    with tempfile.TemporaryDirectory() as directory:
+        source, output, model = (Path(directory) / name for name in ("source", "output", "model"))
+        write_lake(source, args.rows, args.files)
+        write_model(model)
+        extract = ["extract", str(source), str(output), "--labels", "person,place", "--model", str(model)]
+
+        def a_third_stands() -> bool:
+            plan = list(output.glob("_spanlake/manifest.json"))
+            return bool(plan) and len(list(output.glob("*.parquet"))) * 3 > json.loads(plan[0].read_text())["units"]
+
+        report("dry run", *watch([*extract, "--dry-run", "--json"]))
+        report("extract, killed", *watch(extract, a_third_stands))
+        report("extract again", *watch([*extract, "--json"]))
+        report("extract once more", *watch([*extract, "--json"]))
+        report("audit", *watch(["audit", str(output)]))
+
+
+def write_lake(directory: Path, rows: int, files: int) -> None:
+    directory.mkdir()
+    for file in range(files):
+        ids = range(rows * file // files, rows * (file + 1) // files)
+        texts = [
+            f"Row {row}: {WORDS[row % 7].title()} {WORDS[row % 11].title()} went to {WORDS[row % 12].title()}"
+            for row in ids
+        ]
+        pq.write_table(pa.table({"id": ids, "text": texts}), directory / f"part-{file:05d}.parquet")
+
+
+def write_model(directory: Path) -> None:
+    """One layer, 32 wide, of random weights."""
+    characters = [chr(code) for code in range(33, 127)]
+    tokens = [
+        "[PAD]",
+        "[UNK]",
+        "[CLS]",
+        "[SEP]",
+        "[ENT]",
+        "[END]",
+        *characters,
+        *(f"##{c}" for c in characters),
+        *WORDS,
+    ]
+    tokenizer = Tokenizer(models.WordPiece({token: i for i, token in enumerate(tokens)}, unk_token="[UNK]"))
+    tokenizer.normalizer = normalizers.BertNormalizer(lowercase=True)
+    tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+    tokenizer.post_processor = processors.TemplateProcessing(
+        "[CLS] $A [SEP]", special_tokens=[("[CLS]", 2), ("[SEP]", 3)]
+    )
+    tokenizer.add_special_tokens(tokens[:6])
+    encoder = {
+        "model_type": "bert",
+        "vocab_size": tokenizer.get_vocab_size(),
+        "hidden_size": 32,
+        "num_hidden_layers": 1,
+        "num_attention_heads": 2,
+        "intermediate_size": 64,
+    }
+    torch.manual_seed(1)
+    config = ModelConfig(
+        encoder=encoder,
+        hidden_size=32,
+        span_head="marker_v0",
+        entity_token="[ENT]",
+        separator_token="[END]",
+        entity_token_id=tokenizer.token_to_id("[ENT]") or 0,
+        max_width=4,
+    )
+    save_package(directory, SpanModel(config).eval(), tokenizer, name="trivial", metadata={}, card="Random weights.\n")
+
+
+def watch(arguments: list[str], until: Callable[[], bool] | None = None) -> tuple[float, float, int, str]:
+    """Run a command; kill it and all it started when `until` holds. Seconds, peak MiB, exit code, what it printed."""
+    started, peak = time.monotonic(), 0.0
+    with tempfile.TemporaryFile("w+") as printed:
+        command = [sys.executable, "-m", "spanlake.cli", *arguments]
+        process = subprocess.Popen(command, stdout=printed, stderr=subprocess.DEVNULL)
+        while process.poll() is None:
+            family = [psutil.Process(process.pid), *psutil.Process(process.pid).children(recursive=True)]
+            peak = max(peak, sum(map(proportional_mib, family)))
+            if until and until():
+                for member in family:
+                    member.send_signal(signal.SIGKILL)
+            time.sleep(0.5)
+        printed.seek(0)
+        return time.monotonic() - started, peak, process.wait(), printed.read()
+
+
+def proportional_mib(process: psutil.Process) -> float:
+    try:
+        return process.memory_full_info().pss / 2**20
+    except psutil.Error:  # gone since it was listed
+        return 0.0
+
+
+def report(name: str, seconds: float, peak: float, code: int, printed: str) -> None:
+    found = json.loads(printed) if printed.startswith("{") else {}
+    facts = ("rows", "resumed_rows", "rows_per_second", "complete", "output_rows", "missing_rows", "duplicate_rows")
+    shown = ", ".join(f"{fact} {found[fact]}" for fact in facts if fact in found)
+    print(f"{name:<18} exit {code:>3}  {seconds:>7.1f} s  peak {peak:>6.0f} MiB  {shown}", flush=True)
+
+
+if __name__ == "__main__":
+    main()

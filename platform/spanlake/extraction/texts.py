@@ -1,0 +1,76 @@
+"""The text column: found by its name or by a path into structs (`page.body`), of strings or of bytes that are UTF-8."""
+
+from collections.abc import Sequence
+
+import pyarrow as pa
+import pyarrow.compute as pc
+
+
+def text_path(columns: Sequence[str], name: str) -> list[str]:
+    """The names to follow from a table's columns: a column whose own name has a dot comes first."""
+    return [name] if name in columns else name.split(".")
+
+
+def text_type(schema: pa.Schema, name: str) -> pa.DataType | None:
+    """The type at a name or path; None where there is nothing."""
+    kind: pa.DataType = pa.struct(schema)
+    for part in text_path(schema.names, name):
+        index = kind.get_field_index(part) if pa.types.is_struct(kind) else -1
+        if index < 0:
+            return None
+        kind = kind.field(index).type
+    return kind
+
+
+def is_text(kind: pa.DataType) -> bool:
+    """Whether values of this type are strings: of any width, plain or dictionary-encoded."""
+    if pa.types.is_dictionary(kind):
+        kind = kind.value_type
+    return pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_string_view(kind)
+
+
+def is_bytes(kind: pa.DataType) -> bool:
+    return pa.types.is_binary(kind) or pa.types.is_large_binary(kind)
+
+
+def text_columns(schema: pa.Schema, prefix: str = "") -> list[str]:
+    """The names and paths that hold strings."""
+    found = []
+    for field in schema:
+        if is_text(field.type):
+            found.append(prefix + field.name)
+        elif pa.types.is_struct(field.type):
+            found += text_columns(pa.schema(list(field.type)), f"{prefix}{field.name}.")
+    return found
+
+
+def text_values(batch: pa.RecordBatch, name: str) -> pa.Array:
+    """The values at a name or path, null where a struct on the way is."""
+    first, *inner = text_path(batch.schema.names, name)
+    values = batch.column(first)
+    return pc.struct_field(values, inner) if inner else values
+
+
+def decoded(values: pa.Array) -> tuple[pa.Array, list[str | None]]:
+    """Bytes as strings, and of each why it is none, where it is none; strings as they are."""
+    if not is_bytes(values.type):
+        return values, [None] * len(values)
+    try:
+        return values.cast(pa.large_string()), [None] * len(values)
+    except pa.ArrowInvalid:
+        pass
+    texts: list[str | None] = []
+    reasons: list[str | None] = []
+    for value in values.to_pylist():
+        try:
+            texts.append(None if value is None else value.decode())
+            reasons.append(None)
+        except UnicodeDecodeError as error:
+            texts.append(None)
+            reasons.append(not_utf8(error))
+    return pa.array(texts, pa.large_string()), reasons
+
+
+def not_utf8(error: UnicodeDecodeError) -> str:
+    """Why a row's text cannot be read."""
+    return f"text is not valid UTF-8 (byte {error.start})"
