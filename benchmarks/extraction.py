@@ -3,8 +3,8 @@
     python benchmarks/extraction.py [--model mini] [--rows 1200] [--rounds 3] [--precision auto] [--device auto]
 
 The Extractor reads a list of texts in this process. The pipeline reads Parquet, extracts with one worker, and commits
-units of 100 rows; its speed is counted from its first committed unit to its last, as loading a model is no part of
-the Extractor's either. The sides take turns; figures are medians. The last line says what the whole command took.
+units of 300 rows; its speed is counted from when it begins its first unit, as loading a model is no part of the
+Extractor's either. The sides take turns; figures are medians. The last line says what the whole command took.
 """
 
 import argparse
@@ -27,11 +27,12 @@ from spanlake.extraction.ledger import Request
 from spanlake.extraction.plan import read_source
 from spanlake.extraction.run import execute
 from spanlake.extraction.store import locate
+from spanlake.extraction.unit import unit_footer
 from spanlake.inference.extractor import Extractor
 from spanlake.inference.settings import Settings
 
 LABELS = ["person", "organization", "location", "date", "film"]
-UNIT_ROWS = 100
+UNIT_ROWS = 300
 
 
 def main() -> None:
@@ -46,25 +47,25 @@ def main() -> None:
     table = pa.concat_tables([passages] * -(-args.rows // passages.num_rows)).slice(0, args.rows)
     texts = table.column("text").to_pylist()
 
+    bare, steady, whole = [], [], []
     with tempfile.TemporaryDirectory() as directory, pipeline.cluster():
         pq.write_table(table, f"{directory}/rows.parquet", row_group_size=UNIT_ROWS)
         share = pipeline.share_cluster((1, 1), args.device)
         torch.set_num_threads(share.threads)
         extractor = Extractor.load(args.model, device=share.device, precision=args.precision)
-        print(f"{processor()}, {share.threads} threads; {extractor.device}, {extractor.precision}")
-        print(f"Python {platform.python_version()}, spanlake {spanlake.__version__}, ", end="")
-        print(f"ray {ray.__version__}, torch {torch.__version__}; model {args.model}, {args.rows:,} rows")
         extractor.extract(texts[:UNIT_ROWS], LABELS)
-
-        bare, steady, whole = [], [], []
         for turn in range(args.rounds):
             started = time.perf_counter()
             extractor.extract(texts, LABELS)
             bare.append(len(texts) / (time.perf_counter() - started))
             output = Path(directory) / f"out-{turn}"
             whole.append(run(Path(directory) / "rows.parquet", output, extractor, args))
-            steady.append(committed_per_second(output))
-            print(f"round {turn + 1}: Extractor {bare[-1]:.1f} rows/s, pipeline {steady[-1]:.1f} rows/s", flush=True)
+            steady.append(rows_per_second(output))
+    print(f"{processor()}, {share.threads} threads; {extractor.device}, {extractor.precision}")
+    print(f"Python {platform.python_version()}, spanlake {spanlake.__version__}, ray {ray.__version__}, ", end="")
+    print(f"torch {torch.__version__}; model {args.model}, {args.rows:,} rows, {args.rounds} rounds")
+    for name, figures in (("Extractor", bare), ("pipeline", steady)):
+        print(f"{name:<10}{', '.join(f'{figure:.1f}' for figure in figures)} rows/s")
     ratio = statistics.median(steady) / statistics.median(bare)
     print(
         f"Extractor {statistics.median(bare):.1f} rows/s, pipeline {statistics.median(steady):.1f} rows/s: {ratio:.0%}"
@@ -91,10 +92,17 @@ def run(source: Path, output: Path, extractor: Extractor, args: argparse.Namespa
     return time.perf_counter() - started
 
 
-def committed_per_second(output: Path) -> float:
-    """From the first unit that was committed to the last."""
-    units = sorted((path.stat().st_mtime, pq.read_metadata(path).num_rows) for path in output.glob("*.parquet"))
-    return sum(rows for _, rows in units[1:]) / (units[-1][0] - units[0][0])
+def rows_per_second(output: Path) -> float:
+    """From when the first unit was begun to when the last was committed."""
+    begun, ended, rows = [], [], 0
+    for path in output.glob("*.parquet"):
+        metadata = pq.read_metadata(path)
+        footer = unit_footer(metadata)
+        assert footer is not None
+        ended.append(path.stat().st_mtime)
+        begun.append(ended[-1] - footer["seconds"])
+        rows += metadata.num_rows
+    return rows / (max(ended) - min(begun))
 
 
 if __name__ == "__main__":

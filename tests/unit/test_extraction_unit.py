@@ -19,7 +19,7 @@ from spanlake.extraction.plan import Unit, cut, read_source
 from spanlake.extraction.rows import RowReader, SourceReadError
 from spanlake.extraction.sources import Reading
 from spanlake.extraction.store import locate
-from spanlake.extraction.unit import FOOTER_KEY, Job, UnitRunner
+from spanlake.extraction.unit import ALL_ROWS, FOOTER_KEY, Job, UnitRunner
 from spanlake.inference.settings import Settings
 
 
@@ -100,6 +100,22 @@ def write_groups(path: Path, groups: list[int]) -> None:
             ids = list(range(first, first + rows))
             writer.write_table(pa.table({"id": ids, "text": [f"Row {i}" for i in ids]}, schema=schema))
             first += rows
+
+
+def test_units_are_cut_in_the_same_places_whatever_was_read_before(tmp_path: Path) -> None:
+    kinds = pa.array([f"kind {row // 90}" for row in range(1000)]).dictionary_encode()
+    table = pa.table({"text": [f"{row}" for row in range(1000)], "kind": kinds})
+    pq.write_table(table, tmp_path / "a.parquet", row_group_size=300)
+    source = read_source(str(tmp_path), "text")
+    units = [unit for file in source.files for unit in cut(file, 130)]
+    reader = RowReader(source.root)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(rows_module, "BATCH_ROWS", 70)
+        one_after_another = [list(reader.read(unit)) for unit in units]
+        each_first = [list(RowReader(source.root).read(unit)) for unit in units]
+    assert [[len(batch) for batch in unit] for unit in one_after_another] == [[70, 30]] * 10
+    for unit, alone in zip(one_after_another, each_first, strict=True):
+        assert [batch.to_pylist() for batch in unit] == [batch.to_pylist() for batch in alone]
 
 
 def test_batches_are_bounded_by_bytes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -281,3 +297,24 @@ def test_nothing_is_committed_when_reading_fails_midway(tmp_path: Path, monkeypa
     with pytest.raises(SourceReadError, match="the disk is gone"):
         UnitRunner(job, Capitals()).run(unit)
     assert not list((tmp_path / "out").glob("*.parquet"))
+
+
+@pytest.mark.parametrize(("together", "calls"), [(True, [1, 1, 2]), (False, [1, 1])])
+def test_rows_that_may_not_be_read(tmp_path: Path, together: bool, calls: list[int]) -> None:
+    """The others are read one by one, and then together, as if nothing had been wrong."""
+    texts = pa.array(["Ada", "Bad", None, "Curie"]).dictionary_encode()
+    pq.write_table(pa.table({"text": texts}), tmp_path / "a.parquet")
+    (tmp_path / "out").mkdir()
+    job, (unit,) = make_job(tmp_path / "a.parquet", tmp_path / "out")
+    asked: list[int] = []
+
+    def may_read(row: int) -> bool:
+        asked.append(row)
+        return together if row == ALL_ROWS else row != 1
+
+    extractor = Capitals()
+    assert UnitRunner(job, extractor).run(unit, may_read=may_read).failed_rows == 2
+    assert asked == [0, 1, 2, 3, ALL_ROWS] and extractor.calls == calls
+    found = pq.read_table(tmp_path / "out" / f"{unit.name}.parquet").to_pylist()
+    assert [row["error"] for row in found] == [None, "reading the text killed the worker, twice", "text is null", None]
+    assert [row["entities"] and row["entities"][0]["text"] for row in found] == ["Ada", None, None, "Curie"]

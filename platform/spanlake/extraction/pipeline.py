@@ -33,8 +33,8 @@ from spanlake.inference.extractor import Extractor
 
 _OBJECT_STORE_BYTES = 300_000_000  # descriptions and counts are all it holds
 _TASKS = 10_000  # at most about so many, whatever the number of units
-_WHOLE_ATTEMPTS = 3  # at a unit, before its rows are read one by one: other batches, and so other rounding of scores
-_ATTEMPTS = 10  # at a unit: three rows that kill their workers are found by then
+_HASTY_ATTEMPTS = 3  # at a unit, before its rows are read one by one to find those that kill
+_ATTEMPTS = 12  # at a unit: three rows that kill their workers are found by then
 _AT_ONCE = 2  # units of one worker
 _HEADROOM_CPUS = 0.5  # left to Ray's own processes
 
@@ -333,7 +333,7 @@ class _Worker:
         return self._own.runner.run(
             unit,
             on_stage=lambda stage: self._board.at_stage.remote(unit.name, stage),
-            may_read=may_read if turn.attempt > _WHOLE_ATTEMPTS else None,
+            may_read=may_read if turn.attempt > _HASTY_ATTEMPTS else None,
         )
 
     def _stop(self, error: Exception) -> None:

@@ -34,15 +34,17 @@ class RowReader:
         self._next_row = 0  # in the file: the first row of what is held or comes next
 
     def read(self, unit: Unit) -> Iterator[pa.RecordBatch]:
-        """The unit's rows in order, with the columns of its file.
+        """The unit's rows in order, with the columns of its file, cut in the same places whatever was read before:
 
+        scores depend in their last bits on which rows are read together.
         Raises: SourceReadError, after which the reader can still read other units.
         """
         try:
             self._seek(unit)
             last = unit.first + unit.rows
             while self._next_row < last:
-                yield self._take(last - self._next_row)
+                assert self._file is not None
+                yield self._take_all(min(_batch_rows(self._file.metadata), last - self._next_row))
         except (OSError, UserError, pa.ArrowException) as error:
             self.close()
             raise SourceReadError(f"{unit.describe()} cannot be read ({one_line(error)})") from error
@@ -94,6 +96,13 @@ class RowReader:
         groups = list(range(group, self._file.metadata.num_row_groups))
         self._batches = self._file.iter_batches(_batch_rows(self._file.metadata), row_groups=groups, use_threads=False)
         self._held, self._next_row = None, group_first
+
+    def _take_all(self, count: int) -> pa.RecordBatch:
+        """The next `count` rows."""
+        parts = [self._take(count)]
+        while missing := count - sum(part.num_rows for part in parts):
+            parts.append(self._take(missing))
+        return parts[0] if len(parts) == 1 else pa.concat_batches(parts)
 
     def _take(self, limit: int) -> pa.RecordBatch:
         """Up to `limit` rows of what comes next; the rest of a batch is held for the next call."""

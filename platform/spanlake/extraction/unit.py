@@ -25,6 +25,7 @@ from spanlake.inference.settings import Settings
 FOOTER_KEY = b"spanlake"  # of the JSON that a committed unit says about itself
 
 _GROUP_BYTES = 32 << 20  # of one row group of the output, about
+ALL_ROWS = -1  # in place of a row's number: those that may be read, together
 _DEADLY = "reading the text killed the worker, twice"
 _PROBE = "Ada Lovelace wrote to Charles Babbage in London."
 
@@ -89,8 +90,8 @@ class UnitRunner:
         """Commit a unit: it is in the output whole when this returns, and not at all if this raises.
 
         `on_stage` is told what is being done: reading, scoring or writing.
-        `may_read` is asked of each row of the unit by number, from 0, just before it is read; the rows are then read
-        one by one, and those that may not be read are marked as having killed the process.
+        `may_read` is asked of each row of the unit by number, from 0, just before it is read by itself, and of ALL_ROWS
+        before the rows of a batch are read together. Rows that may not be read are marked as having killed the process.
 
         Raises: SourceReadError where its rows cannot be read; ShortfallError where the extractor no longer works;
         OSError where the output cannot be written.
@@ -107,7 +108,7 @@ class UnitRunner:
                 if may_read is None:
                     entities, errors = annotate(self._extractor, job.settings, texts, counts.read)
                 else:
-                    entities, errors = _annotate_singly(self._extractor, job.settings, texts, counts, may_read)
+                    entities, errors = _annotate_warily(self._extractor, job.settings, texts, counts, may_read)
                 errors = [reason or error for reason, error in zip(reasons, errors, strict=True)]
                 part = Part(unit.path, unit.first + counts.rows, batch, texts, entities, errors)
                 _count(counts, entities, errors)
@@ -168,19 +169,24 @@ def annotate(
     return entities, errors
 
 
-def _annotate_singly(
+def _annotate_warily(
     extractor: TextExtractor, settings: Settings, column: pa.Array, counts: UnitCounts, may_read: Callable[[int], bool]
 ) -> tuple[list[list[Entity] | None], list[str | None]]:
-    """As `annotate`; `counts` are those of the unit before the column's rows."""
+    """As `annotate`, and with its very scores, which depend in their last bits on what is read together: so the rows
+    that have been read one by one are read again. `counts` are those of the unit before the column's rows.
+    """
     entities: list[list[Entity] | None] = []
     errors: list[str | None] = []
+    deadly: list[bool] = []
     for row in range(len(column)):
-        if may_read(counts.rows + row):
-            found, reasons = annotate(extractor, settings, column.slice(row, 1), counts.read)
-        else:
-            found, reasons = [None], [_DEADLY]
+        deadly.append(not may_read(counts.rows + row))
+        found, reasons = ([None], [_DEADLY]) if deadly[-1] else annotate(extractor, settings, column.slice(row, 1))
         entities += found
         errors += reasons
+    if may_read(ALL_ROWS):
+        alive = column.take(pa.array([None if dead else row for row, dead in enumerate(deadly)], pa.int64()))
+        entities, errors = annotate(extractor, settings, alive, counts.read)
+        errors = [_DEADLY if dead else error for dead, error in zip(deadly, errors, strict=True)]
     return entities, errors
 
 

@@ -10,7 +10,6 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import lru_cache
-from threading import Lock
 from typing import TypeVar, cast
 
 import numpy as np
@@ -84,7 +83,8 @@ class Extractor:
         self.precision = precision
         self.batch_tokens = batch_tokens or _BATCH_TOKENS[device.type]
         self._model = package.model.to(device, precision).eval()
-        self._one_pass = Lock()  # at a time: two would need twice the memory, and share what computes
+        # One pass at a time, as two would need twice the memory; and one thread, as each has its own pool of OpenMP's.
+        self._passes = ThreadPoolExecutor(max_workers=1, thread_name_prefix="spanlake-pass")
         self._groups = lru_cache(maxsize=_CACHED_LABEL_SETS)(self._group_labels)
 
     @classmethod
@@ -191,19 +191,16 @@ class Extractor:
     def score(self, rows: list[Row], batch: Batch) -> Candidates:
         """One forward pass; one that does not fit the device's memory is halved and tried again."""
         try:
-            return self._forward(rows, batch)
+            return self._passes.submit(self._forward, rows, batch).result()
         except torch.OutOfMemoryError:
             if len(rows) == 1:
                 raise
         middle = len(rows) // 2
         return join([self.score(part, self.collate(part)) for part in (rows[:middle], rows[middle:])])
 
+    @torch.inference_mode()
     def _forward(self, rows: list[Row], batch: Batch) -> Candidates:
-        with self._one_pass, torch.inference_mode():
-            return self._candidates(rows, self._model(batch.to(self.device)), batch)
-
-    def _candidates(self, rows: list[Row], logits: torch.Tensor, batch: Batch) -> Candidates:
-        """The spans above their thresholds, of logits [B, W, K, C]."""
+        logits = self._model(batch.to(self.device))
         _, words, width, _ = logits.shape
         thresholds = np.ones(logits.shape[::3], dtype=np.float32)  # [B, C]; 1 is never exceeded, for padding
         for i, row in enumerate(rows):
