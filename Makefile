@@ -19,7 +19,7 @@ demo: $(VENV)/.installed-demo  ## Find entities in 300 encyclopedia passages, au
 test: $(VENV)/.installed-dev  ## Run the tests that need no GPU.
 	$(VENV)/bin/pytest tests/unit tests/parity tests/browser tests/ray
 
-chaos: $(VENV)/.installed-dev  ## Kill machines of a cluster under load.
+chaos: $(VENV)/.installed-dev  ## Kill drivers, workers and machines of clusters at work (20 minutes).
 	$(VENV)/bin/pytest tests/chaos
 
 lint: $(VENV)/.installed-dev  ## Check style, format and types.

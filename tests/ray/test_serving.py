@@ -18,9 +18,11 @@ from typing import Any
 
 import httpx
 import psutil
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
-from spanlake import Extractor
+from spanlake import Entity, Extractor, cli
 from spanlake.serving.config import ServeConfig, read_config
 
 LABELS = ["person", "university", "city"]
@@ -260,3 +262,21 @@ def replica_processes() -> list[psutil.Process]:
         except psutil.Error:
             continue
     return found
+
+
+def test_answers_are_the_rows_of_the_bulk_job(address: str, tiny_model_dir: Path, tmp_path: Path) -> None:
+    texts = [text for text in TEXTS if "\ud83d" not in text]  # which no Parquet file holds
+    pq.write_table(pa.table({"text": texts}), tmp_path / "texts.parquet")
+    arguments = ["extract", str(tmp_path / "texts.parquet"), str(tmp_path / "out"), "--labels", ",".join(LABELS)]
+    arguments += ["--model", str(tiny_model_dir), "--threshold", "0.3", "--precision", "float32", "--device", "cpu"]
+    assert cli.main(arguments) == 0
+    (unit,) = (tmp_path / "out").glob("*.parquet")
+    rows = [[Entity(**entity) for entity in row["entities"]] for row in pq.read_table(unit).to_pylist()]
+    assert sum(map(len, rows)) > 100
+
+    deploy(settings(tiny_model_dir), autoscaling_config=fixed(1))
+    asked = {"labels": LABELS, "threshold": 0.3}
+    with httpx.Client(base_url=address, timeout=60) as client:
+        together = client.post("/v1/extract", json={"texts": texts, **asked}).json()["results"]
+        alone = [client.post("/v1/extract", json={"texts": [text], **asked}).json()["results"][0] for text in texts]
+    assert is_equal(together, rows) and is_equal(alone, rows)

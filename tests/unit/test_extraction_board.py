@@ -53,6 +53,6 @@ def test_lines_in_a_log(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureF
     (line,) = capsys.readouterr().err.splitlines()
     assert re.fullmatch(
         r"700 of 1,000 rows, [\d,]+ rows/s, [\d,]+ tokens/s, 30 entities, 2 errors, 0:00:00 left; "
-        r"units: 1 waiting, 0 reading, 1 scoring, 1 writing; 2 workers",
+        r"units: 1 waiting, 0 reading, 1 scoring, 1 writing; workers: 2",
         line,
     )

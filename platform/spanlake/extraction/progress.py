@@ -70,7 +70,7 @@ class RunProgress:
         stages = self._state.stages
         waiting = max(0, self._units - sum(stages.values()))
         counts = [f"{waiting:,} waiting", *(f"{stages.get(stage, 0)} {stage}" for stage in STAGES)]
-        return f"units: {', '.join(counts)}; {self._state.workers} workers"
+        return f"units: {', '.join(counts)}; workers: {self._state.workers}"
 
     def _say(self) -> None:
         self._spoke, self._said = time.monotonic(), self._rows
