@@ -34,3 +34,11 @@ def one_line(error: BaseException) -> str:
     """What an exception says, as the end of a sentence: its first line, at most 300 characters."""
     lines = str(error).strip().splitlines() or [type(error).__name__]
     return lines[0].strip().rstrip(".")[:300]
+
+
+def no_cluster(address: str, error: BaseException) -> UserError:
+    """Where the Ray cluster that RAY_ADDRESS names cannot be reached. Ray does not say that it asked for a token."""
+    return UserError(
+        f"No Ray cluster answers at RAY_ADDRESS={address} ({one_line(error)}): start one there, unset it, "
+        "or set RAY_AUTH_MODE=token where the cluster asks for one, as `ray start` makes it do."
+    )

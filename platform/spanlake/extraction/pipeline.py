@@ -23,7 +23,7 @@ import torch
 from ray.data import ActorPoolStrategy, DataContext, Dataset
 
 import spanlake
-from spanlake.errors import ShortfallError, UserError, one_line
+from spanlake.errors import ShortfallError, UserError, no_cluster, one_line
 from spanlake.extraction.board import Board, State, Turn
 from spanlake.extraction.plan import Unit, plan_table, units_of
 from spanlake.extraction.rows import SourceReadError
@@ -92,7 +92,7 @@ def _connect(address: str) -> None:
     try:
         ray.init(address, runtime_env=_shipped_package(), log_to_driver=False, logging_level=logging.ERROR)
     except Exception as error:  # of many kinds
-        raise UserError(f"No Ray cluster answers at RAY_ADDRESS={address} ({one_line(error)}).") from error
+        raise no_cluster(address, error) from error
 
 
 def _start() -> None:

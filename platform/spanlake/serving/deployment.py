@@ -23,7 +23,7 @@ from ray.serve import metrics as metric_kinds
 from starlette.types import ASGIApp
 
 import spanlake
-from spanlake.errors import ShortfallError, UserError, one_line
+from spanlake.errors import ShortfallError, no_cluster, one_line
 from spanlake.serving.app import make_app
 from spanlake.serving.config import ServeConfig, read_config
 from spanlake.serving.grpc_api.extraction_pb2 import ExtractRequest as ExtractMessage
@@ -165,7 +165,7 @@ def _cluster() -> Iterator[None]:
             )
     except Exception as error:  # of many kinds
         if address:
-            raise UserError(f"No Ray cluster answers at RAY_ADDRESS={address} ({one_line(error)}).") from error
+            raise no_cluster(address, error) from error
         raise ShortfallError(f"Ray does not start on this machine ({one_line(error)}).") from error
     try:
         yield

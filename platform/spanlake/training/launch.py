@@ -24,7 +24,7 @@ from ray.train.v2.api.config import CheckpointConfig, FailureConfig, RunConfig, 
 
 import spanlake
 from spanlake.data.stream import ExampleStream, Pool, PoolPlan
-from spanlake.errors import ShortfallError, SpanlakeError, UserError, one_line
+from spanlake.errors import ShortfallError, SpanlakeError, UserError, no_cluster, one_line
 from spanlake.training.data import RecipeData
 from spanlake.training.directory import OWN_FOLDER, RAY_FOLDER, RunDirectory, refuse_checkpoints
 from spanlake.training.loop import Worker, fit
@@ -199,8 +199,9 @@ def _cluster() -> Iterator[None]:
                 logging_level=logging.ERROR,
             )
     except Exception as error:  # of many kinds
-        where = f"No Ray cluster answers at RAY_ADDRESS={address}" if address else "Ray does not start on this machine"
-        raise (UserError if address else ShortfallError)(f"{where} ({one_line(error)}).") from error
+        if address:
+            raise no_cluster(address, error) from error
+        raise ShortfallError(f"Ray does not start on this machine ({one_line(error)}).") from error
     try:
         yield
     finally:
