@@ -30,6 +30,7 @@ _LIBRARIES = (
     ("deltalake", "tables", "reading and writing Delta tables"),
 )
 _SMALL_SHARED_MEMORY = 300 * 2**20  # bytes; what an extraction gives Ray's object store
+_TOKEN = "one that asks for a token needs RAY_AUTH_MODE=token"
 _RAY_SECONDS = 30.0
 
 
@@ -124,9 +125,10 @@ def _cluster() -> Check:
             [sys.executable, "-c", script, address], capture_output=True, text=True, timeout=_RAY_SECONDS
         )
     except subprocess.TimeoutExpired:
-        return Check("Ray cluster", "broken", f"none answers at RAY_ADDRESS={address} within {_RAY_SECONDS:.0f} s")
+        silence = f"none answers at RAY_ADDRESS={address} within {_RAY_SECONDS:.0f} s"
+        return Check("Ray cluster", "broken", f"{silence}; {_TOKEN}")
     if done.returncode:
         said = (done.stderr.strip().splitlines() or ["it says nothing"])[-1]
-        return Check("Ray cluster", "broken", f"none answers at RAY_ADDRESS={address} ({said})")
+        return Check("Ray cluster", "broken", f"none answers at RAY_ADDRESS={address} ({said}); {_TOKEN}")
     resources = [" ".join(line.split()) for line in done.stdout.splitlines() if line.rstrip().endswith(("CPU", "GPU"))]
     return Check("Ray cluster", "ok", f"{address}, in use: {', '.join(resources)}")

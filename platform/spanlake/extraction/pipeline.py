@@ -305,6 +305,7 @@ class _Worker:
             with self._place(_AT_ONCE if turn.attempt > 1 else 1):
                 counts = self._run(unit, turn)
         except SourceReadError as error:  # the units of sound files go on
+            self._board.end.remote(unit.name)
             return {"problem": str(error)}
         except Exception as error:
             self._stop(error)
