@@ -8,7 +8,6 @@ Extractor's either. The sides take turns; figures are medians. The last line say
 """
 
 import argparse
-import platform
 import statistics
 import tempfile
 import time
@@ -17,11 +16,9 @@ from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.parquet as pq
-import ray
-import torch
-from inference import PASSAGES, processor
+from inference import PASSAGES
+from machine import machine
 
-import spanlake
 from spanlake.extraction import pipeline
 from spanlake.extraction.ledger import Request
 from spanlake.extraction.plan import read_source
@@ -51,8 +48,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as directory, pipeline.cluster():
         pq.write_table(table, f"{directory}/rows.parquet", row_group_size=UNIT_ROWS)
         share = pipeline.share_cluster((1, 1), args.device)
-        torch.set_num_threads(share.threads)
-        extractor = Extractor.load(args.model, device=share.device, precision=args.precision)
+        extractor = Extractor.load(args.model, device=share.device, precision=args.precision, threads=share.threads)
         extractor.extract(texts[:UNIT_ROWS], LABELS)
         for turn in range(args.rounds):
             started = time.perf_counter()
@@ -61,9 +57,8 @@ def main() -> None:
             output = Path(directory) / f"out-{turn}"
             whole.append(run(Path(directory) / "rows.parquet", output, extractor, args))
             steady.append(rows_per_second(output))
-    print(f"{processor()}, {share.threads} threads; {extractor.device}, {extractor.precision}")
-    print(f"Python {platform.python_version()}, spanlake {spanlake.__version__}, ray {ray.__version__}, ", end="")
-    print(f"torch {torch.__version__}; model {args.model}, {args.rows:,} rows, {args.rounds} rounds")
+    print(machine(share.threads, "ray", "torch"))
+    print(f"{extractor.device}, {extractor.precision}; model {args.model}, {args.rows:,} rows, {args.rounds} rounds")
     for name, figures in (("Extractor", bare), ("pipeline", steady)):
         print(f"{name:<10}{', '.join(f'{figure:.1f}' for figure in figures)} rows/s")
     ratio = statistics.median(steady) / statistics.median(bare)

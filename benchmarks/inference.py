@@ -8,7 +8,6 @@ gliner cuts texts at its word limit, so only passages within it are timed.
 """
 
 import argparse
-import platform
 import re
 import statistics
 import tempfile
@@ -19,9 +18,8 @@ from pathlib import Path
 import gliner
 import pyarrow.parquet as pq
 import torch
-import transformers
+from machine import machine
 
-import spanlake
 from spanlake.inference.extractor import Extractor
 from spanlake.modeling.published import write_published
 from spanlake.package import open_package
@@ -45,16 +43,15 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
-    print(f"{processor()}, {args.threads} threads, Python {platform.python_version()}")
-    print(f"spanlake {spanlake.__version__}, gliner {gliner.__version__}, torch {torch.__version__}, ", end="")
-    print(f"transformers {transformers.__version__}; model {args.model}")
+    print(machine(args.threads, "gliner", "torch", "transformers"))
+    print(f"model {args.model}")
 
     passages = pq.read_table(PASSAGES, columns=["text"]).column("text").to_pylist()
-    ours = Extractor.load(args.model, device="cpu", precision="float32")
+    ours = Extractor.load(args.model, device="cpu", precision="float32", threads=args.threads)
     limit = ours.package.config.max_words
     long_texts = [text for text in passages if len(word_offsets(text)) <= limit][: args.texts]
     short_texts = [text.split("\n")[0][:200] for text in long_texts]
-    half = Extractor.load(args.model, device="cpu", precision="bfloat16")
+    half = Extractor.load(args.model, device="cpu", precision="bfloat16", threads=args.threads)
     with tempfile.TemporaryDirectory() as directory:
         checkpoint = Path(directory) / "checkpoint"
         package = open_package(args.model)
@@ -76,17 +73,6 @@ def main() -> None:
                 f"{single / reference:>6.1f}x{bfloat:>10.1f}{bfloat / reference:>6.1f}x",
                 flush=True,
             )
-
-
-def processor() -> str:
-    """The processor's name and the instructions that decide the speed of bfloat16."""
-    described = Path("/proc/cpuinfo")
-    if not described.exists():
-        return platform.processor() or platform.machine()
-    text = described.read_text(encoding="utf-8")
-    name = re.search(r"model name\s*: (.*)", text)
-    fast = [flag for flag in ("amx_bf16", "avx512_bf16") if re.search(rf"\b{flag}\b", text)]
-    return " ".join([name.group(1) if name else platform.machine(), *(fast or ["no fast bfloat16"])])
 
 
 def medians(sides: list[Callable[[], object]], rounds: int) -> list[float]:

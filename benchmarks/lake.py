@@ -10,7 +10,6 @@ is the largest sum of the proportional set sizes (PSS) of a command's processes;
 import argparse
 import json
 import os
-import platform
 import signal
 import subprocess
 import sys
@@ -22,12 +21,10 @@ from pathlib import Path
 import psutil
 import pyarrow as pa
 import pyarrow.parquet as pq
-import ray
 import torch
-from inference import processor
+from machine import machine
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
 
-import spanlake
 from spanlake.modeling.config import ModelConfig
 from spanlake.modeling.model import SpanModel
 from spanlake.package import save_package
@@ -40,9 +37,8 @@ def main() -> None:
     parser.add_argument("--rows", type=int, default=1_000_000)
     parser.add_argument("--files", type=int, default=50)
     args = parser.parse_args()
-    print(f"{processor()}, {os.cpu_count()} CPUs, {psutil.virtual_memory().total / 2**30:.0f} GiB")
-    print(f"Python {platform.python_version()}, spanlake {spanlake.__version__}, ", end="")
-    print(f"ray {ray.__version__}, pyarrow {pa.__version__}, torch {torch.__version__}")
+    print(machine(os.cpu_count() or 1, "ray", "pyarrow", "torch"))
+    print(f"{psutil.virtual_memory().total / 2**30:.0f} GiB of memory")
     with tempfile.TemporaryDirectory() as directory:
         source, output, model = (Path(directory) / name for name in ("source", "output", "model"))
         write_lake(source, args.rows, args.files)

@@ -12,8 +12,8 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import json
 import os
-import platform
 import random
 import signal
 import socket
@@ -27,13 +27,13 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import aiohttp
 import numpy as np
 import pyarrow.parquet as pq
+from machine import machine
 
 PASSAGES = Path(__file__).parents[1] / "examples" / "passages.parquet"
 LABELS = ["person", "organization", "location", "date", "film", "song", "team", "award", "event", "product"]
@@ -89,6 +89,7 @@ def main() -> None:
     parser.add_argument("--rates", default="5,10,20,40,80", help="requests per second, rising")
     parser.add_argument("--seconds", type=float, default=8, help="at each rate")
     parser.add_argument("--sides", default="spanlake,gliner", help="which, in which order")
+    parser.add_argument("--haproxy", action="store_true", help="both behind Ray Serve's HAProxy, not its Python proxy")
     parser.add_argument("--cores", type=int, default=os.cpu_count())
     parser.add_argument("--peer", nargs=3, metavar=("CHECKPOINT", "PORT", "WORDS"), help=argparse.SUPPRESS)
     args = parser.parse_args()
@@ -96,17 +97,14 @@ def main() -> None:
         serve_peer(args.peer[0], int(args.peer[1]), int(args.peer[2]), args.cores)
         return
     texts = read_texts(args.texts)
-    print(
-        f"{platform.processor() or platform.machine()}, {args.cores} cores, Python {platform.python_version()}; ",
-        end="",
-    )
-    print(", ".join(f"{name} {version(name)}" for name in ("ray", "torch", "gliner", "transformers")))
+    print(machine(args.cores, "ray", "torch", "gliner", "transformers"))
     words = sum(len(text.split()) for text in texts) / len(texts)
-    print(f"model {args.model}, {len(LABELS)} labels, {args.texts} texts of {words:.0f} words on average")
+    proxy = "HAProxy" if args.haproxy else "Ray Serve's Python proxy"
+    print(f"model {args.model}, {len(LABELS)} labels, {args.texts} texts of {words:.0f} words on average, {proxy}")
     best: dict[str, Measured] = {}
     with tempfile.TemporaryDirectory() as directory:
         for name in args.sides.split(","):
-            with serving(name, args.model, Path(directory), args.cores) as side:
+            with serving(name, args.model, Path(directory), args.cores, args.haproxy) as side:
                 asyncio.run(measure(side, texts[:8], 2, 3))  # warms up
                 print(f"\n{name}\n  offered  answered/s    p50 ms    p99 ms    max ms  errors")
                 for rate in map(float, args.rates.split(",")):
@@ -160,7 +158,7 @@ async def measure(side: Side, texts: Sequence[str], rate: float, seconds: float)
 
 
 @contextmanager
-def serving(name: str, model: str, directory: Path, cores: int) -> Iterator[Side]:
+def serving(name: str, model: str, directory: Path, cores: int, haproxy: bool) -> Iterator[Side]:
     """A server of this name in a process, and a Ray, of its own."""
     port = free_port()
     peer = name == "gliner"
@@ -172,6 +170,7 @@ def serving(name: str, model: str, directory: Path, cores: int) -> Iterator[Side
         command = [sys.executable, "-m", "spanlake.cli", "serve", "--model", model, "--port", str(port)]
         url = f"http://127.0.0.1:{port}/v1/extract"
     environment = dict(os.environ, HF_HUB_OFFLINE="1", RAY_AUTH_MODE="disabled", RAY_USAGE_STATS_ENABLED="0")
+    environment["RAY_SERVE_ENABLE_HA_PROXY"] = str(int(haproxy))
     environment.pop("RAY_ADDRESS", None)
     with open(directory / f"{name}.log", "wb") as log:
         process = subprocess.Popen(command, stdout=log, stderr=log, env=environment, start_new_session=True)
@@ -188,8 +187,6 @@ def serving(name: str, model: str, directory: Path, cores: int) -> Iterator[Side
 
 
 def wait_until_it_answers(side: Side, process: subprocess.Popen[bytes], log: Path) -> None:
-    import json
-
     request = urllib.request.Request(
         side.url, json.dumps(side.body("Ada met Alain in London.")).encode(), {"Content-Type": "application/json"}
     )

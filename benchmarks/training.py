@@ -18,7 +18,6 @@ dropout" is model.encoder_dropout=0. The last table says where the first side's 
 import argparse
 import gzip
 import json
-import platform
 import random
 import statistics
 import tempfile
@@ -33,10 +32,9 @@ import numpy as np
 import torch
 import transformers
 from gliner.training import Trainer
-from inference import processor  # the benchmark beside this one
+from machine import machine
 from transformers import TrainerCallback
 
-import spanlake
 from spanlake.data.batches import TokenizedExample, plan_epoch, training_batch
 from spanlake.data.sampling import Sampling, sample_types
 from spanlake.modeling.cpu import prepare_cpu_training
@@ -64,9 +62,7 @@ def main() -> None:
     args = arguments()
     torch.set_num_threads(args.threads)
     transformers.utils.logging.set_verbosity_error()
-    print(f"{processor()}, {args.threads} threads, Python {platform.python_version()}")
-    print(f"spanlake {spanlake.__version__}, gliner {gliner.__version__}, torch {torch.__version__}, ", end="")
-    print(f"transformers {transformers.__version__}")
+    print(machine(args.threads, "gliner", "torch", "transformers"))
 
     sides = [
         Spanlake("spanlake, every dropout", args, ENCODER_DROPOUT),
