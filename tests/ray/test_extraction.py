@@ -244,8 +244,8 @@ def faulty(model: Path, fault: Callable[[str], None]) -> Callable[..., Any]:
                 fault(text)
             return self.extractor.stream(requests, on_pass)
 
-    def load(*, device: str) -> Faulty:
-        return Faulty(Extractor.load(str(model), device=device, precision="float32"))
+    def load(*, device: str, threads: int) -> Faulty:
+        return Faulty(Extractor.load(str(model), device=device, precision="float32", threads=threads))
 
     return load
 
@@ -325,7 +325,7 @@ def test_a_model_that_cannot_be_loaded_stops_the_run_in_one_sentence(
 ) -> None:
     from spanlake.errors import ShortfallError
 
-    def load(*, device: str) -> Extractor:
+    def load(*, device: str, threads: int) -> Extractor:
         raise OSError("no such disk")
 
     with pytest.raises(ShortfallError, match=r"stopped \(OSError: no such disk\)"):

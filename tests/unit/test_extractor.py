@@ -275,6 +275,61 @@ def test_chunks_change_nothing(tiny: Extractor, monkeypatch: pytest.MonkeyPatch)
     assert_same(tiny.extract(texts, LABELS), expected)
 
 
+def test_lanes_change_nothing(tiny: Extractor, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(extractor_module, "_CHUNK_TEXTS", 11)
+    texts = [prose(words % 60, seed=words) for words in range(70)]
+    one, several = (Extractor(tiny.package, CPU, torch.float32, 100, threads) for threads in (1, 5))
+    asked = Settings.make(LABELS)
+    tokens: dict[int, list[int]] = {1: [], 5: []}
+    expected = list(one.stream([(text, asked) for text in texts], tokens[1].append))
+    assert_same(list(several.stream([(text, asked) for text in texts], tokens[5].append)), expected)
+    assert sum(tokens[5]) == sum(tokens[1])
+    assert len(tokens[5]) > len(tokens[1])  # a chunk is shared out
+
+
+def test_each_lane_runs_a_pass_at_the_same_time_on_one_core(tiny: Extractor, monkeypatch: pytest.MonkeyPatch):
+    extractor = Extractor(tiny.package, CPU, torch.float32, threads=3)
+    together = threading.Barrier(3)
+    forward = extractor._forward
+
+    def meet(rows: list[Any], batch: Batch) -> Any:
+        together.wait(30)
+        assert torch.get_num_threads() == 1
+        return forward(rows, batch)
+
+    monkeypatch.setattr(extractor, "_forward", meet)
+    assert sum(map(len, extractor.extract([SENTENCE] * 3, LABELS))) > 0
+
+
+def test_the_threads_of_torch_are_left_as_they_were(tiny: Extractor):
+    before = torch.get_num_threads()
+    torch.set_num_threads(3)
+    try:
+        Extractor(tiny.package, CPU, torch.float32, threads=2).extract([SENTENCE], LABELS)
+        with ThreadPoolExecutor(1) as later:
+            assert later.submit(torch.get_num_threads).result() == 3
+        assert torch.get_num_threads() == 3
+    finally:
+        torch.set_num_threads(before)
+
+
+def test_a_stream_that_is_left_stops_working(tiny: Extractor, monkeypatch: pytest.MonkeyPatch):
+    extractor = Extractor(tiny.package, CPU, torch.float32, batch_tokens=1, threads=1)
+    forward, passes = extractor._forward, []
+
+    def count(rows: list[Any], batch: Batch) -> Any:
+        passes.append(rows)
+        return forward(rows, batch)
+
+    monkeypatch.setattr(extractor, "_forward", count)
+    monkeypatch.setattr(extractor_module, "_CHUNK_TEXTS", 1)
+    found = extractor.stream((SENTENCE, Settings.make(LABELS)) for _ in range(1000))
+    next(found)
+    found.close()
+    extractor._passes.submit(int).result(30)  # after all that were begun
+    assert 1 <= len(passes) < 10
+
+
 def test_threads_share_an_extractor(tiny: Extractor, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(tokens_module, "_CACHED_WORDS", 10)  # the cache is replaced all the time
     texts = [[prose(40, seed) + f" word{seed}" for seed in range(part, part + 6)] for part in range(8)]
@@ -540,6 +595,7 @@ def test_wrong_texts_are_named(tiny: Extractor, texts: Any, says: str):
         ({"device": None}, "None"),
         ({"precision": "float64"}, "'float64'"),
         ({"batch_tokens": 0}, "batch_tokens is 0"),
+        ({"threads": 0}, "threads is 0"),
     ],
 )
 def test_wrong_options_are_named(tiny_model_dir: Path, option: dict[str, Any], says: str):

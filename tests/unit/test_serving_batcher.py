@@ -44,11 +44,15 @@ class Slow(Extractor):
         return super().score(rows, batch)
 
 
-@pytest.fixture
-def extractor(tiny_model_dir: Path) -> Slow:
+def slow(model: Path, threads: int) -> Slow:
     from spanlake.package import open_package
 
-    return Slow(open_package(str(tiny_model_dir)), torch.device("cpu"), torch.float32, batch_tokens=512)
+    return Slow(open_package(str(model)), torch.device("cpu"), torch.float32, batch_tokens=512, threads=threads)
+
+
+@pytest.fixture
+def extractor(tiny_model_dir: Path) -> Slow:
+    return slow(tiny_model_dir, threads=1)
 
 
 @pytest.fixture
@@ -63,7 +67,10 @@ def later(seconds: float = 60) -> float:
     return time.monotonic() + seconds
 
 
-def test_answers_are_the_extractors_in_whatever_batch(extractor: Slow, batcher: Batcher) -> None:
+@pytest.mark.parametrize("lanes", [1, 3])
+def test_answers_are_the_extractors_in_whatever_batch(tiny_model_dir: Path, lanes: int) -> None:
+    extractor = slow(tiny_model_dir, lanes)
+    batcher = Batcher(extractor, queue_seconds=60, stuck_seconds=60)
     rng = random.Random(3)
     requests = []
     for _ in range(150):
@@ -80,6 +87,36 @@ def test_answers_are_the_extractors_in_whatever_batch(extractor: Slow, batcher: 
     assert sum(map(len, expected)) > 100
     assert batcher.queued_tokens == 0
     assert len(extractor.passes) < len(requests)  # they were batched
+    batcher.close(30)
+
+
+def test_every_lane_works_and_one_that_is_stuck_is_noticed(tiny_model_dir: Path) -> None:
+    extractor = slow(tiny_model_dir, threads=3)
+    batcher = Batcher(extractor, queue_seconds=60, stuck_seconds=0.5)
+    extractor.go.clear()
+    futures = []
+    for lane in range(1, 4):
+        futures += batcher.submit([("Ada met Charles", PERSON)], later())
+        deadline = later(30)
+        while len(batcher._running) < lane:
+            assert time.monotonic() < deadline
+            time.sleep(0.01)
+    began = time.monotonic()
+    before = batcher.busy_seconds
+    time.sleep(0.2)
+    assert batcher.busy_seconds - before == pytest.approx(time.monotonic() - began, abs=0.1)  # all of its time
+    extractor.go.set()
+    wait(futures, 30)
+    assert all(future.exception() is None for future in futures)
+    assert not batcher.is_stuck()
+    extractor.go.clear()
+    late = batcher.submit([("Marie Curie", PERSON)], later())  # one lane of three
+    deadline = later(30)
+    while not batcher.is_stuck():
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    assert isinstance(late[0].exception(5), StoppedError)
+    extractor.go.set()
 
 
 def test_passes_keep_to_the_budget_and_take_the_oldest_first(extractor: Slow) -> None:

@@ -19,7 +19,6 @@ from typing import Any, Protocol
 
 import pyarrow as pa
 import ray
-import torch
 from ray.data import ActorPoolStrategy, DataContext, Dataset
 
 import spanlake
@@ -42,7 +41,7 @@ _HEADROOM_CPUS = 0.5  # left to Ray's own processes
 class LoadExtractor(Protocol):
     """Makes a worker's extractor. It is sent to the worker."""
 
-    def __call__(self, *, device: str) -> Extractor: ...
+    def __call__(self, *, device: str, threads: int) -> Extractor: ...
 
 
 @contextmanager
@@ -343,8 +342,7 @@ class _Worker:
 
 
 def _load(job: Job, load: LoadExtractor, workers: Workers) -> Extractor:
-    torch.set_num_threads(workers.threads)
-    extractor = load(device=workers.device)
+    extractor = load(device=workers.device, threads=workers.threads)
     found, wanted = extractor.package.fingerprint, job.model["fingerprint"]
     if found != wanted:
         raise ShortfallError(

@@ -7,9 +7,10 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import lru_cache
+from threading import Barrier
 from typing import TypeVar, cast
 
 import numpy as np
@@ -25,7 +26,7 @@ from spanlake.modeling.tokens import Batch
 from spanlake.package import Package, open_package
 
 # Padded sub-words in one forward pass.
-_BATCH_TOKENS = {"cpu": 4096, "cuda": 32768}
+_BATCH_TOKENS = {"cpu": 2048, "cuda": 32768}
 # Texts planned together: enough rows to sort by length, little enough to hold in memory.
 _CHUNK_CHARACTERS = 400_000
 _CHUNK_TEXTS = 4096
@@ -63,6 +64,14 @@ class _Pass:
 
 
 @dataclass(frozen=True)
+class _Begun:
+    """A pass that runs, or is about to."""
+
+    tokens: int  # sub-words of its rows
+    scores: Future[Candidates]
+
+
+@dataclass(frozen=True)
 class _Scored:
     """Follows the last pass over these texts: their entities can be chosen."""
 
@@ -72,34 +81,49 @@ class _Scored:
 class Extractor:
     """Finds entities with one model on one device. Safe to call from several threads.
 
-    The package's model is moved to the device and the precision, not copied.
+    The package's model is moved to the device and the precision, not copied. On a CPU, `lanes` passes run side by side,
+    each on one core: where several cores share a pass, each waits for the slowest after every operation, which is the
+    one that something else keeps from its work. An accelerator has one lane: two passes would need twice its memory.
     """
 
     def __init__(
-        self, package: Package, device: torch.device, precision: torch.dtype, batch_tokens: int | None = None
+        self,
+        package: Package,
+        device: torch.device,
+        precision: torch.dtype,
+        batch_tokens: int | None = None,
+        threads: int | None = None,
     ) -> None:
         self.package = package
         self.device = device
         self.precision = precision
         self.batch_tokens = batch_tokens or _BATCH_TOKENS[device.type]
+        self.lanes = (threads or torch.get_num_threads()) if device.type == "cpu" else 1
         self._model = package.model.to(device, precision).eval()
-        # One pass at a time, as two would need twice the memory; and one thread, as each has its own pool of OpenMP's.
-        self._passes = ThreadPoolExecutor(max_workers=1, thread_name_prefix="spanlake-pass")
+        self._passes = _start_lanes(self.lanes)
         self._groups = lru_cache(maxsize=_CACHED_LABEL_SETS)(self._group_labels)
 
     @classmethod
     def load(
-        cls, model: str = "mini", *, device: str = "auto", precision: str = "auto", batch_tokens: int | None = None
+        cls,
+        model: str = "mini",
+        *,
+        device: str = "auto",
+        precision: str = "auto",
+        batch_tokens: int | None = None,
+        threads: int | None = None,
     ) -> Extractor:
         """`model` is `mini`, a directory or URI of a package, a published GLiNER directory, or a Hub id of either.
-        `precision` is auto, float32 or bfloat16; `batch_tokens` bounds the padded sub-words of one forward pass.
+        `precision` is auto, float32 or bfloat16; `batch_tokens` bounds the padded sub-words of one forward pass;
+        `threads` is how many cores of a CPU compute, as many as torch would use if it is not given.
 
         Raises `PackageError` for a model that cannot be read, `UserError` for an unknown device or precision.
         """
-        if batch_tokens is not None and batch_tokens < 1:
-            raise UserError(f"batch_tokens is {batch_tokens}; it must be at least 1.")
+        for name, number in (("batch_tokens", batch_tokens), ("threads", threads)):
+            if number is not None and number < 1:
+                raise UserError(f"{name} is {number}; it must be at least 1.")
         where = choose_device(device)
-        return cls(open_package(model), where, choose_precision(precision, where), batch_tokens)
+        return cls(open_package(model), where, choose_precision(precision, where), batch_tokens, threads)
 
     def extract(
         self,
@@ -143,14 +167,32 @@ class Extractor:
         that the model cannot read.
         """
         found: list[Candidates] = []
-        for step in _read_ahead(self._plan(requests), _STEPS_AHEAD):
-            if isinstance(step, _Pass):
-                found.append(self.score(step.rows, step.batch))
+        for step in self._run_ahead(_read_ahead(self._plan(requests), _STEPS_AHEAD + self.lanes)):
+            if isinstance(step, _Begun):
+                found.append(step.scores.result())
                 if on_pass:
-                    on_pass(sum(row.tokens for row in step.rows))
+                    on_pass(step.tokens)
             else:
                 yield from _choose_all(step.texts, found)
                 found = []
+
+    def _run_ahead(self, steps: Iterator[_Pass | _Scored]) -> Iterator[_Begun | _Scored]:
+        """The steps in turn, their passes begun as far ahead as keeps every lane at work."""
+        ahead: deque[_Begun | _Scored] = deque()
+        try:
+            for step in steps:
+                if isinstance(step, _Pass):
+                    tokens = sum(row.tokens for row in step.rows)
+                    ahead.append(_Begun(tokens, self._passes.submit(self._score, step.rows, step.batch)))
+                else:
+                    ahead.append(step)
+                if len(ahead) > self.lanes + 1:
+                    yield ahead.popleft()
+            yield from ahead
+        finally:
+            for left in ahead:
+                if isinstance(left, _Begun):
+                    left.scores.cancel()
 
     def _plan(self, requests: Iterable[tuple[str, Settings]]) -> Iterator[_Pass | _Scored]:
         for chunk in _chunked(requests):
@@ -160,7 +202,8 @@ class Extractor:
                 planned, own = self.plan(index, text, settings)
                 texts.append((planned, settings))
                 rows += own
-            for batch in plan_batches(rows, self.batch_tokens):
+            a_lane = sum(row.tokens for row in rows) // self.lanes  # so that a few rows keep all of them busy
+            for batch in plan_batches(rows, min(self.batch_tokens, max(1, a_lane))):
                 yield _Pass(batch, self.collate(batch))
             yield _Scored(texts)
 
@@ -189,14 +232,19 @@ class Extractor:
         return self.package.tokenizer.collate(pairs, self.package.config.pad_token_id)
 
     def score(self, rows: list[Row], batch: Batch) -> Candidates:
-        """One forward pass; one that does not fit the device's memory is halved and tried again."""
+        """One forward pass; one that does not fit the device's memory is halved and tried again. `lanes` calls from as
+        many threads run side by side.
+        """
+        return self._passes.submit(self._score, rows, batch).result()
+
+    def _score(self, rows: list[Row], batch: Batch) -> Candidates:
         try:
-            return self._passes.submit(self._forward, rows, batch).result()
+            return self._forward(rows, batch)
         except torch.OutOfMemoryError:
             if len(rows) == 1:
                 raise
         middle = len(rows) // 2
-        return join([self.score(part, self.collate(part)) for part in (rows[:middle], rows[middle:])])
+        return join([self._score(part, self.collate(part)) for part in (rows[:middle], rows[middle:])])
 
     @torch.inference_mode()
     def _forward(self, rows: list[Row], batch: Batch) -> Candidates:
@@ -225,6 +273,23 @@ class Extractor:
             label=column.cpu().numpy() + np.array([row.group.first for row in rows], dtype=np.int64)[at],
             score=score,
         )
+
+
+def _start_lanes(count: int) -> ThreadPoolExecutor:
+    """Threads whose operations each stay on one core."""
+    before = torch.get_num_threads()
+    lanes = ThreadPoolExecutor(count, "spanlake-pass", initializer=_stay_on_one_core)
+    started = Barrier(count + 1)
+    for _ in range(count):
+        lanes.submit(started.wait)
+    started.wait()
+    torch.set_num_threads(before)  # the lanes keep theirs; threads that begin later would have taken it over
+    return lanes
+
+
+def _stay_on_one_core() -> None:
+    torch.get_num_threads()  # a thread takes over the process's number when it first asks, and would later, too
+    torch.set_num_threads(1)
 
 
 def join(parts: Sequence[Candidates]) -> Candidates:

@@ -1,9 +1,9 @@
 """Texts of many callers -> forward passes of bounded cost.
 
-One thread cuts texts into sub-words and prepares passes, another scores them, a third chooses the entities. Exactly one
-pass is prepared ahead, as soon as it is full; one that is not full stays open for what arrives, until the model has
-nothing to do. The oldest row always goes with the next pass, and younger ones of about its length fill it up: none
-waits for ever, and little is padded.
+One thread cuts texts into sub-words and prepares passes, one for each lane of the Extractor scores them, and one
+chooses the entities. Exactly one pass is prepared ahead, as soon as it is full; one that is not full stays open for
+what arrives, until a lane has nothing to do. The oldest row always goes with the next pass, and younger ones of about
+its length fill it up: none waits for ever, and little is padded.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from spanlake.modeling.tokens import Batch
 _LABELS = 25  # of a row are free; with more of them, scoring its spans costs as much as reading its words
 _LENGTHS_APART = 2.0  # rows of one pass differ in length at most by this factor from the oldest
 _LOOK_AHEAD = 512  # rows that may be passed over to fill a pass
-_RATE_WEIGHT = 0.1  # of the newest pass, where it is full, in the average of sub-words per second
+_RATE_WEIGHT = 0.1  # of the newest pass, where it is full, in the averages that sub-words per second come of
 _CHARACTERS_PER_TOKEN = 4  # before a text is cut; the true number replaces the estimate afterwards
 
 _log = logging.getLogger(__name__)
@@ -115,20 +115,21 @@ class Batcher:
         self._alive: dict[int, _Text] = {}
         self._next_index = 0
         self._tokens = 0  # of all texts alive
-        self._rate = rate
+        self._read = float(extractor.batch_tokens) if rate else 0.0  # sub-words, on average over the last passes,
+        self._read_seconds = self._read / rate if rate else 0.0  # and the seconds in which they were read
         self._closing = False
-        self._pass_began: float | None = None
+        self._running: dict[str, float] = {}  # when the pass of each lane began
         self._last_pass = time.monotonic()
         self._busy_since = self._last_pass
         self._failing = False
-        self._busy_seconds = 0.0
+        self._busy_seconds = 0.0  # of all lanes
         self._prepared: tuple[list[Row], Batch] | None = None
-        self._idle = False  # whether the model waits for a pass
+        self._idle_lanes = 0  # that wait for a pass
         self._all_prepared = False  # and none will come
         self._choosing = ThreadPoolExecutor(1, thread_name_prefix="spanlake-choose")
+        work = [self._prepare_passes, *(partial(self._score_passes, f"lane {i}") for i in range(extractor.lanes))]
         self._threads = [
-            threading.Thread(target=self._run, args=(work,), name=f"spanlake-{work.__name__.strip('_')}", daemon=True)
-            for work in (self._prepare_passes, self._score_passes)
+            threading.Thread(target=self._run, args=(each,), name="spanlake-batcher", daemon=True) for each in work
         ]
         for thread in self._threads:
             thread.start()
@@ -174,12 +175,12 @@ class Batcher:
     @property
     def queue_delay(self) -> float:
         """Seconds until all that is queued is answered, at the rate of the last passes."""
-        return self._tokens / self._rate if self._rate else 0.0
+        return self._tokens * self._read_seconds / self._read if self._read else 0.0
 
     @property
     def idle_seconds(self) -> float:
         """Since a pass last ended, or began."""
-        return time.monotonic() - (self._pass_began or self._last_pass)
+        return time.monotonic() - max([self._last_pass, *list(self._running.values())])
 
     @property
     def is_failing(self) -> bool:
@@ -188,14 +189,16 @@ class Batcher:
 
     @property
     def busy_seconds(self) -> float:
-        """That passes have taken, the present one included."""
-        began = self._pass_began
-        return self._busy_seconds + (time.monotonic() - began if began is not None else 0.0)
+        """That passes have taken of each lane's time, those that run included."""
+        with self._changed:
+            now = time.monotonic()
+            running = sum(now - began for began in self._running.values())
+            return (self._busy_seconds + running) / self._extractor.lanes
 
     def is_stuck(self) -> bool:
         """Whether a pass takes too long, or a thread has died. Then every text fails, and it never answers again."""
-        began = self._pass_began
-        overdue = began is not None and time.monotonic() - began > self._stuck_seconds
+        with self._changed:
+            overdue = any(time.monotonic() - began > self._stuck_seconds for began in self._running.values())
         dead = not self._closing and not all(thread.is_alive() for thread in self._threads)
         if overdue or dead:
             self._stop(StoppedError("The model does not answer; try again."))
@@ -258,14 +261,14 @@ class Batcher:
     @property
     def _can_prepare(self) -> bool:
         full = self._row_tokens >= self._extractor.batch_tokens
-        return bool(self._rows) and self._prepared is None and (self._idle or full)
+        return bool(self._rows) and self._prepared is None and (bool(self._idle_lanes) or full)
 
     @property
     def _is_done(self) -> bool:
         return self._closing and not self._waiting and not self._rows
 
     def _cut_texts(self) -> None:
-        """Cut the oldest texts into rows; while the model waits, no more than fill a pass."""
+        """Cut the oldest texts into rows; while a lane waits, no more than fill a pass."""
         while self._can_cut and not (self._can_prepare and self._row_tokens >= self._extractor.batch_tokens):
             item = self._waiting.popleft()
             if not item.is_wanted():
@@ -312,26 +315,29 @@ class Batcher:
 
     # --- scoring ----------------------------------------------------------------------------------------------------
 
-    def _score_passes(self) -> None:
+    def _score_passes(self, lane: str) -> None:
         while True:
             with self._changed:
-                self._idle = True
+                self._idle_lanes += 1
                 self._changed.notify_all()
                 self._changed.wait_for(lambda: self._prepared is not None or self._all_prepared)
+                self._idle_lanes -= 1
                 if self._prepared is None:
                     return
                 rows, batch = self._prepared
                 self._prepared = None
-                self._idle = False
-                self._pass_began = began = time.monotonic()
+                self._running[lane] = began = time.monotonic()
                 self._changed.notify_all()
             found = self._score(rows, batch)
-            ended = time.monotonic()
-            self._account(rows, ended - began, ended - max(self._last_pass, self._busy_since))
-            self._last_pass = ended
-            self._pass_began = None
-            self._failing = not found
-            self._busy_seconds += ended - began
+            with self._changed:
+                ended = time.monotonic()
+                del self._running[lane]
+                self._account(rows, ended - max(self._last_pass, self._busy_since))
+                self._last_pass = ended
+                self._failing = not found
+                self._busy_seconds += ended - began
+            tokens, padded = sum(row.tokens for row in rows), len(rows) * max(row.tokens for row in rows)
+            self._observe(PassReport(len(rows), tokens, padded, ended - began))
             self._choosing.submit(self._deliver, rows, found)
 
     def _score(self, rows: list[Row], batch: Batch) -> list[Candidates]:
@@ -350,16 +356,14 @@ class Batcher:
             for found in self._score(part, self._extractor.collate(part))
         ]
 
-    def _account(self, rows: list[Row], seconds: float, since_last: float) -> None:
-        """`since_last`: seconds from the end of the pass before, or from when there was something to do: all that a
-        queue waits for, of which the pass is a part. A pass that is hardly filled says little of what a full one does.
+    def _account(self, rows: list[Row], seconds: float) -> None:
+        """`seconds`: from the end of the pass before, in whatever lane, or from when there was something to do: all
+        that a queue waits for. A pass that is hardly filled says little of what full ones do.
         """
         tokens = sum(row.tokens for row in rows)
-        rate = tokens / max(since_last, 1e-6)
-        weight = _RATE_WEIGHT * min(1.0, tokens / self._extractor.batch_tokens) if self._rate else 1.0
-        self._rate += weight * (rate - self._rate)
-        padded = len(rows) * max(row.tokens for row in rows)
-        self._observe(PassReport(len(rows), tokens, padded, seconds))
+        weight = _RATE_WEIGHT * min(1.0, tokens / self._extractor.batch_tokens) if self._read else 1.0
+        self._read += weight * (tokens - self._read)
+        self._read_seconds += weight * (max(seconds, 1e-6) - self._read_seconds)
 
     def _deliver(self, rows: list[Row], found: list[Candidates]) -> None:
         indexes = sorted({row.text for row in rows})

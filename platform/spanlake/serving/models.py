@@ -7,6 +7,7 @@ import logging
 import time
 from collections import Counter, OrderedDict
 from collections.abc import AsyncIterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 
@@ -115,6 +116,7 @@ class Models:
             device=config.device,
             precision=config.precision,
             batch_tokens=config.batch_tokens,
+            threads=config.threads,
         )
         rate = warm_up(extractor)
         batcher = Batcher(
@@ -136,23 +138,25 @@ class Models:
 def warm_up(extractor: Extractor) -> float:
     """Runs passes of all lengths, so that no request waits for kernels to be chosen or memory to be claimed: each alone
     and as full as passes get, but on a CPU, where a full pass takes long and claims nothing, only the longest is full.
-    Returns the sub-words per second of the last pass.
+    Returns the sub-words per second of the last passes, one in each lane.
     """
     words, longest = 8, extractor.package.config.max_words
     while True:
         _, rows = extractor.plan(0, " ".join(["spanlake"] * min(words, longest)), _WARM_LABELS)
         row = max(rows, key=lambda row: row.tokens)
         last = words >= longest or len(rows) > 1
-        _timed_pass(extractor, [row])
+        _timed_passes(extractor, [row])
         if last or extractor.device.type == "cuda":
-            rate = _timed_pass(extractor, [row] * max(1, extractor.batch_tokens // row.tokens))
+            rate = _timed_passes(extractor, [row] * max(1, extractor.batch_tokens // row.tokens))
         if last:
             return rate
         words *= 2
 
 
-def _timed_pass(extractor: Extractor, rows: list[Row]) -> float:
-    """Sub-words per second. Scores come back to the CPU, so the device has finished."""
+def _timed_passes(extractor: Extractor, rows: list[Row]) -> float:
+    """Sub-words per second of such a pass in every lane. Scores come back to the CPU, so the device has finished."""
+    batch = extractor.collate(rows)
     began = time.monotonic()
-    extractor.score(rows, extractor.collate(rows))
-    return sum(row.tokens for row in rows) / (time.monotonic() - began)
+    with ThreadPoolExecutor(extractor.lanes) as lanes:
+        list(lanes.map(lambda _: extractor.score(rows, batch), range(extractor.lanes)))
+    return extractor.lanes * sum(row.tokens for row in rows) / (time.monotonic() - began)

@@ -55,8 +55,6 @@ class Service:
 
         Raises: PackageError, UserError as `Extractor.load` does.
         """
-        if config.threads:
-            torch.set_num_threads(config.threads)
         models = Models(config, observe_pass)
         await models.load_default()
         return cls(config, models)
