@@ -19,14 +19,14 @@ LAYERS = (
     ("package",),
     ("inference", "data"),
     ("spanlake",),
-    ("evaluation", "doctor"),
+    ("evaluation", "doctor", "cluster"),
     ("training", "extraction", "serving"),
     ("cli",),
     ("__main__",),
 )
 HEIGHT = {layer: height for height, row in enumerate(LAYERS) for layer in row}
 DYNAMIC = ("__import__", "import_module", "importlib.import_module")
-MAY_USE_RAY = ("training", "extraction", "serving")
+MAY_USE_RAY = ("cluster", "training", "extraction", "serving")
 
 
 class Import(NamedTuple):

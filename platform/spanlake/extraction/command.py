@@ -75,14 +75,10 @@ def _positive(text: str) -> int:
 
 
 def _range(text: str) -> tuple[int, int]:
-    least, _, most = text.partition(":")
-    try:
-        found = _positive(least), _positive(most if ":" in text else least)
-    except argparse.ArgumentTypeError:
-        found = (1, 0)
-    if found[0] > found[1]:
+    bounds = [int(part) if part.isdecimal() else 0 for part in text.split(":")]
+    if not 1 <= bounds[0] <= bounds[-1] or len(bounds) > 2:
         raise argparse.ArgumentTypeError(f"{text!r} is neither a number from 1 up nor two such, as in 2:8")
-    return found
+    return bounds[0], bounds[-1]
 
 
 def _share(text: str) -> float:

@@ -6,7 +6,6 @@ Ray, and only counts come back. The one module of extraction that imports Ray.
 
 import json
 import logging
-import os
 import signal
 import sys
 import threading
@@ -14,15 +13,14 @@ import uuid
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, redirect_stdout
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, Protocol
 
 import pyarrow as pa
 import ray
 from ray.data import ActorPoolStrategy, DataContext, Dataset
 
-import spanlake
-from spanlake.errors import ShortfallError, UserError, no_cluster, one_line
+from spanlake.cluster import cluster as ray_cluster
+from spanlake.errors import ShortfallError, UserError
 from spanlake.extraction.board import Board, State, Turn
 from spanlake.extraction.plan import Unit, plan_table, units_of
 from spanlake.extraction.rows import SourceReadError
@@ -46,23 +44,13 @@ class LoadExtractor(Protocol):
 
 @contextmanager
 def cluster() -> Iterator[None]:
-    """A Ray cluster while the block lasts: this process's, RAY_ADDRESS's (a job has one), or a new one on this machine.
-
-    Raises: UserError where no cluster answers at RAY_ADDRESS; ShortfallError where a new one cannot start.
-    """
+    """The Ray cluster to extract on while the block lasts. Raises: as `spanlake.cluster.cluster` does."""
     if ray.is_initialized():
         yield
         return
-    if address := os.environ.get("RAY_ADDRESS"):
-        _connect(address)
-    else:
-        _start()
-    with redirect_stdout(sys.stderr):  # where Ray prints of workers that died
-        try:
-            with _stopping_at_sigterm():
-                yield
-        finally:
-            ray.shutdown()
+    # What Ray prints of workers that died is no part of our output.
+    with ray_cluster(_OBJECT_STORE_BYTES), redirect_stdout(sys.stderr), _stopping_at_sigterm():
+        yield
 
 
 class Terminated(BaseException):
@@ -85,63 +73,6 @@ def _stopping_at_sigterm() -> Iterator[None]:
         yield
     finally:
         signal.signal(signal.SIGTERM, before or signal.SIG_DFL)
-
-
-def _connect(address: str) -> None:
-    try:
-        ray.init(address, runtime_env=_shipped_package(), log_to_driver=False, logging_level=logging.ERROR)
-    except Exception as error:  # of many kinds
-        raise no_cluster(address, error) from error
-
-
-def _start() -> None:
-    os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")  # its native code would write to our stderr,
-    with _native_stderr_closed():  # and says there that it now does not
-        try:
-            ray.init(
-                "local",
-                include_dashboard=False,
-                object_store_memory=_OBJECT_STORE_BYTES,
-                runtime_env=_local_package(),
-                log_to_driver=False,
-                logging_level=logging.ERROR,
-            )
-        except Exception as error:  # of many kinds
-            raise ShortfallError(f"Ray does not start on this machine ({one_line(error)}).") from error
-
-
-@contextmanager
-def _native_stderr_closed() -> Iterator[None]:
-    kept, nowhere = os.dup(2), os.open(os.devnull, os.O_WRONLY)
-    os.dup2(nowhere, 2)
-    try:
-        yield
-    finally:
-        os.dup2(kept, 2)
-        os.close(kept)
-        os.close(nowhere)
-
-
-_PACKAGE = Path(spanlake.__path__[0]).resolve()
-
-
-def _is_installed() -> bool:
-    return _PACKAGE.parent.name in ("site-packages", "dist-packages")
-
-
-def _shipped_package() -> dict[str, Any]:
-    """The runtime environment that brings this package to nodes which cannot be expected to have it installed."""
-    submitted = json.loads(os.environ.get("RAY_JOB_CONFIG_JSON_ENV_VAR", "{}")).get("runtime_env") or {}
-    if _is_installed() or "py_modules" in submitted:
-        return {}
-    return {"py_modules": [str(_PACKAGE)], "excludes": ["__pycache__"]}
-
-
-def _local_package() -> dict[str, Any]:
-    if _is_installed():
-        return {}
-    paths = [str(_PACKAGE.parent), os.environ.get("PYTHONPATH", "")]
-    return {"env_vars": {"PYTHONPATH": os.pathsep.join(filter(None, paths))}}
 
 
 @dataclass(frozen=True)
@@ -303,14 +234,14 @@ class _Worker:
             # A unit over which a worker died is alone in its next one: no other may be blamed for what it does.
             with self._place(_AT_ONCE if turn.attempt > 1 else 1):
                 counts = self._run(unit, turn)
+            answer = vars(counts)
         except SourceReadError as error:  # the units of sound files go on
-            self._board.end.remote(unit.name)
-            return {"problem": str(error)}
+            answer = {"problem": str(error)}
         except Exception as error:
             self._stop(error)
             return {"stopped": self._stopped}
         self._board.end.remote(unit.name)
-        return vars(counts)
+        return answer
 
     @contextmanager
     def _place(self, count: int) -> Iterator[None]:

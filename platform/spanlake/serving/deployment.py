@@ -7,13 +7,10 @@ model, and each replica refuses what its own queue cannot take. The proxies send
 from __future__ import annotations
 
 import logging
-import os
 import signal
 import sys
 import threading
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -22,8 +19,8 @@ from ray import serve
 from ray.serve import metrics as metric_kinds
 from starlette.types import ASGIApp
 
-import spanlake
-from spanlake.errors import ShortfallError, no_cluster, one_line
+from spanlake.cluster import cluster
+from spanlake.errors import ShortfallError, one_line
 from spanlake.serving.app import make_app
 from spanlake.serving.config import ServeConfig, read_config
 from spanlake.serving.grpc_api.extraction_pb2 import ExtractRequest as ExtractMessage
@@ -134,7 +131,7 @@ def serve_until_stopped(
     Raises: UserError where no cluster answers, ShortfallError where the server does not start.
     """
     stop = threading.Event()
-    with _cluster():
+    with cluster(_OBJECT_STORE_BYTES, _PATIENT, log_to_driver=True):
         for number in (signal.SIGINT, signal.SIGTERM):  # only now: Ray sets its own, which aborts the process
             signal.signal(number, lambda *_: stop.set())
         try:
@@ -149,38 +146,9 @@ def serve_until_stopped(
         serve.shutdown()
 
 
-@contextmanager
-def _cluster() -> Iterator[None]:
-    address = os.environ.get("RAY_ADDRESS")
-    try:
-        if address:
-            ray.init(address, logging_level=logging.ERROR)
-        else:
-            ray.init(
-                "local",
-                include_dashboard=False,
-                object_store_memory=_OBJECT_STORE_BYTES,
-                runtime_env={"env_vars": {"PYTHONPATH": _python_path(), **_PATIENT}},
-                logging_level=logging.ERROR,
-            )
-    except Exception as error:  # of many kinds
-        if address:
-            raise no_cluster(address, error) from error
-        raise ShortfallError(f"Ray does not start on this machine ({one_line(error)}).") from error
-    try:
-        yield
-    finally:
-        ray.shutdown()
-
-
 def _metric_agents() -> list[str]:
     """host:port of the agent on each node that exports the metrics of its replicas."""
     return [f"{node['NodeManagerAddress']}:{node['MetricsExportPort']}" for node in ray.nodes() if node["Alive"]]
-
-
-def _python_path() -> str:
-    here = str(Path(spanlake.__path__[0]).resolve().parent)
-    return os.pathsep.join(filter(None, (here, os.environ.get("PYTHONPATH", ""))))
 
 
 def _log_to_stderr() -> None:

@@ -5,8 +5,6 @@ on from the last checkpoint that all of them reported.
 """
 
 import json
-import logging
-import os
 import pickle
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -22,9 +20,9 @@ from ray import train
 from ray.train.torch import TorchConfig, TorchTrainer
 from ray.train.v2.api.config import CheckpointConfig, FailureConfig, RunConfig, ScalingConfig
 
-import spanlake
+from spanlake.cluster import cluster, python_path
 from spanlake.data.stream import ExampleStream, Pool, PoolPlan
-from spanlake.errors import ShortfallError, SpanlakeError, UserError, no_cluster, one_line
+from spanlake.errors import ShortfallError, SpanlakeError, UserError, one_line
 from spanlake.training.data import RecipeData
 from spanlake.training.directory import OWN_FOLDER, RAY_FOLDER, RunDirectory, refuse_checkpoints
 from spanlake.training.loop import Worker, fit
@@ -36,7 +34,6 @@ _RESIZE_SECONDS = 60.0  # between looks at whether more workers fit
 _OBJECT_STORE_BYTES = 300_000_000  # of a Ray of our own; texts do not pass through it
 _READERS = 2  # pools that are read at a time
 _STOPPED = "stopped.json"  # why a run cannot go on, where trying again would not help
-_PACKAGE = Path(spanlake.__path__[0]).resolve()
 
 
 def launch(recipe: Recipe, data: RecipeData, run: RunDirectory, resize_seconds: float = _RESIZE_SECONDS) -> None:
@@ -45,7 +42,7 @@ def launch(recipe: Recipe, data: RecipeData, run: RunDirectory, resize_seconds: 
     Raises: UserError where the cluster has too little; ShortfallError where training cannot go on.
     """
     refuse_checkpoints(run, OWN_FOLDER)
-    with _cluster():
+    with cluster(_OBJECT_STORE_BYTES):
         _check_room(recipe)
         fewest, most = recipe.parallel.workers
         if run.read(_STOPPED) is not None:
@@ -68,7 +65,7 @@ def launch(recipe: Recipe, data: RecipeData, run: RunDirectory, resize_seconds: 
                 storage_filesystem=run.filesystem,
                 failure_config=FailureConfig(max_failures=_FAILURES),
                 checkpoint_config=CheckpointConfig(num_to_keep=recipe.checkpoint.keep),
-                worker_runtime_env={"env_vars": {"PYTHONPATH": _python_path()}},
+                worker_runtime_env={"env_vars": {"PYTHONPATH": python_path()}},
             ),
         )
         try:
@@ -178,48 +175,3 @@ def _can_grow() -> bool:
 
     client: Any = global_worker
     return bool(client.gcs_client.internal_kv_get(b"__autoscaling_config", None))
-
-
-@contextmanager
-def _cluster() -> Iterator[None]:
-    """A Ray cluster while the block lasts: this process's, RAY_ADDRESS's, or a new one on this machine."""
-    if ray.is_initialized():
-        yield
-        return
-    address = os.environ.get("RAY_ADDRESS")
-    try:
-        if address:
-            ray.init(address, runtime_env=_runtime_env(), log_to_driver=False, logging_level=logging.ERROR)
-        else:
-            ray.init(
-                "local",
-                include_dashboard=False,
-                object_store_memory=_OBJECT_STORE_BYTES,
-                log_to_driver=False,
-                logging_level=logging.ERROR,
-            )
-    except Exception as error:  # of many kinds
-        if address:
-            raise no_cluster(address, error) from error
-        raise ShortfallError(f"Ray does not start on this machine ({one_line(error)}).") from error
-    try:
-        yield
-    finally:
-        ray.shutdown()
-
-
-def _runtime_env() -> dict[str, Any]:
-    """What brings this package to the workers."""
-    submitted = json.loads(os.environ.get("RAY_JOB_CONFIG_JSON_ENV_VAR", "{}")).get("runtime_env") or {}
-    if _is_installed() or "py_modules" in submitted:
-        return {}
-    return {"py_modules": [str(_PACKAGE)], "excludes": ["__pycache__"]}
-
-
-def _python_path() -> str:
-    paths = [] if _is_installed() else [str(_PACKAGE.parent)]
-    return os.pathsep.join([*paths, *filter(None, [os.environ.get("PYTHONPATH", "")])])
-
-
-def _is_installed() -> bool:
-    return _PACKAGE.parent.name in ("site-packages", "dist-packages")
