@@ -36,6 +36,9 @@ _OBJECT_STORE_BYTES = 150_000_000  # requests do not pass through it
 # Serve's 5 s are too few for a proxy to start in on a busy machine: it would be killed and started for ever.
 _PATIENT = {"RAY_SERVE_PROXY_READY_CHECK_TIMEOUT_S": "60"}
 _CLOSE_SECONDS = 10.0  # what is left when Serve has drained a replica
+# A thread that runs a pass needs the interpreter for microseconds between one operation and the next, hundreds of times
+# in a pass. At Python's own 5 ms it would wait that long for the HTTP side each time, and a core with it.
+_SWITCH_SECONDS = 0.0003
 
 
 @serve.deployment(
@@ -64,6 +67,7 @@ class Replica:
 
     async def __init__(self, config: ServeConfig) -> None:  # type: ignore[misc]
         _log_to_stderr()
+        sys.setswitchinterval(_SWITCH_SECONDS)  # the process is the replica's own
         if config.threads is None:
             cpus = ray.get_runtime_context().get_assigned_resources().get("CPU", 1.0)
             config = config.model_copy(update={"threads": max(1, int(cpus))})
