@@ -12,7 +12,9 @@ from spanlake.extraction.unit import UnitCounts
 
 def test_a_row_over_which_two_workers_died_is_not_read_again() -> None:
     board = Board(limit=5)
+    assert not board.tried("u")
     assert board.begin("u", "a") == (1, set())  # which dies
+    assert board.tried("u") and not board.tried("v")
     assert board.begin("u", "b") == (2, set())
     board.at_row("u", 0)
     board.at_row("u", 7)  # and b dies
@@ -20,6 +22,7 @@ def test_a_row_over_which_two_workers_died_is_not_read_again() -> None:
     board.at_row("u", 7)
     assert board.begin("u", "d") == (4, {7})
     board.end("u")
+    assert not board.tried("u")
     assert board.begin("u", "d") == (1, set())
 
 
@@ -38,8 +41,9 @@ def test_who_is_at_work_and_at_what() -> None:
     board.at_stage("v", "scoring")
     assert board.state() == State(2, {"reading": 1, "scoring": 1, "writing": 0})
     board.begin("u", "b")  # so a is dead
-    assert board.state().workers == 1
+    assert board.state() == State(1, {"reading": 0, "scoring": 1, "writing": 0})
     board.join("c")
+    board.at_stage("u", "reading")
     board.end("v")
     assert board.state() == State(2, {"reading": 1, "scoring": 0, "writing": 0})
 

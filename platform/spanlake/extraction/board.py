@@ -39,10 +39,15 @@ class Board:
         """A worker is ready."""
         self._workers.add(worker)
 
+    def tried(self, unit: str) -> bool:
+        """Whether a worker has begun the unit, and did not end it."""
+        return self._begun[unit] > 0
+
     def begin(self, unit: str, worker: str) -> Turn | None:
         """A worker begins a unit; None where it would be one attempt too many."""
         self._workers.discard(self._worker_of.get(unit, ""))  # which would have ended it, were it alive
         self._worker_of[unit] = worker
+        self._stage_of.pop(unit, None)
         self._begun[unit] += 1
         deaths = self._deaths.setdefault(unit, Counter())
         if unit in self._at:

@@ -227,14 +227,15 @@ class _Worker:
     def _answer(self, unit: Unit) -> dict[str, Any]:
         if self._stopped is not None:
             return {"stopped": self._stopped}
-        turn: Turn | None = ray.get(self._board.begin.remote(unit.name, self._name))
-        if turn is None:
-            return {"problem": f"{unit.describe()}: worker after worker died over it"}
+        # A unit over which a worker died is alone in its next one, before it is said to begin there: no other may be
+        # blamed for what it does.
+        tried: bool = ray.get(self._board.tried.remote(unit.name))
         try:
-            # A unit over which a worker died is alone in its next one: no other may be blamed for what it does.
-            with self._place(_AT_ONCE if turn.attempt > 1 else 1):
-                counts = self._run(unit, turn)
-            answer = vars(counts)
+            with self._place(_AT_ONCE if tried else 1):
+                turn: Turn | None = ray.get(self._board.begin.remote(unit.name, self._name))
+                if turn is None:
+                    return {"problem": f"{unit.describe()}: worker after worker died over it"}
+                answer = vars(self._run(unit, turn))
         except SourceReadError as error:  # the units of sound files go on
             answer = {"problem": str(error)}
         except Exception as error:
