@@ -45,11 +45,8 @@ class LoadExtractor(Protocol):
 @contextmanager
 def cluster() -> Iterator[None]:
     """The Ray cluster to extract on while the block lasts. Raises: as `spanlake.cluster.cluster` does."""
-    if ray.is_initialized():
-        yield
-        return
-    # What Ray prints of workers that died is no part of our output.
-    with ray_cluster(_OBJECT_STORE_BYTES), redirect_stdout(sys.stderr), _stopping_at_sigterm():
+    # Ray prints messages of its raylets, as of workers that died, to stdout until it is shut down.
+    with redirect_stdout(sys.stderr), ray_cluster(_OBJECT_STORE_BYTES), _stopping_at_sigterm():
         yield
 
 
