@@ -17,7 +17,7 @@ demo: $(VENV)/.installed-demo  ## Find entities in 300 encyclopedia passages, au
 	$(VENV)/bin/spanlake show $(DEMO)
 
 test: $(VENV)/.installed-dev  ## Run the tests that need no GPU.
-	$(VENV)/bin/pytest tests/unit tests/parity tests/browser tests/ray
+	$(VENV)/bin/pytest tests/unit tests/parity tests/browser tests/cluster
 
 chaos: $(VENV)/.installed-dev  ## Kill drivers, workers and machines of clusters at work (20 minutes).
 	$(VENV)/bin/pytest tests/chaos

@@ -14,13 +14,14 @@ import psutil
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from commands import ROOT
 from pyarrow import fs
 
 from spanlake.extraction.audit import audit
 from spanlake.extraction.ledger import read_ledger
 from spanlake.extraction.store import locate
 
-SOURCE_ROOT = Path(__file__).parents[2] / "platform"
+SOURCE_ROOT = ROOT / "platform"
 PEOPLE = ("Ada Lovelace", "Alan Turing", "Grace Hopper", "Émile du Châtelet")
 FILES, ROWS = 4, 6000
 NODE = {"num_cpus": 1, "object_store_memory": 100_000_000}

@@ -7,12 +7,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from commands import ROOT
 
 from spanlake import Extractor
 from spanlake.client import Client
 from spanlake.serving.config import read_config
 
-SOURCE_ROOT = Path(__file__).parents[2] / "platform"
+SOURCE_ROOT = ROOT / "platform"
 TEXTS = ["Ada met Alain at McGill University", "Marie Curie found radium in Warsaw"]
 LABELS = ["person", "place"]
 

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from commands import ROOT
 from gliner import GLiNER
 from transformers import BertConfig, BertModel, PreTrainedTokenizerFast
 
@@ -92,7 +93,7 @@ def test_the_benchmark_runs_both_sides(tiny_model_dir: Path, tmp_path: Path) -> 
     BertModel(BertConfig(vocab_size=tokenizer.get_vocab_size(), **sizes)).save_pretrained(encoder)
     data = tmp_path / "data.jsonl"
     data.write_text("\n".join(json.dumps(row) for row in examples(40)))
-    script = Path(__file__).parents[2] / "benchmarks" / "training.py"
+    script = ROOT / "benchmarks" / "training.py"
     command = [sys.executable, str(script), str(data), str(encoder), "--steps", "3", "--rounds", "1", "--batch", "2"]
     command += ["--width", "16", "--threads", "1"]
     environment = {**os.environ, "PYTHONPATH": str(Path(spanlake.__file__).parents[1])}

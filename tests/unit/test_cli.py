@@ -9,11 +9,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from commands import ROOT
 
 from spanlake import Extractor, cli
 from spanlake.package import load_package, save_package
 
-SOURCE_ROOT = Path(__file__).parents[2] / "platform"
+SOURCE_ROOT = ROOT / "platform"
 TEXT = "Ada Lovelace met Charles Babbage in London; the Union of Nations met in Geneva."
 LOW = ["--labels", "person, place", "--threshold", "0.4", "--precision", "float32", "--device", "cpu"]
 

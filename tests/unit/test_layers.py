@@ -7,8 +7,9 @@ from pathlib import Path
 from typing import NamedTuple
 
 import pytest
+from commands import ROOT
 
-SOURCE_ROOT = Path(__file__).parents[2] / "platform"
+SOURCE_ROOT = ROOT / "platform"
 
 # Lowest first. A module imports from the rows below its own, and from its own package; never from a neighbour in its
 # row. "spanlake" is the package's front door (spanlake/__init__.py), which offers what lies below it.

@@ -6,8 +6,8 @@ import sys
 from pathlib import Path
 
 import pytest
+from commands import ROOT
 
-ROOT = Path(__file__).parents[2]
 # What becomes the first entry of sys.path: the root (Ray's working directory), the source root, a script's directory.
 IMPORT_ROOTS = (ROOT, ROOT / "platform", ROOT / "jobs", ROOT / "serve", ROOT / "tests")
 TAKEN = sys.stdlib_module_names | {"ray"}

@@ -2,11 +2,11 @@
 
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
+from commands import ROOT
 
-SOURCE_ROOT = Path(__file__).parents[2] / "platform"
+SOURCE_ROOT = ROOT / "platform"
 
 # None in sys.modules makes `import ray` fail, and find_spec("ray") answer None, as where Ray is not installed.
 WITHOUT_RAY = """

@@ -10,6 +10,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from commands import ROOT
 
 from spanlake.errors import UserError
 from spanlake.serving import tracing
@@ -17,7 +18,7 @@ from spanlake.serving.batcher import PassReport
 from spanlake.serving.metrics import Metrics, collect
 from spanlake.serving.middleware import RequestRecord
 
-DASHBOARD = Path(__file__).parents[2] / "deploy" / "grafana" / "serving.json"
+DASHBOARD = ROOT / "deploy" / "grafana" / "serving.json"
 
 
 class Kinds:

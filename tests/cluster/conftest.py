@@ -3,12 +3,11 @@
 import subprocess
 import time
 from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
-from commands import activated, free_port, run
+from commands import ROOT, activated, free_port, run
 
-SOURCE_ROOT = Path(__file__).parents[2] / "platform"
+SOURCE_ROOT = ROOT / "platform"
 
 
 @pytest.fixture(scope="session")

@@ -15,6 +15,7 @@ import pyarrow as pa
 import pyarrow.dataset as ds
 import pyarrow.parquet as pq
 import pytest
+from commands import ROOT
 
 from spanlake import Entity, Extractor, cli
 from spanlake.extraction.audit import audit
@@ -22,7 +23,7 @@ from spanlake.extraction.ledger import read_ledger
 from spanlake.extraction.store import locate
 from spanlake.inference.settings import Settings
 
-SOURCE_ROOT = Path(__file__).parents[2] / "platform"
+SOURCE_ROOT = ROOT / "platform"
 PEOPLE = ("Ada Lovelace", "Alan Turing", "Grace Hopper", "Émilie du Châtelet")
 LABELS = "person,place"
 

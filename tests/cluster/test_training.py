@@ -17,6 +17,7 @@ from pathlib import Path
 import psutil
 import pytest
 import yaml
+from commands import ROOT
 from ray.cluster_utils import Cluster
 
 from spanlake.errors import ShortfallError, UserError
@@ -26,7 +27,6 @@ from spanlake.training.directory import claim, open_run
 from spanlake.training.launch import launch
 from spanlake.training.recipe import Recipe, read_recipe
 
-ROOT = Path(__file__).parents[2]
 PEOPLE = ["Ada Lovelace", "Charles Babbage", "Marie Curie", "Alain Farley"]
 PLACES = ["London", "Geneva", "Warsaw", "Canada"]
 OTHERS = ["the", "union", "of", "nations", "said", "she", "fell"]

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
+from commands import ROOT
 
 from spanlake.cli import main
 from spanlake.data.examples import Example, Mention
@@ -18,7 +19,6 @@ from spanlake.training.known_encoders import KNOWN_ENCODERS
 from spanlake.training.plan import memory, plan, plan_text
 from spanlake.training.recipe import Recipe, read_recipe
 
-ROOT = Path(__file__).parents[2]
 SHIPPED = sorted((ROOT / "jobs" / "recipes").glob("*.yaml"))
 LEAST = {"name": "toy", "model": {"encoder": "x"}, "data": {"train": ["a.jsonl"]}}
 

@@ -13,6 +13,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from commands import ROOT
 
 from spanlake.data.examples import read_sentences
 from spanlake.data.readers import BadRecord, read_source
@@ -305,7 +306,7 @@ def test_a_data_set_comes_from_the_hub_by_its_id(tmp_path: Path, hub: str) -> No
         for outcome in read_source("Universal-NER/Pile-NER-type"):
             print([(outcome.example.text[m.start : m.end], m.label) for m in outcome.example.mentions])
     """
-    root = Path(__file__).parents[2] / "platform"
+    root = ROOT / "platform"
     environment = {"PATH": "/usr/bin:/bin", "HOME": str(tmp_path), "HF_HOME": str(tmp_path), "HF_ENDPOINT": hub}
     environment |= {"PYTHONPATH": str(root), "NO_PROXY": "*", "HF_HUB_DISABLE_XET": "1"}
     done = subprocess.run(

@@ -19,13 +19,13 @@ import grpc
 import httpx
 import psutil
 import pytest
-from commands import free_port
+from commands import ROOT, free_port
 
 from spanlake import Entity, Extractor
 from spanlake.client import Client
 from spanlake.serving.grpc_api import extraction_pb2, extraction_pb2_grpc
 
-SOURCE_ROOT = Path(__file__).parents[2] / "platform"
+SOURCE_ROOT = ROOT / "platform"
 TEXTS = ["Ada met Alain at McGill University", "\U0001f30a Marie Curie found radium in Warsaw", "", "x" * 300]
 LABELS = ["person", "place"]
 QUEUE_SECONDS = 2.0

@@ -9,9 +9,8 @@ import time
 from pathlib import Path
 
 import pytest
-from commands import activated, copy_parts, free_port, run
+from commands import ROOT, activated, copy_parts, free_port, run
 
-ROOT = Path(__file__).parents[2]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 # What a test cannot run: itself, and the shell's own environment.
 ELSEWHERE = {"make test", "source .venv/bin/activate"}

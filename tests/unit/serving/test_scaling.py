@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+from commands import ROOT
 
 from spanlake.cli import main
 from spanlake.errors import UserError
@@ -44,7 +45,7 @@ def test_without_reports_replicas_stay(metrics: dict[str, dict[str, float]] | No
 def test_settings_of_the_shipped_configuration_are_known() -> None:
     import yaml
 
-    document = yaml.safe_load((Path(__file__).parents[2] / "serve" / "config.yaml").read_text())
+    document = yaml.safe_load((ROOT / "serve" / "config.yaml").read_text())
     [application] = document["applications"]
     config = read_config(application["args"])
     assert config.limits == ServeConfig().limits
