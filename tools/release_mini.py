@@ -18,8 +18,8 @@ CARD = [
     "Encoder: sentence-transformers/all-MiniLM-L6-v2 (Apache-2.0), not cased: it reads English, and is small",
     "Training: docs/mini-model.md says how, and names the recipes",
     "Data: passages of the English Wikipedia with open types (CC BY-SA 4.0), invented texts, Few-NERD (CC BY-SA 4.0),"
-    " MultiCoNER I and II, Broad Twitter, WNUT17, WikiGold, BioNLP13CG, BC5CDR and NCBI-disease (CC BY 4.0), SEC filings"
-    " (CC BY 3.0), AnEM (CC BY-SA 3.0)",
+    " MultiCoNER I and II, Broad Twitter, WNUT17, WikiGold, BioNLP13CG, BC5CDR and NCBI-disease (CC BY 4.0), SEC"
+    " filings (CC BY 3.0), AnEM (CC BY-SA 3.0)",
 ]
 
 trained, benchmark, target = map(Path, sys.argv[1:])
