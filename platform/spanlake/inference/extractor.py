@@ -1,7 +1,4 @@
-"""Texts and labels in, entities out: the one way of inference that Python, bulk extraction and serving share.
-
-Shapes: B rows of a batch, W words, K span width, C labels of a prompt.
-"""
+"""Texts and labels in, entities out: the one way of inference that Python, bulk extraction and serving share."""
 
 from __future__ import annotations
 
@@ -9,20 +6,19 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
-from functools import lru_cache
-from threading import Barrier
+from functools import lru_cache, partial
+from types import TracebackType
 from typing import TypeVar, cast
 
-import numpy as np
 import torch
 
-from spanlake.decoding import Entity, select, to_entities
+from spanlake.decoding import Entity
 from spanlake.errors import UserError, shown
+from spanlake.inference.candidates import Candidates, choose, join
 from spanlake.inference.hardware import choose_device, choose_precision
-from spanlake.inference.planning import LabelGroup, PlannedText, Row, group_labels, plan_batches, plan_rows, plan_text
+from spanlake.inference.planning import PlannedText, Row, group_labels, plan_batches, plan_rows, plan_text
+from spanlake.inference.scoring import Pass, Scorer
 from spanlake.inference.settings import Labels, Settings, Threshold
-from spanlake.modeling.span_head import span_mask
-from spanlake.modeling.tokens import Batch
 from spanlake.package import Package, open_package
 
 # Padded sub-words in one forward pass.
@@ -34,33 +30,6 @@ _STEPS_AHEAD = 4  # batches laid out while the model works on one
 _CACHED_LABEL_SETS = 256
 
 _T = TypeVar("_T")
-
-
-@dataclass(frozen=True)
-class Candidates:
-    """Spans above their thresholds: text index, first and last word (inclusive), label index, score; [n] each."""
-
-    text: np.ndarray
-    start: np.ndarray
-    end: np.ndarray
-    label: np.ndarray
-    score: np.ndarray
-
-    def by_text(self, indexes: Sequence[int]) -> Iterator[Candidates]:
-        """Those of each text, `indexes` increasing."""
-        order = np.argsort(self.text, kind="stable")
-        begins, ends = (np.searchsorted(self.text[order], indexes, side=side) for side in ("left", "right"))
-        for begin, end in zip(begins, ends, strict=True):
-            own = order[begin:end]
-            yield Candidates(self.text[own], self.start[own], self.end[own], self.label[own], self.score[own])
-
-
-@dataclass(frozen=True)
-class _Pass:
-    """A batch to score."""
-
-    rows: list[Row]
-    batch: Batch
 
 
 @dataclass(frozen=True)
@@ -81,9 +50,7 @@ class _Scored:
 class Extractor:
     """Finds entities with one model on one device. Safe to call from several threads.
 
-    The package's model is moved to the device and the precision, not copied. On a CPU, `lanes` passes run side by side,
-    each on one core: where several cores share a pass, each waits for the slowest after every operation, which is the
-    one that something else keeps from its work. An accelerator has one lane: two passes would need twice its memory.
+    Up to `lanes` passes run side by side. A closed Extractor, or one whose `with` block has ended, keeps no model.
     """
 
     def __init__(
@@ -94,14 +61,17 @@ class Extractor:
         batch_tokens: int | None = None,
         threads: int | None = None,
     ) -> None:
-        self.package = package
+        """The package's model is moved to the device and the precision, not copied. On a CPU, `threads` passes run
+        side by side; by default as many as torch has threads.
+        """
         self.device = device
         self.precision = precision
         self.batch_tokens = batch_tokens or _BATCH_TOKENS[device.type]
         self.lanes = (threads or torch.get_num_threads()) if device.type == "cpu" else 1
-        self._model = package.model.to(device, precision).eval()
-        self._passes = _start_lanes(self.lanes)
-        self._groups = lru_cache(maxsize=_CACHED_LABEL_SETS)(self._group_labels)
+        self._package: Package | None = package
+        self.scorer = Scorer(package, device, precision, self.lanes)
+        group = partial(group_labels, tokenizer=package.tokenizer, config=package.config)
+        self._groups = lru_cache(maxsize=_CACHED_LABEL_SETS)(group)
 
     @classmethod
     def load(
@@ -124,6 +94,26 @@ class Extractor:
                 raise UserError(f"{name} is {number}; it must be at least 1.")
         where = choose_device(device)
         return cls(open_package(model), where, choose_precision(precision, where), batch_tokens, threads)
+
+    @property
+    def package(self) -> Package:
+        """Raises `UserError` once the Extractor is closed."""
+        if self._package is None:
+            raise UserError("The Extractor is closed; load the model again.")
+        return self._package
+
+    def close(self) -> None:
+        """Waits for the passes that run, then lets go of the model. Its memory is free when nobody else holds the
+        package.
+        """
+        self.scorer.close()
+        self._package = None
+
+    def __enter__(self) -> Extractor:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        self.close()
 
     def extract(
         self,
@@ -176,14 +166,13 @@ class Extractor:
                 yield from _choose_all(step.texts, found)
                 found = []
 
-    def _run_ahead(self, steps: Iterator[_Pass | _Scored]) -> Iterator[_Begun | _Scored]:
+    def _run_ahead(self, steps: Iterator[Pass | _Scored]) -> Iterator[_Begun | _Scored]:
         """The steps in turn, their passes begun as far ahead as keeps every lane at work."""
         ahead: deque[_Begun | _Scored] = deque()
         try:
             for step in steps:
-                if isinstance(step, _Pass):
-                    tokens = sum(row.tokens for row in step.rows)
-                    ahead.append(_Begun(tokens, self._passes.submit(self._score, step.rows, step.batch)))
+                if isinstance(step, Pass):
+                    ahead.append(_Begun(step.tokens, self.scorer.submit(step)))
                 else:
                     ahead.append(step)
                 if len(ahead) > self.lanes + 1:
@@ -194,7 +183,7 @@ class Extractor:
                 if isinstance(left, _Begun):
                     left.scores.cancel()
 
-    def _plan(self, requests: Iterable[tuple[str, Settings]]) -> Iterator[_Pass | _Scored]:
+    def _plan(self, requests: Iterable[tuple[str, Settings]]) -> Iterator[Pass | _Scored]:
         for chunk in _chunked(requests):
             texts: list[tuple[PlannedText, Settings]] = []
             rows: list[Row] = []
@@ -204,13 +193,14 @@ class Extractor:
                 rows += own
             a_lane = sum(row.tokens for row in rows) // self.lanes  # so that a few rows keep all of them busy
             for batch in plan_batches(rows, min(self.batch_tokens, max(1, a_lane))):
-                yield _Pass(batch, self.collate(batch))
+                yield self.scorer.prepare(batch)
             yield _Scored(texts)
 
     def plan(self, index: int, text: str, settings: Settings) -> tuple[PlannedText, list[Row]]:
-        """The first of three steps, for callers that form batches themselves: the rows that score a text, each marked
-        with `index`. A text without words has none. Then `collate` and `score` any rows together, and `choose` once all
-        rows of a text are scored.
+        """The rows that score a text, each marked with `index`; a text without words has none.
+
+        For callers that form passes themselves: the `scorer` prepares and runs rows of any texts together, and
+        `choose` gives the entities of a text once all its rows are scored.
 
         Raises `UserError` for a label that the model cannot read.
         """
@@ -218,91 +208,10 @@ class Extractor:
         planned, cut = plan_text(text, tokenizer)
         return planned, list(plan_rows(index, planned, cut, self._groups(settings), tokenizer, config))
 
-    def _group_labels(self, settings: Settings) -> list[LabelGroup]:
-        return group_labels(settings, self.package.tokenizer, self.package.config)
-
     def prompt_size(self, settings: Settings) -> tuple[int, int]:
         """How many prompts the labels need, and their sub-words in all. Raises `UserError` as `plan` does."""
         groups = self._groups(settings)
         return len(groups), sum(len(group.prompt.ids) for group in groups)
-
-    def collate(self, rows: list[Row]) -> Batch:
-        """The batch of one forward pass over these rows."""
-        pairs = [(row.group.prompt, row.words) for row in rows]
-        return self.package.tokenizer.collate(pairs, self.package.config.pad_token_id)
-
-    def score(self, rows: list[Row], batch: Batch) -> Candidates:
-        """One forward pass; one that does not fit the device's memory is halved and tried again. `lanes` calls from as
-        many threads run side by side.
-        """
-        return self._passes.submit(self._score, rows, batch).result()
-
-    def _score(self, rows: list[Row], batch: Batch) -> Candidates:
-        try:
-            return self._forward(rows, batch)
-        except torch.OutOfMemoryError:
-            if len(rows) == 1:
-                raise
-        middle = len(rows) // 2
-        return join([self._score(part, self.collate(part)) for part in (rows[:middle], rows[middle:])])
-
-    @torch.inference_mode()
-    def _forward(self, rows: list[Row], batch: Batch) -> Candidates:
-        logits = self._model(batch.to(self.device))
-        _, words, width, _ = logits.shape
-        thresholds = np.ones(logits.shape[::3], dtype=np.float32)  # [B, C]; 1 is never exceeded, for padding
-        for i, row in enumerate(rows):
-            thresholds[i, : row.group.count] = row.group.thresholds
-        first = torch.tensor([row.first for row in rows], device=self.device).view(-1, 1, 1)
-        centre = 2 * (first + torch.arange(words, device=self.device).view(-1, 1)) + torch.arange(
-            width, device=self.device
-        )
-        own_from = torch.tensor([row.own_from for row in rows], device=self.device).view(-1, 1, 1)
-        own_to = torch.tensor([row.own_to for row in rows], device=self.device).view(-1, 1, 1)
-        real = span_mask(batch.word_counts, words, width, self.device) & (centre >= own_from) & (centre < own_to)
-        limit = torch.from_numpy(thresholds).to(self.device)[:, None, None, :]
-        scores = torch.sigmoid(logits)
-        row_at, start, extra, column = (real.unsqueeze(-1) & (scores > limit)).nonzero(as_tuple=True)
-        score = scores[row_at, start, extra, column].cpu().numpy()
-        at = row_at.cpu().numpy()
-        start_word = start.cpu().numpy() + np.array([row.first for row in rows], dtype=np.int64)[at]
-        return Candidates(
-            text=np.array([row.text for row in rows], dtype=np.int64)[at],
-            start=start_word,
-            end=start_word + extra.cpu().numpy(),
-            label=column.cpu().numpy() + np.array([row.group.first for row in rows], dtype=np.int64)[at],
-            score=score,
-        )
-
-
-def _start_lanes(count: int) -> ThreadPoolExecutor:
-    """Threads whose operations each stay on one core."""
-    before = torch.get_num_threads()
-    lanes = ThreadPoolExecutor(count, "spanlake-pass", initializer=_stay_on_one_core)
-    started = Barrier(count + 1)
-    for _ in range(count):
-        lanes.submit(started.wait)
-    started.wait()
-    torch.set_num_threads(before)  # the lanes keep theirs; threads that begin later would have taken it over
-    return lanes
-
-
-def _stay_on_one_core() -> None:
-    torch.get_num_threads()  # a thread takes over the process's number when it first asks, and would later, too
-    torch.set_num_threads(1)
-
-
-def join(parts: Sequence[Candidates]) -> Candidates:
-    """All candidates of one or more passes."""
-    columns = zip(*((part.text, part.start, part.end, part.label, part.score) for part in parts), strict=True)
-    return Candidates(*map(np.concatenate, columns))
-
-
-def choose(planned: PlannedText, settings: Settings, found: Candidates) -> list[Entity]:
-    """The entities of a text, of the candidates of all its windows and label groups."""
-    spans = (found.start, found.end, found.label, found.score)
-    chosen = select(*spans, nested=settings.nested, multi_label=settings.multi_label)
-    return to_entities(planned.text, planned.offsets, settings.names, *(values[chosen] for values in spans))
 
 
 def _choose_all(texts: Sequence[tuple[PlannedText, Settings]], found: Sequence[Candidates]) -> Iterator[list[Entity]]:

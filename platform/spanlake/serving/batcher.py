@@ -21,10 +21,11 @@ from typing import Protocol
 
 from spanlake.decoding import Entity
 from spanlake.errors import ShortfallError
-from spanlake.inference.extractor import Candidates, Extractor, choose, join
+from spanlake.inference.candidates import Candidates, choose, join
+from spanlake.inference.extractor import Extractor
 from spanlake.inference.planning import PlannedText, Row
+from spanlake.inference.scoring import Pass
 from spanlake.inference.settings import Settings
-from spanlake.modeling.tokens import Batch
 
 _LABELS = 25  # of a row are free; with more of them, scoring its spans costs as much as reading its words
 _LENGTHS_APART = 2.0  # rows of one pass differ in length at most by this factor from the oldest
@@ -123,7 +124,7 @@ class Batcher:
         self._busy_since = self._last_pass
         self._failing = False
         self._busy_seconds = 0.0  # of all lanes
-        self._prepared: tuple[list[Row], Batch] | None = None
+        self._prepared: Pass | None = None
         self._idle_lanes = 0  # that wait for a pass
         self._all_prepared = False  # and none will come
         self._choosing = ThreadPoolExecutor(1, thread_name_prefix="spanlake-choose")
@@ -204,15 +205,20 @@ class Batcher:
             self._stop(StoppedError("The model does not answer; try again."))
         return overdue or dead
 
-    def close(self, seconds: float) -> None:
-        """Take no more texts, answer those that are queued for at most `seconds`, and stop."""
+    def close(self, seconds: float) -> bool:
+        """Take no more texts, answer those that are queued for at most `seconds`, and stop.
+
+        Returns whether all passes have ended.
+        """
         with self._changed:
             self._closing = True
             self._changed.notify_all()
+        deadline = time.monotonic() + seconds
         for thread in self._threads:
-            thread.join(max(0.0, seconds))
+            thread.join(max(0.0, deadline - time.monotonic()))
         self._choosing.shutdown(wait=True)
         self._stop(StoppedError("The model is being shut down; try again."))
+        return not any(thread.is_alive() for thread in self._threads)
 
     # --- the queue --------------------------------------------------------------------------------------------------
 
@@ -248,9 +254,9 @@ class Batcher:
                     return
             self._cut_texts()
             if self._can_prepare and (rows := self._take_rows()):
-                batch = self._extractor.collate(rows)
+                prepared = self._extractor.scorer.prepare(rows)
                 with self._changed:
-                    self._prepared = rows, batch
+                    self._prepared = prepared
                     self._changed.notify_all()
 
     @property
@@ -324,26 +330,26 @@ class Batcher:
                 self._idle_lanes -= 1
                 if self._prepared is None:
                     return
-                rows, batch = self._prepared
+                work = self._prepared
                 self._prepared = None
                 self._running[lane] = began = time.monotonic()
                 self._changed.notify_all()
-            found = self._score(rows, batch)
+            found = self._score(work)
             with self._changed:
                 ended = time.monotonic()
                 del self._running[lane]
-                self._account(rows, ended - max(self._last_pass, self._busy_since))
+                self._account(work.tokens, ended - max(self._last_pass, self._busy_since))
                 self._last_pass = ended
                 self._failing = not found
                 self._busy_seconds += ended - began
-            tokens, padded = sum(row.tokens for row in rows), len(rows) * max(row.tokens for row in rows)
-            self._observe(PassReport(len(rows), tokens, padded, ended - began))
-            self._choosing.submit(self._deliver, rows, found)
+            self._observe(PassReport(len(work.rows), work.tokens, work.padded_tokens, ended - began))
+            self._choosing.submit(self._deliver, work.rows, found)
 
-    def _score(self, rows: list[Row], batch: Batch) -> list[Candidates]:
+    def _score(self, work: Pass) -> list[Candidates]:
         """A pass that fails is halved until the row that makes it fail stands alone; only its text fails."""
+        rows = work.rows
         try:
-            return [self._extractor.score(rows, batch)]
+            return [self._extractor.scorer.submit(work).result()]
         except Exception as error:
             if len(rows) == 1:
                 if item := self._alive.get(rows[0].text):
@@ -353,14 +359,13 @@ class Batcher:
         return [
             found
             for part in (rows[:middle], rows[middle:])
-            for found in self._score(part, self._extractor.collate(part))
+            for found in self._score(self._extractor.scorer.prepare(part))
         ]
 
-    def _account(self, rows: list[Row], seconds: float) -> None:
+    def _account(self, tokens: int, seconds: float) -> None:
         """`seconds`: from the end of the pass before, in whatever lane, or from when there was something to do: all
         that a queue waits for. A pass that is hardly filled says little of what full ones do.
         """
-        tokens = sum(row.tokens for row in rows)
         weight = _RATE_WEIGHT * min(1.0, tokens / self._extractor.batch_tokens) if self._read else 1.0
         self._read += weight * (tokens - self._read)
         self._read_seconds += weight * (max(seconds, 1e-6) - self._read_seconds)

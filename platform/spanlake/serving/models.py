@@ -7,7 +7,6 @@ import logging
 import time
 from collections import Counter, OrderedDict
 from collections.abc import AsyncIterator
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 
@@ -29,6 +28,11 @@ class Served:
     name: str
     extractor: Extractor
     batcher: Batcher
+
+    def close(self, seconds: float) -> None:
+        """Answers what is queued for at most `seconds`, and frees the model unless a pass has not ended by then."""
+        if self.batcher.close(seconds):
+            self.extractor.close()
 
 
 class Models:
@@ -91,13 +95,11 @@ class Models:
         try:
             async with self._room:
                 while self._places == 0:
-                    unused = next((model for model in self._loaded.values() if not self._users[model.name]), None)
+                    unused = next((name for name in self._loaded if not self._users[name]), None)
                     if unused is None:
                         await self._room.wait()
-                        continue
-                    del self._loaded[unused.name]
-                    await asyncio.to_thread(unused.batcher.close, _CLOSE_SECONDS)
-                    self._places += 1
+                    else:
+                        await self._evict(unused)
                 self._places -= 1
             self._loaded[name] = await asyncio.to_thread(self._load, name)
             return self._loaded[name]
@@ -107,6 +109,11 @@ class Models:
             raise unavailable(f"The model {name!r} cannot be loaded; the server's log says why.", 60) from error
         finally:
             del self._loading[name]
+
+    async def _evict(self, name: str) -> None:
+        """Its memory is free afterwards. The next model loads then, so that there is never one too many."""
+        await asyncio.to_thread(self._loaded.pop(name).close, _CLOSE_SECONDS)
+        self._places += 1
 
     def _load(self, name: str | None) -> Served:
         config = self._config
@@ -132,7 +139,7 @@ class Models:
 
     async def close(self, seconds: float) -> None:
         """Answers what is queued for at most `seconds`."""
-        await asyncio.gather(*(asyncio.to_thread(model.batcher.close, seconds) for model in self.loaded))
+        await asyncio.gather(*(asyncio.to_thread(model.close, seconds) for model in self.loaded))
 
 
 def warm_up(extractor: Extractor) -> float:
@@ -155,8 +162,8 @@ def warm_up(extractor: Extractor) -> float:
 
 def _timed_passes(extractor: Extractor, rows: list[Row]) -> float:
     """Sub-words per second of such a pass in every lane. Scores come back to the CPU, so the device has finished."""
-    batch = extractor.collate(rows)
+    work = extractor.scorer.prepare(rows)
     began = time.monotonic()
-    with ThreadPoolExecutor(extractor.lanes) as lanes:
-        list(lanes.map(lambda _: extractor.score(rows, batch), range(extractor.lanes)))
-    return extractor.lanes * sum(row.tokens for row in rows) / (time.monotonic() - began)
+    for future in [extractor.scorer.submit(work) for _ in range(extractor.lanes)]:
+        future.result()
+    return extractor.lanes * work.tokens / (time.monotonic() - began)

@@ -1,17 +1,20 @@
 """The Extractor: texts and labels in, entities out, whatever they are and however they are batched."""
 
+import gc
 import itertools
 import random
 import threading
 import tracemalloc
+import weakref
 from collections import Counter
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
+import psutil
 import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
@@ -20,10 +23,11 @@ from hypothesis import strategies as st
 from spanlake import Entity, Extractor, UserError
 from spanlake.decoding import select
 from spanlake.inference import extractor as extractor_module
+from spanlake.inference.scoring import Pass
 from spanlake.inference.settings import Settings
 from spanlake.modeling import tokens as tokens_module
 from spanlake.modeling.tokens import Batch
-from spanlake.package import Package
+from spanlake.package import Package, open_package
 from spanlake.text import word_offsets
 
 CPU = torch.device("cpu")
@@ -75,7 +79,7 @@ class SpanFormula(torch.nn.Module):
 @pytest.fixture(scope="module")
 def formula(tiny: Extractor) -> Extractor:
     extractor = Extractor(tiny.package, CPU, torch.float32, batch_tokens=500)
-    extractor._model = SpanFormula()  # type: ignore[assignment]
+    extractor.scorer._model = SpanFormula()  # type: ignore[assignment]
     return extractor
 
 
@@ -143,8 +147,8 @@ def test_every_span_is_scored_once_for_every_label(formula: Extractor):
     asked = Settings.make(WORDS[:14], 0.0)
     scored: Counter[tuple[int, int, int, int]] = Counter()
     for step in formula._plan((text, asked) for text in texts):
-        if isinstance(step, extractor_module._Pass):
-            found = formula.score(step.rows, step.batch)
+        if isinstance(step, Pass):
+            found = formula.scorer.submit(step).result()
             columns = (found.text.tolist(), found.start.tolist(), found.end.tolist(), found.label.tolist())
             scored.update(zip(*columns, strict=True))
     expected = {
@@ -183,7 +187,7 @@ def test_a_document_of_five_megabytes_is_read_whole_in_bounded_memory(tiny: Extr
     extractor = Extractor(package, CPU, torch.float32)
     model = AdaAlone(tiny.package.tokenizer.label("Ada")[0])
     model.config = wide  # type: ignore[assignment]
-    package.model = extractor._model = model  # type: ignore[assignment]
+    package.model = extractor.scorer._model = model  # type: ignore[assignment]
     sentence = "In June the Union met Ada, and 12 prices fell by a percent. "
     text = sentence * (5_000_000 // len(sentence))
     names = [f"label {i}" for i in range(8)]  # two groups: the document is read once for each
@@ -290,14 +294,14 @@ def test_lanes_change_nothing(tiny: Extractor, monkeypatch: pytest.MonkeyPatch):
 def test_each_lane_runs_a_pass_at_the_same_time_on_one_core(tiny: Extractor, monkeypatch: pytest.MonkeyPatch):
     extractor = Extractor(tiny.package, CPU, torch.float32, threads=3)
     together = threading.Barrier(3)
-    forward = extractor._forward
+    forward = extractor.scorer._forward
 
     def meet(rows: list[Any], batch: Batch) -> Any:
         together.wait(30)
         assert torch.get_num_threads() == 1
         return forward(rows, batch)
 
-    monkeypatch.setattr(extractor, "_forward", meet)
+    monkeypatch.setattr(extractor.scorer, "_forward", meet)
     assert sum(map(len, extractor.extract([SENTENCE] * 3, LABELS))) > 0
 
 
@@ -315,18 +319,18 @@ def test_the_threads_of_torch_are_left_as_they_were(tiny: Extractor):
 
 def test_a_stream_that_is_left_stops_working(tiny: Extractor, monkeypatch: pytest.MonkeyPatch):
     extractor = Extractor(tiny.package, CPU, torch.float32, batch_tokens=1, threads=1)
-    forward, passes = extractor._forward, []
+    forward, passes = extractor.scorer._forward, []
 
     def count(rows: list[Any], batch: Batch) -> Any:
         passes.append(rows)
         return forward(rows, batch)
 
-    monkeypatch.setattr(extractor, "_forward", count)
+    monkeypatch.setattr(extractor.scorer, "_forward", count)
     monkeypatch.setattr(extractor_module, "_CHUNK_TEXTS", 1)
     found = extractor.stream((SENTENCE, Settings.make(LABELS)) for _ in range(1000))
     next(found)
     found.close()
-    extractor._passes.submit(int).result(30)  # after all that were begun
+    extractor.scorer._lanes.submit(int).result(30)  # after all that were begun
     assert 1 <= len(passes) < 10
 
 
@@ -349,7 +353,7 @@ def test_threads_share_an_extractor(tiny: Extractor, monkeypatch: pytest.MonkeyP
 def test_a_batch_that_does_not_fit_is_halved(tiny: Extractor, monkeypatch: pytest.MonkeyPatch):
     texts = [prose(words, seed=words) for words in range(3, 40, 4)]
     expected = tiny.extract(texts, LABELS)
-    forward = tiny._forward
+    forward = tiny.scorer._forward
     rows_tried = []
 
     def small(rows: list[Any], batch: Batch) -> Any:
@@ -358,7 +362,7 @@ def test_a_batch_that_does_not_fit_is_halved(tiny: Extractor, monkeypatch: pytes
             raise torch.OutOfMemoryError("CUDA out of memory.")
         return forward(rows, batch)
 
-    monkeypatch.setattr(tiny, "_forward", small)
+    monkeypatch.setattr(tiny.scorer, "_forward", small)
     assert_same(tiny.extract(texts, LABELS), expected)
     assert max(rows_tried) > 2
 
@@ -367,7 +371,7 @@ def test_a_single_row_that_does_not_fit_is_an_error(tiny: Extractor, monkeypatch
     def never(rows: list[Any], batch: Batch) -> Any:
         raise torch.OutOfMemoryError("CUDA out of memory.")
 
-    monkeypatch.setattr(tiny, "_forward", never)
+    monkeypatch.setattr(tiny.scorer, "_forward", never)
     with pytest.raises(torch.OutOfMemoryError):
         tiny.extract([SENTENCE, SENTENCE], LABELS)
 
@@ -386,6 +390,48 @@ def test_bfloat16_finds_nearly_the_same(tiny: Extractor, tiny_model_dir: Path):
 
 def places(entities: list[Entity]) -> set[tuple[int, int, str]]:
     return {(entity.start, entity.end, entity.label) for entity in entities}
+
+
+# --- the end ----------------------------------------------------------------------------------------------------------
+
+
+def test_a_closed_extractor_frees_its_model_at_once(tiny_model_dir: Path):
+    package = open_package(str(tiny_model_dir))
+    with torch.no_grad():
+        package.model.ballast = torch.nn.Parameter(torch.ones(25_000_000))  # 100 MB
+    with Extractor(package, CPU, torch.float32) as extractor:
+        assert extractor.extract([SENTENCE] * 9, LABELS, threshold=0.1)[0]
+        model = weakref.ref(package.model)
+        del package
+        assert model() is not None
+        before = psutil.Process().memory_info().rss
+    assert model() is None  # though the Extractor itself is still here
+    assert before - psutil.Process().memory_info().rss > 90_000_000
+    with pytest.raises(UserError, match="closed"):
+        extractor.extract([SENTENCE], LABELS)
+    extractor.close()  # once more changes nothing
+
+
+def test_closing_waits_for_the_passes_that_run(tiny_model_dir: Path):
+    extractor = Extractor.load(str(tiny_model_dir), device="cpu", precision="float32", threads=1)
+    _, rows = extractor.plan(0, SENTENCE, Settings.make(LABELS, 0.1))
+    futures = [extractor.scorer.submit(extractor.scorer.prepare(rows)) for _ in range(5)]
+    extractor.close()
+    assert all(future.done() and len(future.result().score) for future in futures)
+    with pytest.raises(UserError, match="closed"):
+        extractor.scorer.submit(Pass([], cast(Batch, None)))
+
+
+def test_an_extractor_that_nobody_holds_frees_its_model(tiny_model_dir: Path):
+    extractor = Extractor.load(str(tiny_model_dir), device="cpu", precision="float32")
+    extractor.extract([SENTENCE], LABELS)
+    model = weakref.ref(extractor.package.model)
+    gc.disable()
+    try:
+        del extractor
+        assert model() is None
+    finally:
+        gc.enable()
 
 
 # --- streams ----------------------------------------------------------------------------------------------------------

@@ -1,0 +1,44 @@
+"""The spans that may become entities, and the choice among them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from spanlake.decoding import Entity, select, to_entities
+from spanlake.inference.planning import PlannedText
+from spanlake.inference.settings import Settings
+
+
+@dataclass(frozen=True)
+class Candidates:
+    """Spans above their thresholds: text index, first and last word (inclusive), label index, score; [n] each."""
+
+    text: np.ndarray
+    start: np.ndarray
+    end: np.ndarray
+    label: np.ndarray
+    score: np.ndarray
+
+    def by_text(self, indexes: Sequence[int]) -> Iterator[Candidates]:
+        """The candidates of each text; `indexes` must increase."""
+        order = np.argsort(self.text, kind="stable")
+        begins, ends = (np.searchsorted(self.text[order], indexes, side=side) for side in ("left", "right"))
+        for begin, end in zip(begins, ends, strict=True):
+            own = order[begin:end]
+            yield Candidates(self.text[own], self.start[own], self.end[own], self.label[own], self.score[own])
+
+
+def join(parts: Sequence[Candidates]) -> Candidates:
+    """All candidates of one or more passes."""
+    columns = zip(*((part.text, part.start, part.end, part.label, part.score) for part in parts), strict=True)
+    return Candidates(*map(np.concatenate, columns))
+
+
+def choose(planned: PlannedText, settings: Settings, found: Candidates) -> list[Entity]:
+    """The entities of a text, chosen among the candidates of all its windows and label groups."""
+    spans = (found.start, found.end, found.label, found.score)
+    chosen = select(*spans, nested=settings.nested, multi_label=settings.multi_label)
+    return to_entities(planned.text, planned.offsets, settings.names, *(values[chosen] for values in spans))

@@ -1,0 +1,129 @@
+"""Forward passes: rows in, candidates out.
+
+Shapes: B rows of a batch, W words, K span width, C labels of a prompt.
+"""
+
+from __future__ import annotations
+
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from threading import Barrier
+
+import numpy as np
+import torch
+
+from spanlake.errors import UserError
+from spanlake.inference.candidates import Candidates, join
+from spanlake.inference.planning import Row
+from spanlake.modeling.span_head import span_mask
+from spanlake.modeling.tokens import Batch
+from spanlake.package import Package
+
+
+@dataclass(frozen=True)
+class Pass:
+    """The rows of one forward pass, laid out for the model."""
+
+    rows: list[Row]
+    batch: Batch
+
+    @property
+    def tokens(self) -> int:
+        """Sub-words of the rows, those of labels included."""
+        return sum(row.tokens for row in self.rows)
+
+    @property
+    def padded_tokens(self) -> int:
+        """Sub-words that the model computes."""
+        return len(self.rows) * max(row.tokens for row in self.rows)
+
+
+class Scorer:
+    """Runs the passes of one model on one device. Safe to use from several threads.
+
+    On a CPU, `lanes` passes run side by side, each on one core: where several cores share a pass, each waits for the
+    slowest after every operation. An accelerator has one lane, because two passes would need twice its memory.
+    """
+
+    def __init__(self, package: Package, device: torch.device, precision: torch.dtype, lanes: int) -> None:
+        """The package's model is moved to the device and the precision, not copied."""
+        self._model = package.model.to(device, precision).eval()
+        self._device = device
+        self._tokenizer = package.tokenizer
+        self._pad_id = package.config.pad_token_id
+        self._lanes = _start_lanes(lanes)
+
+    def prepare(self, rows: list[Row]) -> Pass:
+        """Lays out the rows of one pass."""
+        return Pass(rows, self._tokenizer.collate([(row.group.prompt, row.words) for row in rows], self._pad_id))
+
+    def submit(self, work: Pass) -> Future[Candidates]:
+        """Runs a pass as soon as a lane is free. A pass that does not fit the device's memory is halved and tried
+        again.
+
+        Raises `UserError` once the scorer is closed.
+        """
+        try:
+            return self._lanes.submit(self._score, work)
+        except RuntimeError as error:
+            raise UserError("The Extractor is closed; load the model again.") from error
+
+    def close(self) -> None:
+        """Waits for the passes that were submitted, then lets go of the model."""
+        self._lanes.shutdown()
+        if hasattr(self, "_model"):
+            del self._model
+
+    def _score(self, work: Pass) -> Candidates:
+        try:
+            return self._forward(work.rows, work.batch)
+        except torch.OutOfMemoryError:
+            if len(work.rows) == 1:
+                raise
+        middle = len(work.rows) // 2
+        return join([self._score(self.prepare(part)) for part in (work.rows[:middle], work.rows[middle:])])
+
+    @torch.inference_mode()
+    def _forward(self, rows: list[Row], batch: Batch) -> Candidates:
+        logits = self._model(batch.to(self._device))  # [B, W, K, C]
+        _, words, width, _ = logits.shape
+        thresholds = np.ones(logits.shape[::3], dtype=np.float32)  # [B, C]; 1 is never exceeded, for padding
+        for i, row in enumerate(rows):
+            thresholds[i, : row.group.count] = row.group.thresholds
+        first = torch.tensor([row.first for row in rows], device=self._device).view(-1, 1, 1)
+        centre = 2 * (first + torch.arange(words, device=self._device).view(-1, 1)) + torch.arange(
+            width, device=self._device
+        )
+        own_from = torch.tensor([row.own_from for row in rows], device=self._device).view(-1, 1, 1)
+        own_to = torch.tensor([row.own_to for row in rows], device=self._device).view(-1, 1, 1)
+        real = span_mask(batch.word_counts, words, width, self._device) & (centre >= own_from) & (centre < own_to)
+        limit = torch.from_numpy(thresholds).to(self._device)[:, None, None, :]
+        scores = torch.sigmoid(logits)
+        row_at, start, extra, column = (real.unsqueeze(-1) & (scores > limit)).nonzero(as_tuple=True)
+        score = scores[row_at, start, extra, column].cpu().numpy()
+        at = row_at.cpu().numpy()
+        start_word = start.cpu().numpy() + np.array([row.first for row in rows], dtype=np.int64)[at]
+        return Candidates(
+            text=np.array([row.text for row in rows], dtype=np.int64)[at],
+            start=start_word,
+            end=start_word + extra.cpu().numpy(),
+            label=column.cpu().numpy() + np.array([row.group.first for row in rows], dtype=np.int64)[at],
+            score=score,
+        )
+
+
+def _start_lanes(count: int) -> ThreadPoolExecutor:
+    """Threads whose operations each stay on one core."""
+    before = torch.get_num_threads()
+    lanes = ThreadPoolExecutor(count, "spanlake-pass", initializer=_stay_on_one_core)
+    started = Barrier(count + 1)
+    for _ in range(count):
+        lanes.submit(started.wait)
+    started.wait()
+    torch.set_num_threads(before)  # else threads that begin later would take over the lanes' number
+    return lanes
+
+
+def _stay_on_one_core() -> None:
+    torch.get_num_threads()  # a thread takes over the process's number when it first asks, and would later, too
+    torch.set_num_threads(1)
