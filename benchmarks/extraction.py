@@ -19,14 +19,14 @@ import pyarrow.parquet as pq
 from inference import PASSAGES
 from machine import machine
 
-from spanlake.extraction import pipeline
-from spanlake.extraction.ledger import Request
-from spanlake.extraction.plan import read_source
-from spanlake.extraction.run import execute
-from spanlake.extraction.store import locate
-from spanlake.extraction.unit import unit_footer
+from spanlake.extraction.output.ledger import Request
+from spanlake.extraction.output.rows import unit_footer
+from spanlake.extraction.run import pipeline
+from spanlake.extraction.run.execute import execute
+from spanlake.extraction.source.open import read_source
 from spanlake.inference.extractor import Extractor
 from spanlake.inference.settings import Settings
+from spanlake.storage import locate
 
 LABELS = ["person", "organization", "location", "date", "film"]
 UNIT_ROWS = 300

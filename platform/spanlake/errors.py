@@ -42,3 +42,8 @@ def no_cluster(address: str, error: BaseException) -> UserError:
         f"No Ray cluster answers at RAY_ADDRESS={address} ({one_line(error)}): start one there, unset it, "
         "or set RAY_AUTH_MODE=token where the cluster asks for one, as `ray start` makes it do."
     )
+
+
+def described(error: BaseException) -> str:
+    """Returns an exception as a part of a sentence, with its type unless it is one of Spanlake's own."""
+    return one_line(error) if isinstance(error, SpanlakeError) else f"{type(error).__name__}: {one_line(error)}"

@@ -1,15 +1,121 @@
-"""Files named by URI."""
+"""Files and directories on a disk or in object storage, by one interface: pyarrow's."""
 
 from __future__ import annotations
 
+import os
 import re
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
 
 import pyarrow as pa
 from pyarrow import fs
 
+from spanlake.errors import UserError, one_line
+
+
+@dataclass(frozen=True)
+class Place:
+    """A path on a filesystem. It is cheap to pickle. Names are relative to it, with / between their parts."""
+
+    uri: str  # as people know it, without credentials
+    filesystem: fs.FileSystem
+    path: str
+
+    @property
+    def is_local(self) -> bool:
+        return isinstance(self.filesystem, fs.LocalFileSystem)
+
+    def child(self, name: str) -> str:
+        """Returns the path, on this filesystem, of something inside this directory."""
+        return f"{self.path.rstrip('/')}/{name}"
+
+    def kind(self, name: str = "") -> fs.FileType:
+        """Returns what is here, or under a name inside: a file, a directory or nothing."""
+        return self.filesystem.get_file_info(self.child(name) if name else self.path).type
+
+    def list(self, *, recursive: bool) -> list[fs.FileInfo]:
+        """Returns what a directory holds, from one listing; nothing where there is no directory."""
+        return self.filesystem.get_file_info(fs.FileSelector(self.path, recursive=recursive, allow_not_found=True))
+
+    def read(self, name: str) -> bytes | None:
+        """Returns the content of a file, or None where there is none. Raises OSError where it cannot be read."""
+        if self.kind(name) != fs.FileType.File:
+            return None
+        with self.filesystem.open_input_stream(self.child(name)) as stream:
+            return stream.read()
+
+    def write(self, name: str, content: bytes, draft: str | None = None) -> None:
+        """Replaces a file as `replacing` does; the draft is called NAME.new if it has no name."""
+        with self.replacing(name, draft or f"{name}.new") as path, self.filesystem.open_output_stream(path) as stream:
+            stream.write(content)
+
+    @contextmanager
+    def replacing(self, name: str, draft: str) -> Iterator[str]:
+        """Yields the path of a draft to write to. The draft takes its name when the block ends without an error.
+
+        Readers see the old file or the whole new one. On object storage the move is a copy on the server.
+        """
+        path, final = self.child(draft), self.child(name)
+        yield path
+        try:
+            if self.is_local:
+                _flush_to_disk(path)  # or a power cut could keep the name and lose the content
+            self.filesystem.move(path, final)
+        except FileNotFoundError:  # another process has written the same file and removed the drafts
+            if self.filesystem.get_file_info(final).type != fs.FileType.File:
+                raise
+
+    def publish(self, directory: Path, name: str) -> None:
+        """Puts a copy of a local directory in place of the directory of a name.
+
+        On a disk, readers see the old directory or the whole new one. Object storage has no such move: there, files of
+        the old one are gone before the new ones come.
+        """
+        if not self.is_local:
+            if self.kind(name) == fs.FileType.Directory:
+                self.filesystem.delete_dir(self.child(name))
+            self.upload(directory, name)
+            return
+        target, old, draft = (Path(self.child(name + suffix)) for suffix in ("", ".old", ".new"))
+        for leftover in (old, draft):
+            shutil.rmtree(leftover, ignore_errors=True)
+        shutil.copytree(directory, draft)
+        if target.exists():
+            target.rename(old)
+        draft.rename(target)
+        shutil.rmtree(old, ignore_errors=True)
+
+    def upload(self, directory: Path, name: str) -> None:
+        """Copies the files of a local directory into the directory of a name."""
+        fs.copy_files(
+            str(directory),
+            self.child(name),
+            source_filesystem=fs.LocalFileSystem(),
+            destination_filesystem=self.filesystem,
+        )
+
+
+def locate(uri: str) -> Place:
+    """Returns the place that a local path or a URI names (s3://, gs://, file://, any protocol of fsspec).
+
+    There need be nothing yet. Raises UserError for a URI that cannot be understood, or whose service does not answer.
+    """
+    if "://" not in uri:
+        path = os.path.abspath(os.path.expanduser(uri))
+        return Place(path, fs.LocalFileSystem(), path)
+    shown = shown_uri(uri)
+    try:
+        filesystem, path = open_uri(uri)
+    except (OSError, ValueError, ImportError) as error:
+        raise UserError(f"{shown} cannot be reached ({one_line(error)}).") from error
+    return Place(shown, filesystem, path)
+
 
 def open_uri(uri: str) -> tuple[fs.FileSystem, str]:
-    """The filesystem and the path on it that a URI names: s3://, gs://, file://, or any protocol of fsspec.
+    """Returns the filesystem and the path on it that a URI names.
 
     Raises OSError, ValueError or ImportError for one that cannot be reached.
     """
@@ -23,11 +129,19 @@ def open_uri(uri: str) -> tuple[fs.FileSystem, str]:
 
 
 def child_uri(uri: str, name: str) -> str:
-    """The URI, or path, of something inside the directory that a URI, or path, names."""
+    """Returns the URI, or path, of something inside the directory that a URI, or path, names."""
     place, separator, options = uri.partition("?") if "://" in uri else (uri, "", "")
     return f"{place.rstrip('/')}/{name}{separator}{options}"
 
 
 def shown_uri(uri: str) -> str:
-    """The URI without credentials, for messages."""
+    """Returns the URI without credentials, for messages."""
     return re.sub(r"://[^/@]*@", "://", uri)
+
+
+def _flush_to_disk(path: str) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

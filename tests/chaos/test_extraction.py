@@ -17,9 +17,9 @@ import pytest
 from commands import ROOT
 from pyarrow import fs
 
-from spanlake.extraction.audit import audit
-from spanlake.extraction.ledger import read_ledger
-from spanlake.extraction.store import locate
+from spanlake.extraction.output.audit import audit
+from spanlake.extraction.output.ledger import read_ledger
+from spanlake.storage import locate
 
 SOURCE_ROOT = ROOT / "platform"
 PEOPLE = ("Ada Lovelace", "Alan Turing", "Grace Hopper", "Émile du Châtelet")

@@ -18,10 +18,10 @@ import pytest
 from commands import ROOT
 
 from spanlake import Entity, Extractor, cli
-from spanlake.extraction.audit import audit
-from spanlake.extraction.ledger import read_ledger
-from spanlake.extraction.store import locate
+from spanlake.extraction.output.audit import audit
+from spanlake.extraction.output.ledger import read_ledger
 from spanlake.inference.settings import Settings
+from spanlake.storage import locate
 
 SOURCE_ROOT = ROOT / "platform"
 PEOPLE = ("Ada Lovelace", "Alan Turing", "Grace Hopper", "Émilie du Châtelet")
@@ -213,8 +213,8 @@ def test_stopped_and_killed_in_the_middle_and_started_again(
 
 def prepare_run(source: Path, output: Path, model: Path) -> Any:
     """A request for the pipeline itself, with an extractor that a test may replace."""
-    from spanlake.extraction.ledger import Request
-    from spanlake.extraction.plan import read_source
+    from spanlake.extraction.output.ledger import Request
+    from spanlake.extraction.source.open import read_source
     from spanlake.package import open_package
 
     return Request(
@@ -252,9 +252,9 @@ def faulty(model: Path, fault: Callable[[str], None]) -> Callable[..., Any]:
 
 
 def execute(request: Any, load: Callable[..., Any]) -> Any:
-    from spanlake.extraction import run
+    from spanlake.extraction.run import execute
 
-    return run.execute(request, load, workers=(1, 1), device="cpu", say=lambda message: None)
+    return execute.execute(request, load, workers=(1, 1), device="cpu", say=lambda message: None)
 
 
 def test_a_worker_that_is_killed_is_replaced(cluster: None, source: Path, tiny_model_dir: Path, tmp_path: Path) -> None:
@@ -291,7 +291,7 @@ def test_a_row_that_kills_its_workers_costs_only_itself(
 def test_a_unit_that_kills_every_worker_is_left_out_and_told(
     cluster: None, source: Path, tiny_model_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("spanlake.extraction.pipeline._ATTEMPTS", 2)
+    monkeypatch.setattr("spanlake.extraction.run.pipeline._ATTEMPTS", 2)
 
     def kill(text: str) -> None:
         if "Row 333:" in text:

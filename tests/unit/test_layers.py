@@ -26,6 +26,8 @@ LAYERS = (
     ("__main__",),
 )
 HEIGHT = {layer: height for height, row in enumerate(LAYERS) for layer in row}
+# Folders inside a layer, lowest first. A module beside the folders may import all of them.
+INNER = {"extraction": ("source", "output", "run")}
 DYNAMIC = ("__import__", "import_module", "importlib.import_module")
 MAY_USE_RAY = ("cluster", "training", "extraction", "serving")
 
@@ -77,8 +79,9 @@ def layer_of(module: str) -> str:
 
 
 def violations(root: Path) -> list[str]:
-    """One sentence for every import below `root/spanlake` that breaks the rules."""
+    """Returns one sentence for every import below `root/spanlake` that breaks the rules, and for every cycle."""
     found: list[str] = []
+    graph: dict[str, set[str]] = {}
     launchers: dict[str, set[str]] = {layer: set() for layer in MAY_USE_RAY}
     for file in sorted((root / "spanlake").rglob("*.py")):
         module = module_name(file, root)
@@ -88,12 +91,14 @@ def violations(root: Path) -> list[str]:
             continue
         for imported in imports(file, root):
             top = imported.module.split(".")[0]
+            graph.setdefault(module, set()).add(imported.module)
             if top == "ray" and layer in launchers:
                 launchers[layer].add(module)
             elif top == "ray":
                 found.append(f"{at(imported, root)} imports Ray, which only {', '.join(MAY_USE_RAY)} may do.")
             elif top == "spanlake":
-                found += broken(imported, layer, root)
+                found += broken(imported, layer, root) + broken_inside(imported, module, root)
+    found += [f"The modules {' -> '.join(cycle)} import each other in a circle." for cycle in cycles(graph)]
     for layer, modules in launchers.items():
         if len(modules) > 1:
             found.append(
@@ -109,6 +114,51 @@ def broken(imported: Import, layer: str, root: Path) -> list[str]:
         return []
     below = ", ".join(name for row in LAYERS[: HEIGHT[layer]] for name in row) or "nothing of spanlake"
     return [f"{at(imported, root)} imports {imported.module}, but {layer} may only import what lies below it: {below}."]
+
+
+def broken_inside(imported: Import, module: str, root: Path) -> list[str]:
+    """The sentence about one import between folders of a layer that goes upwards."""
+    folders = INNER.get(layer_of(module), ())
+    here, there = folder_of(module), folder_of(imported.module)
+    if layer_of(module) != layer_of(imported.module) or here not in folders:
+        return []
+    if there in folders[: folders.index(here) + 1]:
+        return []
+    below = ", ".join(folders[: folders.index(here)]) or "no other folder"
+    return [f"{at(imported, root)} imports {imported.module}, but {here} may only import what lies below it: {below}."]
+
+
+def folder_of(module: str) -> str:
+    """`spanlake.extraction.output.plan` -> `output`."""
+    return module.split(".")[2] if module.count(".") > 1 else ""
+
+
+def cycles(graph: dict[str, set[str]]) -> list[list[str]]:
+    """The groups of modules that reach each other by imports (Tarjan's strongly connected components), sorted."""
+    order: dict[str, int] = {}
+    lowest: dict[str, int] = {}
+    stack: list[str] = []
+    found: list[list[str]] = []
+
+    def visit(module: str) -> None:
+        order[module] = lowest[module] = len(order)
+        stack.append(module)
+        for target in sorted(graph.get(module, ())):
+            if target not in order:
+                visit(target)
+                lowest[module] = min(lowest[module], lowest[target])
+            elif target in stack:
+                lowest[module] = min(lowest[module], order[target])
+        if lowest[module] == order[module]:
+            group = stack[stack.index(module) :]
+            del stack[stack.index(module) :]
+            if len(group) > 1:
+                found.append(sorted(group))
+
+    for module in sorted(graph):
+        if module not in order:
+            visit(module)
+    return found
 
 
 def at(imported: Import, root: Path) -> str:
@@ -136,6 +186,13 @@ PLANTED = [
     ("evaluation/suite.py", "import ray.data", "suite.py:1 imports Ray"),
     ("package.py", "import importlib\nimportlib.import_module('ray')", "package.py:2 imports Ray"),
     ("helpers.py", "", "spanlake.helpers has no place in the layers"),
+    ("extraction/source/a.py", "from spanlake.extraction.output import plan", "a.py:1 imports spanlake.extraction.out"),
+    ("extraction/output/a.py", "from spanlake.extraction.run import unit", "a.py:1 imports spanlake.extraction.run"),
+    (
+        "extraction/source/a.py",
+        "from spanlake.extraction.command import x",
+        "a.py:1 imports spanlake.extraction.command",
+    ),
 ]
 
 
@@ -143,6 +200,15 @@ PLANTED = [
 def test_the_check_finds_a_planted_violation(tmp_path: Path, path: str, source: str, expected: str):
     plant(tmp_path, {"cli.py": "", path: source})
     assert [sentence for sentence in violations(tmp_path) if expected in sentence], violations(tmp_path)
+
+
+@pytest.mark.parametrize("inside", [False, True], ids=["at the top", "inside a function"])
+def test_the_check_finds_a_planted_cycle(tmp_path: Path, inside: bool):
+    back = "def f():\n    from spanlake.data.a import x" if inside else "from spanlake.data.a import x"
+    plant(tmp_path, {"data/a.py": "from spanlake.data import b", "data/b.py": "from .c import y", "data/c.py": back})
+    assert violations(tmp_path) == [
+        "The modules spanlake.data.a -> spanlake.data.b -> spanlake.data.c import each other in a circle."
+    ]
 
 
 def test_the_check_finds_ray_in_two_modules_of_one_package(tmp_path: Path):

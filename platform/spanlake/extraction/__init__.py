@@ -1,8 +1,8 @@
-"""Bulk extraction: every row of a source stands exactly once in the output, and an audit proves it.
+"""Bulk extraction: the output holds every row of a source exactly once, and an audit proves it.
 
-plan.py cuts a source into units, with lines.py (JSON, CSV) and tables.py (Delta, Iceberg) for what is not plain
-Parquet; ledger.py keeps what was asked and which units are committed; sources.py reads units, and texts.py finds the
-text in them; unit.py extracts and commits one, in the form that layout.py and redaction.py give it; pipeline.py runs
-units on Ray Data, and board.py knows which are in work; lease.py keeps a second driver out; publish.py adds a complete
-output to a table; estimate.py judges a run beforehand; audit.py, show.py and report.py read the output.
+source/   what is read: discovery, planning from footers, readers of Parquet, JSON lines, CSV, Delta and Iceberg
+output/   what is written: units and their ledger, layouts, redaction, audit, report, adding to a table
+run/      the work: workers on Ray Data, one unit at a time, progress, an estimate beforehand
+
+Imports go one way: run -> output -> source. command.py and options.py are the command line over all three.
 """

@@ -12,7 +12,7 @@ from spanlake.errors import UserError, one_line
 from spanlake.extraction.options import add_layout_options, read_layout
 
 if TYPE_CHECKING:
-    from spanlake.extraction.ledger import Request
+    from spanlake.extraction.output.ledger import Request
 
 # Everything else is imported where it is used: `spanlake predict --help` waits for neither Arrow nor Ray.
 
@@ -104,10 +104,11 @@ def _run_extract(args: argparse.Namespace) -> int:
     if find_spec("ray") is None:
         raise UserError("`spanlake extract` needs Ray, which is not installed: pip install 'spanlake[ray]'.")
     request = _request(args)
-    from spanlake.extraction import pipeline, run
-    from spanlake.extraction.lease import check_free
-    from spanlake.extraction.ledger import discard, read_ledger
-    from spanlake.extraction.publish import open_target, publish
+    from spanlake.extraction.output.lease import check_free
+    from spanlake.extraction.output.ledger import discard, read_ledger
+    from spanlake.extraction.output.publish import open_target, publish
+    from spanlake.extraction.run.execute import execute
+    from spanlake.extraction.run.pipeline import Terminated
     from spanlake.inference.extractor import Extractor
 
     model = os.path.abspath(args.model) if os.path.isdir(args.model) else args.model  # workers have their own directory
@@ -119,7 +120,7 @@ def _run_extract(args: argparse.Namespace) -> int:
         check_free(request.output)
         discard(request.output)
     try:
-        summary = run.execute(
+        summary = execute(
             request,
             load,
             workers=args.workers,
@@ -131,7 +132,7 @@ def _run_extract(args: argparse.Namespace) -> int:
     except KeyboardInterrupt:
         _say(_STOPPED)
         return 130
-    except pipeline.Terminated:
+    except Terminated:
         _say(_STOPPED)
         return 143
     for problem in summary.problems:
@@ -148,7 +149,7 @@ def _run_extract(args: argparse.Namespace) -> int:
 def _dry_run(request: "Request", args: argparse.Namespace) -> int:
     from rich.console import Console
 
-    from spanlake.extraction import estimate
+    from spanlake.extraction.run import estimate
     from spanlake.inference.extractor import Extractor
 
     extractor = Extractor.load(args.model, device=args.device, precision=args.precision)
@@ -162,11 +163,12 @@ def _dry_run(request: "Request", args: argparse.Namespace) -> int:
 
 def _request(args: argparse.Namespace) -> "Request":
     """The call, with everything in it checked that can be checked before anything is written."""
-    from spanlake.extraction.ledger import Request, read_manifest
-    from spanlake.extraction.plan import default_unit_rows, read_source
-    from spanlake.extraction.store import locate
-    from spanlake.extraction.tables import pinned
+    from spanlake.extraction.output.ledger import Request, read_manifest
+    from spanlake.extraction.output.plan import default_unit_rows
+    from spanlake.extraction.source.open import read_source
+    from spanlake.extraction.source.tables import pinned
     from spanlake.inference.settings import Settings
+    from spanlake.storage import locate
 
     settings = Settings.make(_read_labels(args), args.threshold, args.nested, args.multi_label)
     layout = read_layout(args)
@@ -221,9 +223,9 @@ def _say(message: str) -> None:
 
 
 def _run_audit(args: argparse.Namespace) -> int:
-    from spanlake.extraction.audit import audit
-    from spanlake.extraction.ledger import read_ledger
-    from spanlake.extraction.store import locate
+    from spanlake.extraction.output.audit import audit
+    from spanlake.extraction.output.ledger import read_ledger
+    from spanlake.storage import locate
 
     ledger = read_ledger(locate(args.output))
     result = audit(ledger)
@@ -238,9 +240,9 @@ def _run_audit(args: argparse.Namespace) -> int:
 def _run_show(args: argparse.Namespace) -> int:
     from rich.console import Console
 
-    from spanlake.extraction.ledger import read_ledger
-    from spanlake.extraction.show import draw, glance
-    from spanlake.extraction.store import locate
+    from spanlake.extraction.output.ledger import read_ledger
+    from spanlake.extraction.output.show import draw, glance
+    from spanlake.storage import locate
 
     ledger = read_ledger(locate(args.output))
     draw(ledger, glance(ledger, args.examples), Console())
@@ -248,9 +250,9 @@ def _run_show(args: argparse.Namespace) -> int:
 
 
 def _run_report(args: argparse.Namespace) -> int:
-    from spanlake.extraction.ledger import read_ledger
-    from spanlake.extraction.report import report
-    from spanlake.extraction.store import locate
+    from spanlake.extraction.output.ledger import read_ledger
+    from spanlake.extraction.output.report import report
+    from spanlake.storage import locate
 
     page = report(read_ledger(locate(args.output)))
     try:

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 from spanlake.errors import UserError
 
 if TYPE_CHECKING:
-    from spanlake.extraction.layout import Layout
+    from spanlake.extraction.output.layout import Layout
 
 # What imports Arrow is imported where it is used: `spanlake --help` does not wait for it.
 
@@ -30,8 +30,8 @@ def add_layout_options(parser: argparse.ArgumentParser) -> None:
 
 def read_layout(args: argparse.Namespace) -> "Layout":
     """Raises: UserError for options that do not go together, and a key that cannot be used."""
-    from spanlake.extraction.layout import Layout
-    from spanlake.extraction.redaction import Redaction, read_key
+    from spanlake.extraction.output.layout import Layout
+    from spanlake.extraction.output.redaction import Redaction, read_key
 
     if args.redact_key_file and args.redact != "hash":
         raise UserError("--redact-key-file belongs to --redact hash: give both, or neither.")

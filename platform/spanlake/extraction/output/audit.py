@@ -1,0 +1,187 @@
+"""The proof: every source row stands exactly once in an output, or what is wrong with it."""
+
+from collections import Counter
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from itertools import islice
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+from pyarrow import fs
+
+from spanlake.errors import UserError, one_line
+from spanlake.extraction.output.layout import SOURCE_FILE, SOURCE_ROW
+from spanlake.extraction.output.ledger import SUFFIX, Ledger, files_in
+from spanlake.extraction.output.plan import units_of
+from spanlake.extraction.output.rows import unit_footer
+from spanlake.extraction.source.model import Unit
+from spanlake.extraction.source.parquet import read_footer
+
+_FILES_AT_ONCE = 8
+_UNITS_AT_ONCE = 1024
+_BATCH_ROWS = 4096
+
+
+@dataclass
+class Audit:
+    """What an output holds, counted from its data, and each problem as a sentence."""
+
+    source_rows: int = 0
+    output_rows: int = 0  # that a reader of all its Parquet files would see
+    failed_rows: int = 0
+    missing_rows: int = 0
+    duplicate_rows: int = 0
+    foreign_rows: int = 0  # in files that hold no unit of this output as it was committed
+    by_label: Counter[str] = field(default_factory=Counter)
+    problems: list[str] = field(default_factory=list)
+
+    @property
+    def complete(self) -> bool:
+        return not self.problems
+
+    def as_json(self, model: dict[str, str]) -> dict[str, Any]:
+        return {
+            "complete": self.complete,
+            "source_rows": self.source_rows,
+            "output_rows": self.output_rows,
+            "failed_rows": self.failed_rows,
+            "missing_rows": self.missing_rows,
+            "duplicate_rows": self.duplicate_rows,
+            "foreign_rows": self.foreign_rows,
+            "entities": sum(self.by_label.values()),
+            "by_label": dict(self.by_label),
+            "problems": len(self.problems),
+            "model": model,
+        }
+
+
+def audit(ledger: Ledger) -> Audit:
+    """Compare the files of an output with its plan. Each is read whole, and its checksums are verified."""
+    result = Audit(by_label=Counter(dict.fromkeys(ledger.manifest["settings"]["labels"], 0)))
+    files = dict(files_in(ledger.output))
+    sources: set[str] = set()  # digests of the planned source files
+    absent: set[str] = set()  # names of units without a file of their own
+    strangers: list[_File] = []
+    with ThreadPoolExecutor(_FILES_AT_ONCE) as pool:
+        for units in _chunks(units_of(ledger.plan), _UNITS_AT_ONCE):
+            infos = [files.pop(unit.name + SUFFIX, None) for unit in units]
+            for unit, found in zip(units, pool.map(lambda info: info and _read_file(ledger, info), infos), strict=True):
+                sources.add(unit.digest)
+                result.source_rows += unit.rows
+                if found and _holds(ledger, unit, found):
+                    _add_unit(result, found)
+                    continue
+                absent.add(unit.name)
+                result.missing_rows += unit.rows
+                result.problems.append(f"missing: {unit.describe()}")
+                strangers += [found] if found else []
+        strangers += pool.map(lambda info: _read_file(ledger, info), files.values())
+    for file in strangers:
+        _add_stranger(result, file, sources, absent)
+    return result
+
+
+def _chunks(units: Iterator[Unit], size: int) -> Iterator[list[Unit]]:
+    while chunk := list(islice(units, size)):
+        yield chunk
+
+
+@dataclass
+class _File:
+    """What stands in an output under some name."""
+
+    name: str
+    unreadable: str | None = None  # why, if so; what follows is then empty
+    rows: int = 0  # of the source, where it is a unit; a row without mentions has none of its own in that layout
+    failed_rows: int = 0
+    by_label: Counter[str] = field(default_factory=Counter)
+    footer: dict[str, Any] = field(default_factory=dict)  # what a unit says about itself
+
+
+def _read_file(ledger: Ledger, info: fs.FileInfo) -> _File:
+    if info.type != fs.FileType.File:
+        return _File(info.base_name, unreadable="it is not a file")
+    try:
+        return _count(ledger, info)
+    except (OSError, UserError, ValueError, pa.ArrowException) as error:
+        return _File(info.base_name, unreadable=one_line(error))
+
+
+def _count(ledger: Ledger, info: fs.FileInfo) -> _File:
+    filesystem = ledger.output.filesystem
+    footer = read_footer(filesystem, info.path)
+    if not footer.schema.equals(ledger.schema):
+        return _File(info.base_name, rows=footer.metadata.num_rows)
+    file = _File(info.base_name, footer=unit_footer(footer.metadata) or {})
+    mentions = ledger.manifest["layout"]["kind"] == "mentions"
+    misplaced = 0
+    source = filesystem.open_input_file(info.path)
+    with pq.ParquetFile(source, metadata=footer.metadata, page_checksum_verification=True) as parquet:
+        for batch in parquet.iter_batches(_BATCH_ROWS, use_threads=False):
+            labels = batch.column("label") if mentions else _labels(batch.column("entities"))
+            misplaced += _misplaced(batch, file.footer) if mentions else 0
+            file.rows += batch.num_rows
+            file.failed_rows += batch.num_rows - batch.column("error").null_count
+            counted = pc.value_counts(pc.drop_null(labels)).to_pylist()
+            file.by_label.update({item["values"]: item["counts"] for item in counted})
+    source.close()
+    if mentions:
+        _count_by_footer(file, misplaced)
+    return file
+
+
+def _count_by_footer(file: _File, misplaced: int) -> None:
+    """A row without mentions leaves no trace but in its unit's footer, which the mentions must bear out."""
+    if misplaced:
+        file.footer = {}  # then it is the unit of no name
+    elif "rows" in file.footer:
+        file.rows = file.footer["rows"]
+
+
+def _labels(entities: pa.Array) -> pa.Array:
+    return pc.struct_field(pc.list_flatten(entities), "label")
+
+
+def _misplaced(batch: pa.RecordBatch, footer: dict[str, Any]) -> int:
+    """Mentions whose source file or row is none of the unit that their file says it is."""
+    source = footer.get("source", {})
+    first, rows = source.get("first", 0), source.get("rows", 0)
+    place = batch.column(SOURCE_ROW)
+    inside = pc.and_(pc.greater_equal(place, first), pc.less(place, first + rows))
+    right = pc.and_(inside, pc.equal(batch.column(SOURCE_FILE), pa.scalar(source.get("path"), pa.string())))
+    return batch.num_rows - pc.sum(pc.fill_null(right, False)).as_py() if batch.num_rows else 0
+
+
+def _holds(ledger: Ledger, unit: Unit, file: _File) -> bool:
+    """Whether a file is the unit as it was committed: by its footer, and by its data."""
+    said = file.footer
+    return (
+        said.get("unit") == unit.name
+        and said.get("run") == ledger.request_digest
+        and said.get("failed_rows") == file.failed_rows
+        and Counter(said.get("by_label")) == file.by_label  # a label that is not found counts as zero
+        and said.get("rows") == file.rows == unit.rows
+    )
+
+
+def _add_unit(result: Audit, file: _File) -> None:
+    result.output_rows += file.rows
+    result.failed_rows += file.failed_rows
+    result.by_label.update(file.by_label)
+
+
+def _add_stranger(result: Audit, file: _File, sources: set[str], absent: set[str]) -> None:
+    """A file that is not the unit of its name."""
+    result.output_rows += file.rows
+    unit = file.footer.get("unit")
+    if file.unreadable is not None:
+        result.problems.append(f"unreadable: {file.name} ({file.unreadable})")
+    elif file.footer.get("source", {}).get("digest") in sources and unit not in absent:
+        result.duplicate_rows += file.rows
+        result.problems.append(f"duplicate: {file.name} holds rows again that stand in unit {unit}")
+    else:
+        result.foreign_rows += file.rows
+        result.problems.append(f"foreign: {file.name} is no unit of this output as it was committed")

@@ -1,0 +1,148 @@
+"""What the rows of an output look like: the source's with entities beside them, or one row for each entity."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import accumulate
+from typing import Any
+
+import pyarrow as pa
+
+from spanlake.decoding import Entity
+from spanlake.errors import UserError
+from spanlake.extraction.output.redaction import Redaction
+
+ENTITY = pa.struct(
+    [
+        ("start", pa.int32()),
+        ("end", pa.int32()),
+        ("text", pa.string()),
+        ("label", pa.string()),
+        ("score", pa.float32()),
+    ]
+)
+ENTITIES = pa.list_(pa.field("element", ENTITY))  # as Parquet names it
+REDACTED_COLUMN = "redacted_text"
+SOURCE_FILE, SOURCE_ROW = "source_file", "source_row"  # of a mention: where it stands in the source
+
+
+@dataclass(frozen=True)
+class Layout:
+    """The columns of an output.
+
+    nested: the source's columns, `redacted_text` if redacted, `entities`, `error`; one row for each row of the source.
+    mentions: `source_file`, `source_row` (from 0), the `keys`, the fields of an entity, `error`; one row for each
+    entity, and one for each row that could not be read. A row without entities has none.
+    """
+
+    kind: str = "nested"
+    keys: tuple[str, ...] = ()  # columns of the source that a mention repeats
+    redaction: Redaction | None = None
+    drop_text: bool = False  # only with a redaction: no text column, and no text of an entity
+
+    def __post_init__(self) -> None:
+        if self.keys and self.kind != "mentions":
+            raise UserError("--key belongs to --layout mentions: the nested layout has every column of the source.")
+        if self.redaction and self.kind == "mentions" and not self.drop_text:
+            raise UserError(
+                "--redact adds the redacted text of each row, which --layout mentions has not: "
+                "use the nested layout, or --drop-text to redact what is mentioned."
+            )
+        if self.drop_text and not self.redaction:
+            raise UserError("--drop-text leaves out what --redact replaces: give --redact too.")
+
+    def check(self, source: pa.Schema, text_column: str) -> None:
+        """Raises: UserError for a source whose columns this layout cannot give."""
+        missing = [key for key in self.keys if key not in source.names]
+        if missing:
+            raise UserError(
+                f"--key {missing[0]} is no column of the source: give one of {', '.join(source.names) or 'none'}."
+            )
+        added = [*ENTITY.names, SOURCE_FILE, SOURCE_ROW, "error"] if self.kind == "mentions" else []
+        added += [REDACTED_COLUMN] if self.kind == "nested" and self.redaction else []
+        taken = [name for name in (self.keys if self.kind == "mentions" else source.names) if name in added]
+        if taken:
+            raise UserError(f"The source's column {taken[0]} has a name that the output adds: rename it in the source.")
+        if self.drop_text and text_column not in source.names:
+            raise UserError(f"--drop-text leaves out a column, and {text_column} is a part of one: redact without it.")
+        if self.drop_text and text_column in self.keys:
+            raise UserError(f"--key {text_column} is the text that --drop-text leaves out: give another key.")
+
+    def schema(self, source: pa.Schema, text_column: str) -> pa.Schema:
+        """Of the output, for a source with these columns."""
+        if self.kind == "mentions":
+            place = [pa.field(SOURCE_FILE, pa.string()), pa.field(SOURCE_ROW, pa.int64())]
+            kept = [source.field(key) for key in self.keys]
+            return pa.schema([*place, *kept, *ENTITY, pa.field("error", pa.string())])
+        kept = [column for column in source if not (self.drop_text and column.name == text_column)]
+        redacted = [pa.field(REDACTED_COLUMN, pa.string())] if self.redaction else []
+        added = [*redacted, pa.field("entities", ENTITIES), pa.field("error", pa.string())]
+        return pa.schema([*kept, *added], metadata=None if self.drop_text else source.metadata)
+
+    def as_json(self) -> dict[str, Any]:
+        """What decides the result."""
+        return {
+            "kind": self.kind,
+            "keys": list(self.keys),
+            "redaction": self.redaction and self.redaction.as_json(),
+            "drop_text": self.drop_text,
+        }
+
+    def rows(self, part: "Part", schema: pa.Schema) -> pa.Table:
+        """The output's rows for a part of the source."""
+        return self._mentions(part, schema) if self.kind == "mentions" else self._nested(part, schema)
+
+    def _nested(self, part: "Part", schema: pa.Schema) -> pa.Table:
+        columns = {"entities": self._lists(part.entities), "error": pa.array(part.errors, pa.string())}
+        if self.redaction:
+            columns[REDACTED_COLUMN] = _redacted(self.redaction, part)
+        arrays = [columns[field.name] if field.name in columns else part.batch.column(field.name) for field in schema]
+        return pa.Table.from_arrays(arrays, schema=schema)
+
+    def _mentions(self, part: "Part", schema: pa.Schema) -> pa.Table:
+        rows = [row for row, found in enumerate(part.entities) for _ in ([None] if found is None else found)]
+        mentions = [entity for found in part.entities for entity in ([None] if found is None else found)]
+        columns = dict(zip(ENTITY.names, self._fields(mentions), strict=True))
+        columns[SOURCE_FILE] = pa.array([part.path] * len(rows), pa.string())
+        columns[SOURCE_ROW] = pa.array([part.first + row for row in rows], pa.int64())
+        columns["error"] = pa.array([part.errors[row] for row in rows], pa.string())
+        taken = pa.array(rows, pa.int64())
+        arrays = [
+            columns[field.name] if field.name in columns else part.batch.column(field.name).take(taken)
+            for field in schema
+        ]
+        return pa.Table.from_arrays(arrays, schema=schema)
+
+    def _lists(self, entities: Sequence[Sequence[Entity] | None]) -> pa.Array:
+        flat = [entity for found in entities if found for entity in found]
+        offsets = [0, *accumulate(len(found or ()) for found in entities)]
+        missing = pa.array([found is None for found in entities], pa.bool_())
+        values = pa.StructArray.from_arrays(self._fields(flat), fields=list(ENTITY))
+        return pa.ListArray.from_arrays(pa.array(offsets, pa.int32()), values, mask=missing)
+
+    def _fields(self, entities: Sequence[Entity | None]) -> list[pa.Array]:
+        """Each field of the entities; of None, null."""
+        values = {name: [entity and getattr(entity, name) for entity in entities] for name in ENTITY.names}
+        if self.redaction and self.drop_text:
+            values["text"] = [entity and self.redaction.replacement(entity) for entity in entities]
+        return [pa.array(values[part.name], part.type) for part in ENTITY]
+
+
+@dataclass(frozen=True)
+class Part:
+    """Consecutive rows of a source file, and what was found in them. All but the place has one item per row."""
+
+    path: str  # of the file, relative to the source
+    first: int  # row of the file
+    batch: pa.RecordBatch
+    texts: pa.Array
+    entities: Sequence[Sequence[Entity] | None]  # None where the row could not be read
+    errors: Sequence[str | None]  # why
+
+
+def _redacted(redaction: Redaction, part: Part) -> pa.Array:
+    """Of each row that could be read; null for the others, so that nothing slips through."""
+    redacted = [
+        None if found is None else redaction.text(text.as_py(), found)
+        for text, found in zip(part.texts, part.entities, strict=True)
+    ]
+    return pa.array(redacted, pa.string())

@@ -1,0 +1,328 @@
+"""What an output directory is: what was asked of it, the plan, and which units are committed.
+
+OUTPUT/<unit>.parquet                   a committed unit. There is no other record of it that could disagree
+OUTPUT/_spanlake/manifest.json          what was asked; written before the first unit
+OUTPUT/_spanlake/plan-<digest>.parquet  every unit; the manifest names the one that counts
+OUTPUT/_spanlake/driver.json            which process is at work (lease.py)
+OUTPUT/_spanlake/tmp/                   files on their way, removed when every unit is committed
+"""
+
+import json
+import uuid
+from dataclasses import dataclass, field
+from datetime import datetime, timezone
+from hashlib import sha256
+from importlib import metadata
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+from pyarrow import fs
+
+import spanlake
+from spanlake.errors import UserError, one_line
+from spanlake.extraction.output.layout import Layout
+from spanlake.extraction.output.plan import cut, files_of, plan_table, units_of
+from spanlake.extraction.source.model import Source
+from spanlake.inference.settings import Settings
+from spanlake.storage import Place
+
+FORMAT = 1
+FOLDER = "_spanlake"
+SUFFIX = ".parquet"
+
+_MANIFEST = f"{FOLDER}/manifest.json"
+_TEMPORARY = f"{FOLDER}/tmp"
+_SCHEMA_KEY = b"spanlake.output"  # of the output's Arrow schema, in the plan's metadata
+_PACKAGES = ("torch", "transformers", "ray", "pyarrow")
+
+
+@dataclass(frozen=True)
+class Request:
+    """One call of `extract`, every part of it checked."""
+
+    source: Source
+    output: Place
+    text_column: str
+    settings: Settings
+    model_name: str
+    model_fingerprint: str
+    precision: str  # as asked: auto is a value too
+    unit_rows: int
+    layout: Layout = Layout()
+
+    @property
+    def output_schema(self) -> pa.Schema:
+        return self.layout.schema(self.source.schema, self.text_column)
+
+    def manifest(self) -> dict[str, Any]:
+        """What decides the result, and beside it what a reader of the output wants to know."""
+        decisive = {
+            "format": FORMAT,
+            "model": {"name": self.model_name, "fingerprint": self.model_fingerprint},
+            "settings": self.settings.as_json(),
+            "text_column": self.text_column,
+            "layout": self.layout.as_json(),
+            "precision": self.precision,
+            "schema": {column.name: str(column.type) for column in self.output_schema},
+        }
+        by_result = decisive | {"model": self.model_fingerprint}
+        return decisive | {
+            "id": uuid.uuid4().hex,  # of the output that is begun with this manifest
+            "run": sha256(json.dumps(by_result).encode()).hexdigest(),  # the order of labels counts too
+            "source": {"uri": self.source.uri, "files": len(self.source.files), "rows": self.source.rows},
+            "unit_rows": self.unit_rows,
+            "versions": _versions(),
+            "created": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+        }
+
+
+def _versions() -> dict[str, str]:
+    return {"spanlake": spanlake.__version__, **{name: metadata.version(name) for name in _PACKAGES}}
+
+
+@dataclass(frozen=True)
+class Ledger:
+    """An output directory, its manifest and its plan. `temporary` is a directory of this run alone."""
+
+    output: Place
+    manifest: dict[str, Any]
+    plan: pa.Table
+    temporary: str = field(default_factory=lambda: f"{_TEMPORARY}/{uuid.uuid4().hex}")
+
+    @property
+    def request_digest(self) -> str:
+        """The fingerprint of all that decides the result (hex)."""
+        return self.manifest["run"]
+
+    @property
+    def schema(self) -> pa.Schema:
+        """Of the output's files, but for metadata."""
+        return pa.ipc.read_schema(pa.py_buffer(self.plan.schema.metadata[_SCHEMA_KEY]))
+
+    def committed(self) -> set[str]:
+        """Names of the units that stand, from one listing."""
+        return {name.removesuffix(SUFFIX) for name, _ in files_in(self.output) if name.endswith(SUFFIX)}
+
+    def pending(self, committed: set[str]) -> pa.Table:
+        """The part of the plan that is not committed."""
+        return self.plan.filter(pa.array([unit.name not in committed for unit in units_of(self.plan)], pa.bool_()))
+
+    def save(self) -> None:
+        """Make the directory this ledger describes; the manifest comes last, whole. Saving again changes nothing.
+
+        Raises: UserError where the place cannot be written to.
+        """
+        try:
+            self.output.filesystem.create_dir(self.output.child(self.temporary), recursive=True)
+            plan = self.manifest["plan"]
+            with self.output.replacing(f"{FOLDER}/{plan}", f"{self.temporary}/{plan}") as path:
+                pq.write_table(self.plan, path, filesystem=self.output.filesystem, compression="zstd")
+            manifest = json.dumps(self.manifest, indent=2, ensure_ascii=False).encode()
+            self.output.write(_MANIFEST, manifest, f"{self.temporary}/manifest.json")
+        except OSError as error:
+            raise UserError(f"{self.output.uri} cannot be written to ({one_line(error)}).") from error
+
+    def clean(self) -> None:
+        """Remove what this and earlier runs left half-done. To be called when every unit is committed."""
+        self.output.filesystem.delete_dir_contents(self.output.child(_TEMPORARY), missing_dir_ok=True)
+
+
+def files_in(output: Place) -> list[tuple[str, fs.FileInfo]]:
+    """Names and descriptions of all that stands in an output directory beside its own folder, sorted by name."""
+    return sorted((info.base_name, info) for info in output.list(recursive=False) if info.base_name != FOLDER)
+
+
+def read_ledger(output: Place) -> Ledger:
+    """The ledger of a directory that `extract` has made.
+
+    Raises: UserError where there is none, or one that this version cannot read.
+    """
+    manifest = read_manifest(output)
+    if manifest is None:
+        raise UserError(f"{output.uri} is not an output of `spanlake extract`: it has no {_MANIFEST}.")
+    return Ledger(output, manifest, _read_plan(output, manifest))
+
+
+def prepare(request: Request) -> Ledger:
+    """The ledger that answers a request: a new one, or the one that stands if it asks for the same.
+
+    Nothing is written. Source files that have come since are planned too; the units that there were keep their names.
+    Raises: UserError naming what differs, what has changed in the source, or what else the directory holds.
+    """
+    output, asked = request.output, request.manifest()
+    _check_apart(request)
+    recorded = read_manifest(output)
+    if recorded is None:
+        _check_free(output)
+        first = plan_table(unit for file in request.source.files for unit in cut(file, request.unit_rows))
+        plan = _with_schema(first, request.output_schema)
+        return Ledger(output, asked | _plan_facts(plan), plan)
+    _check_same(output, recorded, asked)
+    plan = _read_plan(output, recorded)
+    known = _check_unchanged(output, plan, request.source)
+    added = [file for file in request.source.files if file.path not in known]
+    if not added:
+        return Ledger(output, recorded, plan)
+    units = [*units_of(plan), *(unit for file in added for unit in cut(file, recorded["unit_rows"]))]
+    plan = _with_schema(plan_table(sorted(units, key=lambda unit: unit.name)), request.output_schema)
+    return Ledger(output, recorded | {"source": asked["source"]} | _plan_facts(plan), plan)
+
+
+def discard(output: Place) -> None:
+    """Delete the output that stands in a directory; where none does, nothing. Interrupted, it can be called again.
+
+    Raises: UserError, before anything is deleted, where the directory holds something else beside it.
+    """
+    manifest = read_manifest(output)
+    if manifest is None:
+        return
+    units = {f"{unit.name}{SUFFIX}" for unit in units_of(_read_plan(output, manifest))}
+    found = files_in(output)
+    others = [name for name, _ in found if name not in units]
+    if others:
+        raise UserError(f"{output.uri} holds {others[0]}, which is not part of the output: move it away first.")
+    try:
+        for _, info in found:
+            output.filesystem.delete_file(info.path)
+        output.filesystem.delete_file(output.child(_MANIFEST))  # without it the rest counts for nothing
+        output.filesystem.delete_dir(output.child(FOLDER))
+    except OSError as error:
+        raise UserError(f"{output.uri} cannot be deleted ({one_line(error)}).") from error
+
+
+def _with_schema(plan: pa.Table, output: pa.Schema) -> pa.Table:
+    return plan.replace_schema_metadata({_SCHEMA_KEY: output.remove_metadata().serialize().to_pybytes()})
+
+
+def _plan_facts(plan: pa.Table) -> dict[str, Any]:
+    digest = sha256()
+    for unit in units_of(plan):
+        digest.update(unit.name.encode())
+    return {"units": plan.num_rows, "plan": f"plan-{digest.hexdigest()[:16]}.parquet"}
+
+
+# --- reading ------------------------------------------------------------------------------------------------------
+
+
+def read_manifest(output: Place) -> dict[str, Any] | None:
+    """What an output's directory says was asked of it; None where it says nothing.
+
+    Raises: UserError for a manifest that this version cannot read.
+    """
+    path = output.child(_MANIFEST)
+    try:
+        if output.filesystem.get_file_info(path).type != fs.FileType.File:
+            return None
+        with output.filesystem.open_input_stream(path) as stream:
+            manifest = json.loads(stream.read())
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path} cannot be read ({one_line(error)}); choose another output directory.") from error
+    if not isinstance(manifest, dict) or manifest.get("format") != FORMAT:
+        found = manifest.get("format") if isinstance(manifest, dict) else None
+        raise UserError(
+            f"{output.uri} has output format {found!r} and this version reads {FORMAT}: use the version that made it."
+        )
+    return manifest
+
+
+def _read_plan(output: Place, manifest: dict[str, Any]) -> pa.Table:
+    path = output.child(f"{FOLDER}/{manifest['plan']}")
+    try:
+        plan = pq.read_table(path, filesystem=output.filesystem)
+    except (OSError, pa.ArrowException) as error:
+        raise UserError(f"{path} cannot be read ({one_line(error)}); choose another output directory.") from error
+    if _SCHEMA_KEY not in (plan.schema.metadata or {}):
+        raise UserError(f"{path} is not the plan that was written; choose another output directory.")
+    return plan
+
+
+# --- what may not differ ------------------------------------------------------------------------------------------
+
+
+def _check_apart(request: Request) -> None:
+    source, output = request.source, request.output
+    inside = f"{output.path.rstrip('/')}/".startswith(f"{source.root.path.rstrip('/')}/")
+    if source.deep and inside and source.root.filesystem == output.filesystem:
+        raise UserError(f"The output {output.uri} lies in the source {source.uri}: choose a directory outside it.")
+
+
+def _check_free(output: Place) -> None:
+    try:
+        kind = output.kind()
+        others = [name for name, _ in files_in(output)] if kind == fs.FileType.Directory else []
+    except (OSError, pa.ArrowException) as error:
+        raise UserError(f"{output.uri} cannot be reached ({one_line(error)}).") from error
+    if kind == fs.FileType.File:
+        raise UserError(f"{output.uri} is a file, and the output is a directory: choose another name.")
+    if others:
+        raise UserError(
+            f"{output.uri} is not empty (it holds {others[0]}) and not an output of `spanlake extract`: "
+            "choose a new or empty directory."
+        )
+
+
+def _check_same(output: Place, recorded: dict[str, Any], asked: dict[str, Any]) -> None:
+    if recorded["run"] == asked["run"]:
+        return
+    old, new = _named_values(recorded), _named_values(asked)
+    if recorded["model"]["fingerprint"] == asked["model"]["fingerprint"]:
+        new["model"] = old["model"]  # another name for the same
+    names = [name for name in {**old, **new} if old.get(name) != new.get(name)]
+    differences = "; ".join(
+        f"{name} {old.get(name, 'unset')} in the output, {new.get(name, 'unset')} asked" for name in names
+    )
+    raise UserError(
+        f"{output.uri} was extracted with other values ({differences}): "
+        "ask for the same, choose another output directory, or give --overwrite."
+    )
+
+
+def _named_values(manifest: dict[str, Any]) -> dict[str, str]:
+    """Everything that decides the result, each under the name that a person knows it by."""
+    settings = manifest["settings"]
+    thresholds = settings["thresholds"]
+    values = {
+        "model": f"{manifest['model']['name']} ({manifest['model']['fingerprint'][:12]})",
+        "labels": ", ".join(
+            name if name == prompt else f"{name} ({prompt})" for name, prompt in settings["labels"].items()
+        ),
+        "threshold": json.dumps(thresholds) if len(set(thresholds.values())) > 1 else str(min(thresholds.values())),
+        "nested": str(settings["nested"]).lower(),
+        "multi-label": str(settings["multi_label"]).lower(),
+        "text column": manifest["text_column"],
+        **_layout_values(manifest["layout"]),
+        "precision": manifest["precision"],
+    }
+    return values | {f"column {name}": kind for name, kind in manifest["schema"].items()}
+
+
+def _layout_values(layout: dict[str, Any]) -> dict[str, str]:
+    redaction = layout["redaction"] or {"style": "none", "key_check": None}
+    return {
+        "layout": layout["kind"],
+        "key": ", ".join(layout["keys"]) or "none",
+        "redact": redaction["style"],
+        "redaction key with digest": redaction["key_check"] or "none",
+        "drop-text": str(layout["drop_text"]).lower(),
+    }
+
+
+def _check_unchanged(output: Place, plan: pa.Table, source: Source) -> set[str]:
+    """The paths of the plan, each of which must still stand in the source as it was planned."""
+    current = {file.path: file for file in source.files}
+    known = set()
+    for first, rows in files_of(plan):
+        known.add(first.path)
+        file = current.get(first.path)
+        if file is None:
+            raise UserError(
+                f"{first.path} is no longer in {source.uri}, and {output.uri} was planned with it: "
+                "put it back, or choose another output directory."
+            )
+        if file.digest != first.digest:
+            raise UserError(
+                f"{first.path} has changed since {output.uri} was planned (then {rows:,} rows in {first.size:,} bytes, "
+                f"now {file.rows:,} rows in {file.size:,} bytes): put it back, or choose another output directory."
+            )
+    return known

@@ -1,0 +1,102 @@
+"""Units of work: how a source is cut into them, and the table in which a plan keeps them."""
+
+import json
+from collections.abc import Iterable, Iterator
+from functools import lru_cache
+from itertools import groupby
+
+import pyarrow as pa
+
+from spanlake.extraction.source.model import ColumnPlaces, Constant, FileColumn, SourceFile, Unit
+
+UNIT_ROWS = 2048  # rows of a unit in a large source, where the caller asks for nothing else
+SMALL_UNIT_ROWS = 64  # in a small one, so that several workers have something to do
+UNIT_BYTES = 256 << 20  # and at most so many bytes of it, uncompressed
+
+_PLAN_SCHEMA = pa.schema(
+    [
+        ("path", pa.dictionary(pa.int32(), pa.string())),
+        ("size", pa.int64()),
+        ("digest", pa.dictionary(pa.int32(), pa.string())),
+        ("first", pa.int64()),
+        ("rows", pa.int64()),
+        ("columns", pa.dictionary(pa.int32(), pa.string())),
+    ]
+)
+
+
+# --- cutting ------------------------------------------------------------------------------------------------------
+
+
+def default_unit_rows(source_rows: int) -> int:
+    """Rows of a unit such that even a small source has tens of them."""
+    return min(UNIT_ROWS, max(SMALL_UNIT_ROWS, source_rows // 64))
+
+
+def cut(file: SourceFile, unit_rows: int) -> Iterator[Unit]:
+    """The units of one file, in order. They hold each of its rows once; a file without rows is one unit of none.
+
+    Whole row groups go together while they fit in `unit_rows` (fewer where rows are large); a larger one is cut evenly.
+    """
+    limit = min(unit_rows, max(1, UNIT_BYTES * file.rows // max(1, file.bytes))) if file.rows else unit_rows
+    first = 0
+    for rows in _pieces(file.groups, limit) if file.rows else [0]:
+        yield Unit(file.path, file.size, file.digest, first, rows, file.columns)
+        first += rows
+
+
+def _pieces(groups: Iterable[int], limit: int) -> Iterator[int]:
+    held = 0
+    for group in groups:
+        if held and held + group > limit:
+            yield held
+            held = 0
+        held += group
+        if held > limit:  # one group, too large by itself
+            count = -(-held // limit)
+            yield from (held * (index + 1) // count - held * index // count for index in range(count))
+            held = 0
+    if held:
+        yield held
+
+
+def plan_table(units: Iterable[Unit]) -> pa.Table:
+    """Units as a table, a few tens of bytes each, so that millions of them can be held."""
+    columns: dict[str, list] = {name: [] for name in _PLAN_SCHEMA.names}
+    for unit in units:
+        for name, values in columns.items():
+            values.append(_encoded(unit.columns) if name == "columns" else getattr(unit, name))
+    return pa.table(columns, schema=_PLAN_SCHEMA)
+
+
+def units_of(table: pa.Table) -> Iterator[Unit]:
+    """The units that a plan table (or a part of one) holds, in its order."""
+    for batch in table.to_batches(max_chunksize=4096):
+        columns = [batch.column(name).to_pylist() for name in _PLAN_SCHEMA.names]
+        for path, size, digest, first, rows, places in zip(*columns, strict=True):
+            yield Unit(path, size, digest, first, rows, _decoded(places))
+
+
+def files_of(table: pa.Table) -> Iterator[tuple[Unit, int]]:
+    """For each file of a plan: its first unit, and the rows of all its units."""
+    for _, group in groupby(units_of(table), key=lambda unit: unit.path):
+        units = list(group)
+        yield units[0], sum(unit.rows for unit in units)
+
+
+def _encoded(places: ColumnPlaces) -> str:
+    """Returns places as the plan's files hold them: JSON, or nothing."""
+    as_json = {
+        column: {"value": place.value} if isinstance(place, Constant) else {"name": place.name}
+        for column, place in places.items()
+    }
+    return json.dumps(as_json, ensure_ascii=False) if as_json else ""
+
+
+@lru_cache(maxsize=64)  # the units of a file share it
+def _decoded(places: str) -> ColumnPlaces:
+    as_json = json.loads(places) if places else {}
+    return {
+        column: Constant(place["value"]) if "value" in place else FileColumn(place["name"])
+        for column, place in as_json.items()
+    }

@@ -1,0 +1,196 @@
+"""What an output holds, counted in one pass and in memory that does not grow with it.
+
+Shapes: R rows of a batch, E entities of a batch, L labels.
+"""
+
+import random
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from spanlake.extraction.output.ledger import Ledger
+from spanlake.extraction.output.rows import batches, committed_units
+from spanlake.extraction.source.texts import decoded, text_path, text_type, text_values
+
+BINS = 20  # of a histogram of scores, each 0.05 wide
+_FORMS_KEPT = 100_000  # of all labels together
+_FORMS_LEAST = 200  # of each label, however many labels there are
+_PASSAGES_PER_LABEL = 3
+_FAILURES = 20
+_FIELDS = ("label", "text", "score")  # of a mention
+
+
+class FrequentForms:
+    """Counts surface forms, and forgets the rarest when there are more than twice `capacity`.
+
+    A count may be low by at most `error`; where that is 0, all counts are exact and no form is forgotten.
+    """
+
+    def __init__(self, capacity: int) -> None:
+        self.counts: Counter[str] = Counter()
+        self.error = 0
+        self._capacity = capacity
+
+    def add(self, form: str, count: int) -> None:
+        self.counts[form] += count
+        if len(self.counts) > 2 * self._capacity:
+            kept = self.counts.most_common(self._capacity + 1)
+            self.error += kept[-1][1]
+            self.counts = Counter(dict(kept[:-1]))
+
+
+@dataclass(frozen=True)
+class Passage:
+    source: str  # the file that the row comes from
+    text: str
+    entities: list[dict[str, Any]]
+
+
+@dataclass(frozen=True)
+class Failure:
+    source: str
+    error: str
+
+
+class Sample:
+    """A fair sample of what it is shown, the same for the same sequence (Vitter 1985, algorithm R)."""
+
+    def __init__(self, size: int, seed: str) -> None:
+        self.seen = 0
+        self.chosen: list[Passage] = []
+        self._size = size
+        self._random = random.Random(seed)
+
+    def place(self) -> int | None:
+        """Where the next item goes, if it is chosen."""
+        self.seen += 1
+        if len(self.chosen) < self._size:
+            return len(self.chosen)
+        place = self._random.randrange(self.seen)
+        return place if place < self._size else None
+
+    def put(self, place: int, passage: Passage) -> None:
+        self.chosen[place : place + 1] = [passage]
+
+
+@dataclass
+class Statistics:
+    labels: list[str]
+    rows: int = 0
+    rows_with_entities: int = 0
+    failed_rows: int = 0
+    histogram_LB: np.ndarray = field(init=False)  # mentions by label and score
+    together_LL: np.ndarray = field(init=False)  # rows that hold both labels; on the diagonal, the label
+    forms: dict[str, FrequentForms] = field(init=False)
+    samples: dict[str, Sample] = field(init=False)
+    errors: FrequentForms = field(init=False)
+    failures: list[Failure] = field(default_factory=list)  # the first ones
+
+    def __post_init__(self) -> None:
+        capacity = max(_FORMS_LEAST, _FORMS_KEPT // len(self.labels))
+        self.histogram_LB = np.zeros((len(self.labels), BINS), np.int64)
+        self.together_LL = np.zeros((len(self.labels), len(self.labels)), np.int64)
+        self.forms = {label: FrequentForms(capacity) for label in self.labels}
+        self.samples = {label: Sample(_PASSAGES_PER_LABEL, label) for label in self.labels}
+        self.errors = FrequentForms(_FORMS_LEAST)
+
+    @property
+    def mentions_L(self) -> np.ndarray:
+        return self.histogram_LB.sum(axis=1)
+
+    def add_rows(self, source: str, texts: pa.Array | None, entities: pa.Array, errors: pa.Array) -> None:
+        """A batch of rows: text (R), or None where the output has none; entities (R lists); error (R)."""
+        flat_E = pc.list_flatten(entities)
+        row_E = pc.list_parent_indices(entities).to_numpy(zero_copy_only=False)
+        present_RL = self._count(*(pc.struct_field(flat_E, name) for name in _FIELDS), row_E=row_E, rows=len(entities))
+        self._note_failures(source, errors)
+        if texts is not None:
+            self._choose_passages(source, present_RL, texts, entities)
+
+    def add_mentions(self, source: str, rows: int, mentions: pa.RecordBatch | pa.Table) -> None:
+        """All that stands of `rows` rows of a source: one row for each mention, and for each row with an error."""
+        found = mentions.filter(pc.is_valid(mentions.column("label")))
+        numbers = found.column("source_row").to_numpy()
+        row_E = np.unique(numbers, return_inverse=True)[1]
+        self._count(*(found.column(name) for name in _FIELDS), row_E=row_E, rows=rows)
+        self._note_failures(source, mentions.column("error"))
+
+    def _count(
+        self, label_E: pa.Array, text_E: pa.Array, score_E: pa.Array, *, row_E: np.ndarray, rows: int
+    ) -> np.ndarray:
+        """Returns which labels are present in which row (R, L)."""
+        index_E = pc.index_in(label_E, value_set=pa.array(self.labels)).to_numpy(zero_copy_only=False)
+        self._count_scores(index_E, score_E.to_numpy(zero_copy_only=False))
+        self._count_forms(label_E, text_E)
+        present_RL = np.zeros((rows, len(self.labels)), bool)
+        present_RL[row_E, index_E] = True
+        self.together_LL += present_RL.T.astype(np.int64) @ present_RL.astype(np.int64)
+        self.rows += rows
+        self.rows_with_entities += int(present_RL.any(axis=1).sum())
+        return present_RL
+
+    def _count_scores(self, label_E: np.ndarray, score_E: np.ndarray) -> None:
+        bin_E = np.clip((score_E * BINS).astype(np.int64), 0, BINS - 1)
+        size = len(self.labels) * BINS
+        self.histogram_LB += np.bincount(label_E * BINS + bin_E, minlength=size).reshape(-1, BINS)
+
+    def _count_forms(self, label_E: pa.Array, text_E: pa.Array) -> None:
+        table = pa.table({"label": label_E, "text": text_E}).drop_null()  # an output without texts has no forms
+        for row in table.group_by(["label", "text"]).aggregate([([], "count_all")]).to_pylist():
+            self.forms[row["label"]].add(row["text"], row["count_all"])
+
+    def _choose_passages(self, source: str, present_RL: np.ndarray, texts: pa.Array, entities: pa.Array) -> None:
+        for label, name in enumerate(self.labels):
+            for row in np.flatnonzero(present_RL[:, label]).tolist():
+                place = self.samples[name].place()
+                if place is not None:
+                    self.samples[name].put(place, Passage(source, texts[row].as_py(), entities[row].as_py()))
+
+    def _note_failures(self, source: str, errors: pa.Array) -> None:
+        failed = pc.drop_null(errors)
+        self.failed_rows += len(failed)
+        for counted in pc.value_counts(failed).to_pylist():
+            self.errors.add(counted["values"], counted["counts"])
+        room = _FAILURES - len(self.failures)
+        self.failures += [Failure(source, error) for error in failed[:room].to_pylist()]
+
+
+def gather(ledger: Ledger) -> Statistics:
+    """Read all that is committed."""
+    found = Statistics(list(ledger.manifest["settings"]["labels"]))
+    if "entities" in ledger.schema.names:
+        _gather_rows(ledger, found)
+    else:
+        _gather_mentions(ledger, found)
+    return found
+
+
+def _gather_rows(ledger: Ledger, found: Statistics) -> None:
+    text = ledger.manifest["text_column"]
+    has_texts = text_type(ledger.schema, text) is not None
+    columns = [text_path(ledger.schema.names, text)[0]] if has_texts else []
+    for unit in committed_units(ledger):
+        for batch in batches(ledger, unit, [*columns, "entities", "error"]):
+            texts = decoded(text_values(batch, text))[0] if has_texts else None
+            found.add_rows(unit.path, texts, batch.column("entities"), batch.column("error"))
+
+
+def _gather_mentions(ledger: Ledger, found: Statistics) -> None:
+    """Units are read whole, as the mentions of one row may stand in two batches."""
+    columns = ["source_row", *_FIELDS, "error"]
+    schema = pa.schema([ledger.schema.field(name) for name in columns])
+    for unit in committed_units(ledger):
+        found.add_mentions(unit.path, unit.rows, pa.Table.from_batches(list(batches(ledger, unit, columns)), schema))
+
+
+def pairs(found: Statistics, most: int) -> Sequence[tuple[str, str, int]]:
+    """The pairs of labels that stand together in most rows."""
+    upper = np.triu(found.together_LL, k=1)
+    order = np.argsort(-upper, axis=None, kind="stable")[:most]
+    places = [divmod(int(place), len(found.labels)) for place in order]
+    return [(found.labels[i], found.labels[j], int(upper[i, j])) for i, j in places if upper[i, j]]

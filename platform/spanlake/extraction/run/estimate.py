@@ -1,0 +1,187 @@
+"""What a request would take, judged by rows from all over its source (`extract --dry-run`). Nothing is written."""
+
+import time
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+from rich.console import Console
+
+from spanlake.decoding import Entity
+from spanlake.extraction.output.layout import Part
+from spanlake.extraction.output.ledger import Request, prepare
+from spanlake.extraction.output.plan import units_of
+from spanlake.extraction.output.show import cropped, examples
+from spanlake.extraction.run.unit import annotate
+from spanlake.extraction.source.model import Unit
+from spanlake.extraction.source.open import SourceHandle, read_texts
+from spanlake.inference.extractor import Extractor
+from spanlake.inference.planning import plan_text
+
+ROWS = 128  # read at most, about
+PLACES = 32  # in the source, spread evenly, where they are read
+BYTES = 1 << 18  # of text, after which no more rows are read
+
+_PASSAGES = 5
+
+
+@dataclass
+class Sample:
+    """What some rows took, and what there is to do."""
+
+    source_rows: int
+    pending_rows: int  # which no earlier run has committed
+    pending_units: int
+    rows: int = 0
+    failed_rows: int = 0
+    seconds: float = 0.0  # that one worker took for them
+    tokens: int = 0  # sub-words of the texts
+    output_bytes: int = 0  # of the sampled rows in a file
+    file_bytes: int = 0  # of a file without rows
+    by_label: Counter[str] = field(default_factory=Counter)
+    passages: list[tuple[str, list[dict[str, Any]]]] = field(default_factory=list)  # the first with entities
+
+    def as_json(self, workers: int) -> dict[str, Any]:
+        """The sample, and what the pending rows take if they are like it."""
+        share = self.pending_rows / self.rows if self.rows else 0.0
+        return {
+            "source_rows": self.source_rows,
+            "pending_rows": self.pending_rows,
+            "sampled_rows": self.rows,
+            "sampled_seconds": round(self.seconds, 3),
+            "failed_rows": round(self.failed_rows * share),
+            "tokens": round(self.tokens * share),
+            "tokens_per_second": round(self.tokens / self.seconds) if self.seconds else 0,
+            "rows_per_second": round(self.rows / self.seconds, 1) if self.seconds else 0.0,
+            "entities": round(self.by_label.total() * share),
+            "by_label": {label: round(count * share) for label, count in self.by_label.items()},
+            "output_bytes": round(self.output_bytes * share + self.file_bytes * self.pending_units),
+            "workers": workers,
+            "seconds": round(self.seconds * share / workers, 1),
+        }
+
+
+def sample(request: Request, extractor: Extractor) -> Sample:
+    """Read rows of every part of what is pending, and extract them as a worker would.
+
+    Raises: UserError where the output stands with other values; SourceReadError where rows cannot be read.
+    """
+    ledger = prepare(request)
+    pending = ledger.pending(ledger.committed())
+    taken = Sample(request.source.rows, pc.sum(pending.column("rows")).as_py() or 0, pending.num_rows)
+    taken.by_label.update(dict.fromkeys(request.settings.names, 0))
+    parts = list(_parts(request, _spread(pending)))
+    if not parts:
+        return taken
+    texts = pa.concat_arrays([part.texts for part in parts])
+    reasons = [reason for part in parts for reason in part.errors]
+    annotate(extractor, request.settings, texts.slice(0, 1))  # what is slow the first time only
+    started = time.monotonic()
+    entities, errors = annotate(extractor, request.settings, texts)
+    taken.seconds = time.monotonic() - started
+    errors = [reason or error for reason, error in zip(reasons, errors, strict=True)]
+    _count(taken, extractor, texts, entities, errors)
+    table = _output(request, parts, entities, errors)
+    taken.file_bytes = _written(table.slice(0, 0))
+    taken.output_bytes = _written(table) - taken.file_bytes
+    return taken
+
+
+def _spread(plan: pa.Table) -> list[Unit]:
+    """The first rows of units, evenly over a plan."""
+    count = min(PLACES, plan.num_rows)
+    chosen = plan.take(pa.array([plan.num_rows * index // count for index in range(count)], pa.int64()))
+    rows = -(-ROWS // max(1, count))
+    return [replace(unit, rows=min(unit.rows, rows)) for unit in units_of(chosen)]
+
+
+def _parts(request: Request, units: list[Unit]) -> Iterator[Part]:
+    reader = SourceHandle.of(request.source, request.text_column).open()
+    size = 0
+    for unit in units:
+        first = unit.first
+        for batch in reader.read(unit):
+            texts, reasons = read_texts(batch, request.text_column)
+            yield Part(unit.path, first, batch, texts, [], reasons)
+            first += batch.num_rows
+            size += texts.nbytes
+        if size >= BYTES:
+            return
+
+
+def _count(
+    taken: Sample,
+    extractor: Extractor,
+    texts: pa.Array,
+    entities: list[list[Entity] | None],
+    errors: list[str | None],
+) -> None:
+    taken.rows = len(texts)
+    taken.failed_rows = sum(error is not None for error in errors)
+    for text, found in zip(texts, entities, strict=True):
+        if found is None:
+            continue
+        _, cut = plan_text(text.as_py(), extractor.package.tokenizer)
+        taken.tokens += sum(map(len, cut))
+        taken.by_label.update(entity.label for entity in found)
+        if found and len(taken.passages) < _PASSAGES:
+            taken.passages.append(cropped(text.as_py(), [entity.to_dict() for entity in found]))
+
+
+def _output(
+    request: Request, parts: list[Part], entities: list[list[Entity] | None], errors: list[str | None]
+) -> pa.Table:
+    schema, first = request.output_schema, 0
+    tables = []
+    for part in parts:
+        last = first + part.batch.num_rows
+        found = Part(part.path, part.first, part.batch, part.texts, entities[first:last], errors[first:last])
+        tables.append(request.layout.rows(found, schema))
+        first = last
+    return pa.concat_tables(tables)
+
+
+def _written(table: pa.Table) -> int:
+    """The size of a file with these rows, in bytes."""
+    sink = pa.BufferOutputStream()
+    pq.write_table(table, sink, compression="zstd")
+    return sink.tell()
+
+
+def draw(taken: Sample, workers: int, console: Console) -> None:
+    """Print the estimate for people."""
+    found = taken.as_json(workers)
+    labels = ", ".join(f"{label} {count:,}" for label, count in found["by_label"].items())
+    lines = [
+        f"{taken.rows:,} rows read and extracted, of {taken.source_rows:,}"
+        + (f" ({taken.pending_rows:,} pending)" if taken.pending_rows < taken.source_rows else ""),
+        f"speed:    {found['rows_per_second']:,} rows/s, {found['tokens_per_second']:,} sub-words/s for one worker",
+        f"time:     {_duration(found['seconds'])} with {workers} worker{'s' if workers > 1 else ''} like it",
+        f"text:     {found['tokens']:,} sub-words",
+        f"entities: {found['entities']:,} ({labels})",
+        f"output:   {_size(found['output_bytes'])}",
+    ]
+    if found["failed_rows"]:
+        lines.append(f"errors:   {found['failed_rows']:,} rows that cannot be read")
+    console.print("\n".join(lines), highlight=False, markup=False, soft_wrap=True)
+    if taken.passages:
+        console.print(examples(taken.passages, list(taken.by_label)))
+
+
+def _duration(seconds: float) -> str:
+    for size, unit in ((86_400, "days"), (3600, "hours"), (60, "minutes")):
+        if seconds >= 2 * size:
+            return f"about {seconds / size:,.1f} {unit}"
+    return f"about {seconds:,.0f} seconds"
+
+
+def _size(count: float) -> str:
+    for unit in ("bytes", "kB", "MB", "GB"):
+        if count < 1000:
+            return f"about {count:,.0f} {unit}"
+        count /= 1000
+    return f"about {count:,.1f} TB"

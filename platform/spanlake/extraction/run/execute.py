@@ -1,0 +1,171 @@
+"""One run of `extract`: whatever a request's output still lacks."""
+
+import time
+from collections import Counter
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from spanlake.errors import ShortfallError
+from spanlake.extraction.output.lease import check_free, held
+from spanlake.extraction.output.ledger import SUFFIX, Ledger, Request, prepare
+from spanlake.extraction.output.rows import unit_footer
+from spanlake.extraction.run import pipeline
+from spanlake.extraction.run.board import State
+from spanlake.extraction.run.progress import RunProgress
+from spanlake.extraction.run.unit import Job, UnitCounts
+
+_READERS = 16  # of footers at a time
+
+
+@dataclass
+class Summary:
+    """What a run did. Rows of units that stood before it are counted apart, and nothing else of theirs is."""
+
+    output: str
+    model: dict[str, str]
+    source_rows: int
+    units: int
+    resumed_rows: int = 0
+    resumed_units: int = 0
+    rows: int = 0
+    failed_rows: int = 0
+    by_label: Counter[str] = field(default_factory=Counter)
+    seconds: float = 0.0
+    workers: dict[str, Any] | None = None  # None where nothing was left to do
+    problems: list[str] = field(default_factory=list)  # a sentence for each unit that could not be read
+
+    def add(self, unit: UnitCounts) -> None:
+        self.rows += unit.rows
+        self.failed_rows += unit.failed_rows
+        self.by_label.update(unit.by_label)
+
+    @property
+    def entities(self) -> int:
+        return sum(self.by_label.values())
+
+    @property
+    def rows_per_second(self) -> float:
+        return self.rows / self.seconds if self.seconds else 0.0
+
+    def as_json(self) -> dict[str, Any]:
+        return {
+            "output": self.output,
+            "complete": not self.problems,
+            "source_rows": self.source_rows,
+            "units": self.units,
+            "resumed_rows": self.resumed_rows,
+            "resumed_units": self.resumed_units,
+            "rows": self.rows,
+            "failed_rows": self.failed_rows,
+            "entities": self.entities,
+            "by_label": dict(self.by_label),
+            "seconds": round(self.seconds, 3),
+            "rows_per_second": round(self.rows_per_second, 1),
+            "workers": self.workers,
+            "problems": self.problems,
+            "model": self.model,
+        }
+
+    def as_line(self) -> str:
+        if not self.rows and self.resumed_rows:
+            return f"{self.output} was complete already: all {self.source_rows:,} rows stand in it"
+        labels = ", ".join(f"{label} {count:,}" for label, count in self.by_label.most_common())
+        resumed = f", {self.resumed_rows:,} stood already" if self.resumed_rows else ""
+        failed = f", {self.failed_rows:,} could not be read (column error says why)" if self.failed_rows else ""
+        return (
+            f"{self.rows:,} rows in {self.seconds:,.1f} s ({self.rows_per_second:,.0f} rows/s){resumed}{failed}; "
+            f"{self.entities:,} entities ({labels}) in {self.output}"
+        )
+
+
+def execute(
+    request: Request,
+    load: pipeline.LoadExtractor,
+    *,
+    workers: tuple[int, int] | None,
+    device: str,
+    say: Callable[[str], None],
+    max_error_rate: float = 1.0,
+    retry_errors: bool = False,
+) -> Summary:
+    """Extract what the output lacks.
+
+    `workers`: at least and at most. `say` tells a person. `max_error_rate`: share of the source's rows that may fail.
+    `retry_errors`: units that hold rows with an error are extracted again, and stand until they are.
+
+    Raises: UserError, before anything is written, where the output or the cluster does not fit the request;
+    ShortfallError where the work cannot go on, or too many rows fail; what is committed stays.
+    """
+    ledger = prepare(request)
+    committed = ledger.committed()
+    if retry_errors:
+        committed -= _with_errors(ledger, committed)
+    pending = ledger.pending(committed)
+    summary = _begin(ledger, pending.num_rows, pc.sum(pending.column("rows")).as_py() or 0)
+    if pending.num_rows:
+        if summary.resumed_units:
+            say(f"{summary.resumed_rows:,} of {summary.source_rows:,} rows stand already in {summary.output}")
+        check_free(ledger.output)
+        with pipeline.cluster():
+            share = pipeline.share_cluster(workers, device)
+            say(f"workers: {share.describe()} x {request.model_name} on {share.device}, {share.threads} threads each")
+            summary.workers = {
+                "min": share.least,
+                "max": share.most,
+                "device": share.device,
+                "threads": share.threads,
+            }
+            ledger.save()
+            started = time.monotonic()
+            with held(ledger), RunProgress(pending.num_rows, summary.source_rows, summary.resumed_rows) as progress:
+
+                def on_unit(counts: UnitCounts, state: State) -> None:
+                    summary.add(counts)
+                    summary.seconds = time.monotonic() - started
+                    progress.add(counts, state)
+                    if summary.failed_rows > max_error_rate * summary.source_rows:
+                        raise ShortfallError(
+                            f"{summary.failed_rows:,} of {summary.source_rows:,} rows could not be read, and "
+                            f"--max-error-rate {max_error_rate:g} allows no more: column error of "
+                            f"{summary.output} says why; mend the source, or allow more."
+                        )
+
+                summary.problems = pipeline.run(Job.of(request, ledger), pending, share, load, on_unit)
+    if not summary.problems:
+        ledger.clean()
+    return summary
+
+
+def _with_errors(ledger: Ledger, units: set[str]) -> set[str]:
+    """Those of the units that say they hold rows with an error, or cannot be read."""
+
+    def has_errors(name: str) -> bool:
+        path = ledger.output.child(f"{name}{SUFFIX}")
+        try:
+            footer = unit_footer(pq.read_metadata(path, filesystem=ledger.output.filesystem))
+        except (OSError, pa.ArrowException):
+            return True
+        return footer is None or bool(footer.get("failed_rows"))
+
+    names = sorted(units)
+    with ThreadPoolExecutor(_READERS) as pool:
+        return {name for name, failed in zip(names, pool.map(has_errors, names), strict=True) if failed}
+
+
+def _begin(ledger: Ledger, pending_units: int, pending_rows: int) -> Summary:
+    manifest = ledger.manifest
+    return Summary(
+        output=ledger.output.uri,
+        model=manifest["model"],
+        source_rows=manifest["source"]["rows"],
+        units=manifest["units"],
+        resumed_rows=manifest["source"]["rows"] - pending_rows,
+        resumed_units=manifest["units"] - pending_units,
+        by_label=Counter(dict.fromkeys(manifest["settings"]["labels"], 0)),
+    )

@@ -1,0 +1,298 @@
+"""JSON lines and CSV as sources: what their rows are, the types of their columns, and reading them in ranges.
+
+Nothing but the lines themselves says how many rows there are, so planning reads each file once. What cannot be read
+as a row still is one: its columns are null, and READ_ERROR says why.
+"""
+
+import codecs
+import csv
+import io
+import json
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+from hashlib import sha256
+from itertools import islice
+from typing import Any, NamedTuple, Protocol
+
+import pyarrow as pa
+
+from spanlake.errors import UserError, one_line
+from spanlake.extraction.source.model import BATCH_BYTES, BATCH_ROWS, SourceFile, SourceReadError, Unit, file_format
+from spanlake.storage import Place
+from spanlake.text import replace_surrogates
+
+READ_ERROR = "spanlake read error"  # a column that a reader adds where lines are no rows
+
+_FIELD_CHARACTERS = 1 << 28  # of one CSV field: a quote that is never closed must not take the rest of a large file
+_BUFFER_BYTES = 1 << 20
+_DEPTH = 100  # of JSON inside JSON
+_EXACT = 1 << 53  # integers up to here are floats too
+_JSON = {b"spanlake": b"json"}  # of a column that holds the JSON of each value
+
+
+class Record(NamedTuple):
+    """One row, by column, or why it is none; and its size in characters or bytes."""
+
+    values: dict[str, Any]
+    error: str | None
+    size: int
+
+
+# --- planning -----------------------------------------------------------------------------------------------------
+
+
+@dataclass
+class Columns:
+    """What kinds of value each column has, in the order in which columns appear."""
+
+    text_column: str
+    kinds: dict[str, set[str]] = field(default_factory=dict)
+
+    def add(self, values: dict[str, Any]) -> None:
+        for name, value in values.items():
+            self.kinds.setdefault(name, set()).add(_kind(value))
+
+    def schema(self) -> pa.Schema:
+        """The type of each column.
+
+        Strings, integers, numbers and booleans where all its values are, and where they are not, strings that hold the
+        JSON of each value. The text column is of strings.
+        """
+        if not self.kinds:
+            return pa.schema([(self.text_column, pa.string())])
+        return pa.schema([self._field(name, kinds - {"null"}) for name, kinds in self.kinds.items()])
+
+    def _field(self, name: str, kinds: set[str]) -> pa.Field:
+        if kinds <= {"str"} or name == self.text_column:
+            return pa.field(name, pa.string())
+        if kinds == {"bool"}:
+            return pa.field(name, pa.bool_())
+        if kinds <= {"int", "long"}:
+            return pa.field(name, pa.int64())
+        if kinds <= {"int", "float"}:
+            return pa.field(name, pa.float64())
+        return pa.field(name, pa.string(), metadata=_JSON)
+
+
+def _kind(value: Any) -> str:
+    if value is None:
+        return "null"
+    if isinstance(value, bool):
+        return "bool"
+    if isinstance(value, int):
+        return "int" if abs(value) <= _EXACT else "long" if -(1 << 63) <= value < 1 << 63 else "json"
+    return {float: "float", str: "str"}.get(type(value), "json")
+
+
+def read_line_files(root: Place, paths: Iterable[str], text_column: str) -> tuple[list[SourceFile], pa.Schema]:
+    """Every file, read once, and the schema that fits them all.
+
+    Raises: UserError for a file that cannot be read, or a CSV file with a header that names no columns.
+    """
+    columns = Columns(text_column)
+    files = [_read_file(root, path, columns) for path in paths]
+    return files, columns.schema()
+
+
+def _read_file(root: Place, path: str, columns: Columns) -> SourceFile:
+    digest, rows, size = sha256(), 0, 0
+    try:
+        file_size = root.filesystem.get_file_info(root.child(path)).size
+        columns.add(dict.fromkeys(_header(root, path)))
+        for record in _records(root, path, digest):
+            columns.add(record.values)
+            rows += 1
+            size += record.size
+    except (OSError, pa.ArrowException) as error:
+        raise UserError(f"{root.child(path)} cannot be read ({one_line(error)}).") from error
+    identity = sha256(f"{path}\n{file_size}\n{digest.hexdigest()}".encode()).hexdigest()
+    return SourceFile(path=path, size=file_size, digest=identity, rows=rows, groups=(rows,), bytes=size)
+
+
+# --- reading ------------------------------------------------------------------------------------------------------
+
+
+class LineReader:
+    """Reads units of one source. A unit that follows the last one in its file goes on from there."""
+
+    def __init__(self, root: Place, schema: pa.Schema, text_column: str) -> None:
+        self._root = root
+        self._schema = schema
+        self._text_column = text_column
+        self._digest = ""
+        self._records: Iterator[Record] = iter(())
+        self._next_row = 0
+
+    def read(self, unit: Unit) -> Iterator[pa.RecordBatch]:
+        """The unit's rows in order, with the source's columns and READ_ERROR.
+
+        Raises: SourceReadError, after which the reader can still read other units.
+        """
+        try:
+            yield from self._batches(unit)
+        except (OSError, UserError, pa.ArrowException) as error:
+            self.close()
+            raise SourceReadError(f"{unit.describe()} cannot be read ({one_line(error)})") from error
+
+    def close(self) -> None:
+        self._digest, self._records, self._next_row = "", iter(()), 0
+
+    def _batches(self, unit: Unit) -> Iterator[pa.RecordBatch]:
+        if self._digest != unit.digest or self._next_row > unit.first:
+            self._open(unit)
+        for _ in islice(self._records, unit.first - self._next_row):
+            self._next_row += 1
+        last = unit.first + unit.rows
+        while self._next_row < last:
+            held = list(_limited(islice(self._records, min(BATCH_ROWS, last - self._next_row))))
+            if not held:
+                raise UserError(f"the file ends before row {self._next_row:,}")
+            self._next_row += len(held)
+            yield self._batch(held)
+
+    def _open(self, unit: Unit) -> None:
+        self.close()
+        if self._root.filesystem.get_file_info(self._root.child(unit.path)).size != unit.size:
+            raise UserError("the file has changed since it was planned")
+        self._records = _records(self._root, unit.path)
+        self._digest = unit.digest
+
+    def _batch(self, records: list[Record]) -> pa.RecordBatch:
+        errors = [record.error or self._misfit(record) for record in records]
+        arrays = [pa.array([_fitted(record.values.get(f.name), f) for record in records], f.type) for f in self._schema]
+        return pa.RecordBatch.from_arrays([*arrays, pa.array(errors, pa.string())], [*self._schema.names, READ_ERROR])
+
+    def _misfit(self, record: Record) -> str | None:
+        text = record.values.get(self._text_column)
+        if text is None or isinstance(text, str):
+            return None
+        return f"text is no string but the JSON {_as_json(text)[:40]}"
+
+
+def _limited(records: Iterable[Record]) -> Iterator[Record]:
+    """So many of the records that one batch can hold."""
+    size = 0
+    for record in records:
+        yield record
+        size += record.size
+        if size >= BATCH_BYTES:
+            return
+
+
+def _fitted(value: Any, column: pa.Field) -> Any:
+    as_json = column.metadata == _JSON or (pa.types.is_string(column.type) and not isinstance(value, str))
+    return _as_json(value) if as_json and value is not None else value
+
+
+def _as_json(value: Any) -> str:
+    return json.dumps(value, ensure_ascii=False)
+
+
+# --- records ------------------------------------------------------------------------------------------------------
+
+
+class _Digest(Protocol):
+    def update(self, data: bytes, /) -> None: ...
+
+
+def _records(root: Place, path: str, digest: _Digest | None = None) -> Iterator[Record]:
+    """The rows of a file in order; blank lines are none. What is read goes into the digest."""
+    with root.filesystem.open_input_stream(root.child(path), compression="detect") as stream:
+        lines = _lines(stream, digest)
+        yield from _json_records(lines) if file_format(path) == "jsonl" else _csv_records(lines, path)
+
+
+def _lines(stream: pa.NativeFile, digest: _Digest | None) -> Iterator[bytes]:
+    """Each line with its end; a byte order mark at the beginning is none of the first."""
+    for number, line in enumerate(io.BufferedReader(stream, _BUFFER_BYTES)):
+        if digest:
+            digest.update(line)
+        yield line.removeprefix(codecs.BOM_UTF8) if number == 0 else line
+
+
+def _json_records(lines: Iterable[bytes]) -> Iterator[Record]:
+    for line in lines:
+        if line.strip():
+            yield _json_record(line)
+
+
+def _json_record(line: bytes) -> Record:
+    try:
+        values = json.loads(line.decode(), object_pairs_hook=_unique)
+    except UnicodeDecodeError as error:
+        return Record({}, f"line is not valid UTF-8 (byte {error.start})", len(line))
+    except (ValueError, RecursionError) as error:
+        return Record({}, f"line is not JSON ({one_line(error)})", len(line))
+    if not isinstance(values, dict):
+        return Record({}, "line is JSON but no object", len(line))
+    if line.count(b"[") + line.count(b"{") > _DEPTH and _deeper(values, _DEPTH):
+        return Record({}, f"line is JSON nested deeper than {_DEPTH}", len(line))
+    return Record(_without_surrogates(values) if b"\\u" in line else values, None, len(line))
+
+
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    values = dict(pairs)
+    if len(values) < len(pairs):
+        raise ValueError("an object has a name twice")
+    return values
+
+
+def _deeper(value: Any, limit: int) -> bool:
+    inside = value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
+    return limit == 0 or any(_deeper(item, limit - 1) for item in inside)
+
+
+def _without_surrogates(value: Any) -> Any:
+    """The value with U+FFFD for each lone surrogate, which JSON can name and UTF-8 cannot hold."""
+    if isinstance(value, str):
+        return replace_surrogates(value)
+    if isinstance(value, dict):
+        return {replace_surrogates(name): _without_surrogates(item) for name, item in value.items()}
+    return [_without_surrogates(item) for item in value] if isinstance(value, list) else value
+
+
+def _header(root: Place, path: str) -> list[str]:
+    """The columns that a file names; none for JSON, where each line does."""
+    if file_format(path) == "jsonl":
+        return []
+    with root.filesystem.open_input_stream(root.child(path), compression="detect") as stream:
+        try:
+            names = next(_csv_reader(_lines(stream, None), path), [])
+        except csv.Error as error:
+            raise UserError(f"{root.child(path)} has a first line that is no CSV ({one_line(error)}).") from error
+    for name in names:
+        if not name.strip() or replace_surrogates(name) != name:
+            raise UserError(f"{root.child(path)} has a column without a readable name: give it one in the first line.")
+        if names.count(name) > 1:
+            raise UserError(f"{root.child(path)} has more than one column called {name}: rename all but one.")
+    return names
+
+
+def _csv_reader(lines: Iterable[bytes], path: str) -> Iterator[list[str]]:
+    csv.field_size_limit(_FIELD_CHARACTERS)
+    texts = (line.decode("utf-8", "surrogateescape") for line in lines)
+    return csv.reader(texts, delimiter="\t" if file_format(path) == "tsv" else ",", strict=True)
+
+
+def _csv_records(lines: Iterable[bytes], path: str) -> Iterator[Record]:
+    reader = _csv_reader(lines, path)
+    names = next(reader, [])
+    while True:
+        try:
+            fields = next(reader, None)
+        except csv.Error as error:
+            yield Record({}, f"line is no CSV ({one_line(error)})", 0)
+            continue
+        if fields is None:
+            return
+        if fields:
+            yield _csv_record(names, fields)
+
+
+def _csv_record(names: list[str], fields: list[str]) -> Record:
+    size = sum(map(len, fields))
+    if len(fields) != len(names):
+        return Record({}, f"line has {len(fields)} fields where the header has {len(names)}", size)
+    if any(replace_surrogates(field) != field for field in fields):
+        return Record({}, "line is not valid UTF-8", size)
+    return Record(dict(zip(names, fields, strict=True)), None, size)

@@ -1,0 +1,143 @@
+"""The terms of a source: files, units of rows, and where a column's values come from."""
+
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+
+import pyarrow as pa
+
+from spanlake.errors import SpanlakeError, UserError
+from spanlake.extraction.source.texts import is_bytes, is_text, text_columns, text_type
+from spanlake.storage import Place
+
+ADDED_COLUMNS = ("entities", "error")  # that every output has beside the source's
+BATCH_ROWS = 512  # rows that a reader returns at once, at most
+BATCH_BYTES = 16 << 20  # and about so many bytes
+
+_COMPRESSED = r"(\.(gz|bz2|zst))?$"
+_FORMATS = {
+    "parquet": re.compile(r"\.(parquet|parq|pq)$"),
+    "jsonl": re.compile(r"\.(jsonl|ndjson)" + _COMPRESSED),
+    "csv": re.compile(r"\.csv" + _COMPRESSED),
+    "tsv": re.compile(r"\.tsv" + _COMPRESSED),
+}
+_PREFIX_CHARACTERS = 100  # of a unit's name, for people
+
+
+class SourceReadError(SpanlakeError):
+    """Planned rows cannot be read: the file is missing, has changed, or is damaged."""
+
+
+@dataclass(frozen=True, slots=True)
+class FileColumn:
+    """The column has another name in the file."""
+
+    name: str
+
+
+@dataclass(frozen=True, slots=True)
+class Constant:
+    """The column has one value in all rows of the file, written as a string; None is null."""
+
+    value: str | None
+
+
+ColumnPlaces = Mapping[str, FileColumn | Constant]  # by column; a column that is not named is found under its own name
+
+
+@dataclass(frozen=True, slots=True)
+class SourceFile:
+    """One file. `path` is relative to the source; `digest` (hex) changes when path, size or footer do."""
+
+    path: str
+    size: int
+    digest: str
+    rows: int
+    groups: tuple[int, ...]  # rows of each row group
+    bytes: int  # of its columns, uncompressed
+    columns: ColumnPlaces = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Source:
+    """Files in the order of their units' names, below the directory `root`, and the schema that fits them all."""
+
+    uri: str
+    root: Place
+    files: tuple[SourceFile, ...]
+    schema: pa.Schema
+    ignored: tuple[str, ...]  # paths in the directory that are of another format by their names
+    deep: bool  # whether files anywhere below the root belong to it
+    format: str = "parquet"  # or jsonl, csv, tsv, table
+
+    @property
+    def rows(self) -> int:
+        return sum(file.rows for file in self.files)
+
+
+@dataclass(frozen=True, slots=True)
+class Unit:
+    """Rows `first` to `first + rows` of one source file. They are read, committed and counted together."""
+
+    path: str
+    size: int
+    digest: str
+    first: int
+    rows: int
+    columns: ColumnPlaces = field(default_factory=dict)  # as of its file
+
+    @property
+    def name(self) -> str:
+        """Unique to the file's identity and the range; names sort by file, then by row."""
+        return f"{_file_key(self.path, self.digest)}.{self.first:012d}-{self.rows}"
+
+    def describe(self) -> str:
+        """Returns the unit in words."""
+        return f"rows {self.first:,} to {self.first + self.rows:,} of {self.path}"
+
+
+def sort_files(files: Iterable[SourceFile]) -> tuple[SourceFile, ...]:
+    """Returns the files in the order of their units' names."""
+    return tuple(sorted(files, key=lambda file: _file_key(file.path, file.digest)))
+
+
+def _file_key(path: str, digest: str) -> str:
+    readable = re.sub(r"[^\w=-]", "_", path.rsplit(".", 1)[0], flags=re.ASCII)
+    return f"{readable[:_PREFIX_CHARACTERS]}.{digest[:16]}"
+
+
+def file_format(path: str) -> str | None:
+    """Returns parquet, jsonl, csv or tsv, by the name of a file; None for any other name."""
+    return next((name for name, pattern in _FORMATS.items() if pattern.search(path)), None)
+
+
+def check_names(path: str, schema: pa.Schema, text_column: str) -> None:
+    """Raises UserError where the text column is missing, two columns share a name, or the output needs a name."""
+    names = schema.names
+    repeated = [name for name in names if names.count(name) > 1]
+    if repeated:
+        raise UserError(f"{path} has more than one column called {repeated[0]}: rename all but one.")
+    for name in ADDED_COLUMNS:
+        if name in names:
+            raise UserError(
+                f"{path} already has a column called {name}, which the output adds: rename it in the source."
+            )
+    if text_type(schema, text_column) is None:
+        raise UserError(
+            f"{path} has no column called {text_column}: "
+            f"give --text-column one of its text columns ({_text_columns(schema)})."
+        )
+
+
+def check_text_type(schema: pa.Schema, text_column: str) -> None:
+    """Raises UserError where the column holds no text."""
+    kind = text_type(schema, text_column)
+    if kind is None or not (is_text(kind) or is_bytes(kind)):
+        raise UserError(
+            f"The column {text_column} holds {kind}, not text: "
+            f"give --text-column one of the text columns ({_text_columns(schema)})."
+        )
+
+
+def _text_columns(schema: pa.Schema) -> str:
+    return ", ".join(text_columns(schema)) or "there are none"

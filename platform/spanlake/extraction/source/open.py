@@ -1,0 +1,141 @@
+"""Sources by their names: finding files, planning them, and opening readers for their units."""
+
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import NamedTuple, Protocol
+
+import pyarrow as pa
+import pyarrow.compute as pc
+from fsspec.utils import glob_translate
+from pyarrow import fs
+
+from spanlake.errors import UserError, one_line
+from spanlake.extraction.source.lines import READ_ERROR, LineReader, read_line_files
+from spanlake.extraction.source.model import Source, Unit, check_names, file_format, sort_files
+from spanlake.extraction.source.parquet import ParquetReader, read_parquet_files, with_partitions
+from spanlake.extraction.source.tables import TableName, read_table
+from spanlake.extraction.source.texts import decoded, text_values
+from spanlake.storage import Place, locate
+
+
+def read_source(uri: str, text_column: str) -> Source:
+    """Find the files of a source and read their footers.
+
+    Raises: UserError for a source that is missing, empty or unreadable, files that do not fit together, a text column
+    that is missing or holds no text, and columns with a name that the output needs.
+    """
+    if table := TableName.parse(uri):
+        return read_table(table, text_column)
+    found = _find(locate(uri))
+    if not found.paths:
+        raise UserError(
+            f"{found.root.uri} holds no file to read (one whose name ends in .parquet, .parq, .pq, "
+            ".jsonl, .ndjson, .csv or .tsv)."
+        )
+    if found.format == "parquet":
+        files, schema = with_partitions(found.root, *read_parquet_files(found.root, found.paths, text_column))
+    else:
+        files, schema = read_line_files(found.root, found.paths, text_column)
+        check_names(found.root.uri, schema, text_column)
+    ignored = tuple(found.ignored)
+    return Source(found.root.uri, found.root, sort_files(files), schema, ignored, found.deep, found.format)
+
+
+class _Found(NamedTuple):
+    root: Place
+    paths: list[str]  # sorted, relative to the root
+    ignored: list[str]
+    deep: bool
+    format: str
+
+
+def _find(place: Place) -> _Found:
+    kind = _kind(place)
+    if kind == fs.FileType.File:
+        parent, _, name = place.path.rpartition("/")
+        chosen = file_format(name) or "parquet"
+        return _Found(Place(place.uri, place.filesystem, parent or "/"), [name], [], False, chosen)
+    if kind == fs.FileType.Directory:
+        paths = _visible_files(place)
+        chosen = _format(place, [path for path in paths if file_format(path)])
+        read = [path for path in paths if file_format(path) == chosen]
+        return _Found(place, read, [path for path in paths if file_format(path) != chosen], True, chosen)
+    if not re.search(r"[*?\[]", place.path):
+        raise UserError(f"{place.uri} does not exist: give a Parquet file, a directory of them, or a glob.")
+    return _find_glob(place)
+
+
+def _find_glob(place: Place) -> _Found:
+    fixed = re.split(r"[^/]*[*?\[]", place.path, maxsplit=1)[0]  # the directories before the first wildcard
+    pattern = place.path[len(fixed) :]
+    root = Place(place.uri, place.filesystem, fixed.rstrip("/") or "/")
+    matches = re.compile(glob_translate(pattern)).match
+    paths = [path for path in _visible_files(root) if matches(path)]
+    if not paths:
+        raise UserError(f"{place.uri} matches no file: give a Parquet file, a directory of them, or a glob.")
+    return _Found(root, paths, [], "**" in pattern, _format(root, paths))
+
+
+def _format(root: Place, paths: list[str]) -> str:
+    """Parquet, if any of the files is; else the one format that they have."""
+    formats = {file_format(path) for path in paths} or {"parquet"}
+    if len(formats) > 1 and not formats & {"parquet", None}:
+        names = ", ".join(sorted(filter(None, formats)))
+        raise UserError(f"{root.uri} holds files of several formats ({names}): choose those of one by a glob (*.csv).")
+    return "parquet" if formats & {"parquet", None} else str(formats.pop())
+
+
+def _kind(place: Place) -> fs.FileType:
+    try:
+        return place.kind()
+    except (OSError, pa.ArrowException) as error:
+        raise UserError(f"{place.uri} cannot be reached ({one_line(error)}).") from error
+
+
+def _visible_files(root: Place) -> list[str]:
+    """Paths, relative to the root, of all files below it but those in or with a name that begins with _ or a dot."""
+    try:
+        found = root.list(recursive=True)
+    except OSError as error:
+        raise UserError(f"{root.uri} cannot be listed ({one_line(error)}).") from error
+    start = len(root.path.rstrip("/")) + 1
+    paths = sorted(info.path[start:] for info in found if info.type == fs.FileType.File)
+    return [path for path in paths if not any(part.startswith(("_", ".")) for part in path.split("/"))]
+
+
+# --- reading ------------------------------------------------------------------------------------------------------
+
+
+class UnitReader(Protocol):
+    def read(self, unit: Unit) -> Iterator[pa.RecordBatch]:
+        """The unit's rows in order. Raises: SourceReadError, after which other units can still be read."""
+        ...
+
+
+@dataclass(frozen=True)
+class SourceHandle:
+    """What a worker must know of a source to read its units."""
+
+    root: Place  # the directory that paths of units are relative to
+    format: str
+    schema: pa.Schema
+    text_column: str
+
+    @staticmethod
+    def of(source: Source, text_column: str) -> "SourceHandle":
+        return SourceHandle(source.root, source.format, source.schema, text_column)
+
+    def open(self) -> UnitReader:
+        if self.format in ("parquet", "table"):
+            return ParquetReader(self.root, self.schema)
+        return LineReader(self.root, self.schema, self.text_column)
+
+
+def read_texts(batch: pa.RecordBatch, text_column: str) -> tuple[pa.Array, list[str | None]]:
+    """The texts, null where there is none; and for each, what the reader found instead."""
+    texts, reasons = decoded(text_values(batch, text_column))
+    if READ_ERROR not in batch.schema.names:
+        return texts, reasons
+    errors = batch.column(READ_ERROR)
+    return pc.if_else(pc.is_null(errors), texts, pa.scalar(None, texts.type)), errors.to_pylist()

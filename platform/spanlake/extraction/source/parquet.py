@@ -1,0 +1,297 @@
+"""Parquet files as a source: planning from their footers, and readers of rows."""
+
+import re
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
+from hashlib import sha256
+from urllib.parse import unquote
+
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+from pyarrow import fs
+
+from spanlake.errors import UserError, one_line
+from spanlake.extraction.source.model import (
+    ADDED_COLUMNS,
+    BATCH_BYTES,
+    BATCH_ROWS,
+    Constant,
+    FileColumn,
+    SourceFile,
+    SourceReadError,
+    Unit,
+    check_names,
+    check_text_type,
+)
+from spanlake.storage import Place
+
+_TAIL_BYTES = 1 << 16  # one read of this size holds most footers
+_FOOTERS_AT_ONCE = 16
+_BUFFER_BYTES = 4 << 20  # read ahead, for each column
+_HIVE_NULL = "__HIVE_DEFAULT_PARTITION__"
+
+# --- planning -----------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Footer:
+    """A Parquet file's own account of itself, a digest of that account (hex SHA-256), and the file's size in bytes."""
+
+    metadata: pq.FileMetaData
+    schema: pa.Schema
+    digest: str
+    file_size: int
+
+
+def read_footer(filesystem: fs.FileSystem, path: str) -> Footer:
+    """The footer of a Parquet file, by one small read.
+
+    Raises: UserError for a file that is not Parquet, is cut short, or is encrypted; OSError where it cannot be read.
+    """
+    with filesystem.open_input_file(path) as file:
+        size = file.size()
+        tail = file.read_at(min(size, _TAIL_BYTES), max(0, size - _TAIL_BYTES))
+        if tail[-4:] == b"PARE":
+            raise UserError(f"{path} is an encrypted Parquet file, which cannot be read: decrypt it first.")
+        length = int.from_bytes(tail[-8:-4], "little")
+        if size < 12 or tail[-4:] != b"PAR1" or length + 12 > size:
+            raise UserError(f"{path} is not a whole Parquet file (its footer is missing): replace it or move it away.")
+        content = tail[-8 - length : -8] if length + 8 <= len(tail) else file.read_at(length, size - 8 - length)
+    try:
+        metadata = pq.read_metadata(pa.BufferReader(b"PAR1" + content + tail[-8:]))
+        schema = metadata.schema.to_arrow_schema()
+    except (pa.ArrowException, OSError, ValueError) as error:
+        raise UserError(f"{path} has a footer that cannot be read ({one_line(error)}).") from error
+    return Footer(metadata, schema, sha256(content).hexdigest(), size)
+
+
+def read_parquet_files(root: Place, paths: Sequence[str], text_column: str) -> tuple[list[SourceFile], pa.Schema]:
+    """Every file by its footer, and their common schema; one message says how many files cannot be read."""
+
+    def read(path: str) -> tuple[SourceFile, pa.Schema] | str:
+        try:
+            footer = read_footer(root.filesystem, root.child(path))
+        except UserError as error:
+            return str(error)
+        except OSError as error:
+            return f"{root.child(path)} cannot be read ({one_line(error)})."
+        return describe_file(path, footer), footer.schema
+
+    files: list[SourceFile] = []
+    problems: list[str] = []
+    common: pa.Schema | None = None
+    with ThreadPoolExecutor(_FOOTERS_AT_ONCE) as pool:
+        for path, answer in zip(paths, pool.map(read, paths), strict=True):
+            if isinstance(answer, str):
+                problems.append(answer)
+            elif not problems:
+                check_names(path, answer[1], text_column)
+                common = answer[1] if common is None else _merge(common, answer[1], path, paths[0])
+                files.append(answer[0])
+    if problems:
+        others = f" ({len(problems) - 1:,} more files of the source cannot be read either)" if len(problems) > 1 else ""
+        raise UserError(problems[0].rstrip(".") + others + ".")
+    assert common is not None  # there is at least one file
+    check_text_type(common, text_column)
+    return files, common
+
+
+def describe_file(path: str, footer: Footer) -> SourceFile:
+    """What a footer says of a file at a path relative to its source."""
+    groups = [footer.metadata.row_group(index) for index in range(footer.metadata.num_row_groups)]
+    return SourceFile(
+        path=path,
+        size=footer.file_size,
+        digest=file_digest(path, footer),
+        rows=footer.metadata.num_rows,
+        groups=tuple(group.num_rows for group in groups),
+        bytes=sum(group.total_byte_size for group in groups),
+    )
+
+
+def file_digest(path: str, footer: Footer) -> str:
+    """The identity of a source file (hex): its relative path, size and footer. A copy elsewhere keeps it."""
+    return sha256(f"{path}\n{footer.file_size}\n{footer.digest}".encode()).hexdigest()
+
+
+def with_partitions(root: Place, files: list[SourceFile], schema: pa.Schema) -> tuple[list[SourceFile], pa.Schema]:
+    """Hive's partitions: a directory `year=2024` gives the rows below it a column, where files have none of the name.
+
+    It is int64 if all its values are whole numbers, and a string otherwise.
+    """
+    partitions = {file.path: _partitions(file.path) for file in files}
+    names = dict.fromkeys(name for found in partitions.values() for name in found if name not in schema.names)
+    if not names:
+        return files, schema
+    for name in names:
+        values = [found[name] for found in partitions.values() if found.get(name) is not None]
+        kind = pa.int64() if all(re.fullmatch(r"0|-?[1-9]\d{0,17}", str(value)) for value in values) else pa.string()
+        schema = schema.append(pa.field(name, kind))
+    for name in ADDED_COLUMNS:
+        if name in names:
+            raise UserError(f"{root.uri} is partitioned by {name}, a column that the output adds: rename it.")
+
+    def constants(path: str) -> dict[str, Constant]:
+        return {name: Constant(partitions[path].get(name)) for name in names}
+
+    return [replace(file, columns=constants(file.path)) for file in files], schema
+
+
+def _partitions(path: str) -> dict[str, str | None]:
+    pairs = [part.split("=", 1) for part in path.split("/")[:-1] if part.find("=") > 0]
+    return {unquote(name): None if value == _HIVE_NULL else unquote(value) for name, value in pairs}
+
+
+def _merge(common: pa.Schema, schema: pa.Schema, path: str, first_path: str) -> pa.Schema:
+    """One schema for both: a column that a file lacks, or has without any value, is null in its rows."""
+    if common.equals(schema):
+        return common
+    try:
+        return pa.unify_schemas([common, schema])
+    except pa.ArrowException as error:
+        for field in schema:
+            known = common.field(field.name).type if field.name in common.names else field.type
+            if known != field.type and not pa.types.is_null(known) and not pa.types.is_null(field.type):
+                raise UserError(
+                    f"The column {field.name} is {known} in {first_path} and {field.type} in {path}: "
+                    "give both one type, or extract them to two outputs."
+                ) from error
+        raise UserError(f"{path} and {first_path} have columns that do not fit ({one_line(error)}).") from error
+
+
+# --- reading ------------------------------------------------------------------------------------------------------
+
+
+class RowReader:
+    """Reads units of one source. A unit that follows the last one in its file goes on from there:
+
+    so units cut out of one large row group do not decode it from its start each time.
+    """
+
+    def __init__(self, root: Place) -> None:
+        self._root = root
+        self._file: pq.ParquetFile | None = None
+        self._digest = ""
+        self._batches: Iterator[pa.RecordBatch] | None = None
+        self._held: pa.RecordBatch | None = None  # read and not given out yet
+        self._next_row = 0  # in the file: the first row of what is held or comes next
+
+    def read(self, unit: Unit) -> Iterator[pa.RecordBatch]:
+        """The unit's rows in order, with the columns of its file, cut in the same places whatever was read before:
+
+        scores depend in their last bits on which rows are read together.
+        Raises: SourceReadError, after which the reader can still read other units.
+        """
+        try:
+            self._seek(unit)
+            last = unit.first + unit.rows
+            while self._next_row < last:
+                assert self._file is not None
+                yield self._take_all(min(_batch_rows(self._file.metadata), last - self._next_row))
+        except (OSError, UserError, pa.ArrowException) as error:
+            self.close()
+            raise SourceReadError(f"{unit.describe()} cannot be read ({one_line(error)})") from error
+
+    def close(self) -> None:
+        if self._file is not None:
+            self._file.close(force=True)
+        self._file, self._digest = None, ""
+        self._batches, self._held, self._next_row = None, None, 0
+
+    def _seek(self, unit: Unit) -> None:
+        if self._digest != unit.digest:
+            self._open(unit)
+        if not unit.rows:
+            return
+        group, group_first = self._group_of(unit.first)
+        if self._batches is None or not group_first <= self._next_row <= unit.first:
+            self._read_from(group, group_first)
+        while self._next_row < unit.first:
+            self._take(unit.first - self._next_row)  # rows of the group that other units read
+
+    def _open(self, unit: Unit) -> None:
+        self.close()
+        path = self._root.child(unit.path)
+        footer = read_footer(self._root.filesystem, path)
+        if file_digest(unit.path, footer) != unit.digest:
+            raise UserError("the file has changed since it was planned")
+        self._file = pq.ParquetFile(
+            self._root.filesystem.open_input_file(path),
+            metadata=footer.metadata,
+            buffer_size=_BUFFER_BYTES,
+            page_checksum_verification=True,
+        )
+        self._digest = unit.digest
+
+    def _group_of(self, row: int) -> tuple[int, int]:
+        """The row group that holds a row, and the group's first row."""
+        assert self._file is not None
+        first = 0
+        for group in range(self._file.metadata.num_row_groups):
+            stop = first + self._file.metadata.row_group(group).num_rows
+            if row < stop:
+                return group, first
+            first = stop
+        raise UserError(f"the file ends before row {row:,}")
+
+    def _read_from(self, group: int, group_first: int) -> None:
+        assert self._file is not None
+        groups = list(range(group, self._file.metadata.num_row_groups))
+        self._batches = self._file.iter_batches(_batch_rows(self._file.metadata), row_groups=groups, use_threads=False)
+        self._held, self._next_row = None, group_first
+
+    def _take_all(self, count: int) -> pa.RecordBatch:
+        """The next `count` rows."""
+        parts = [self._take(count)]
+        while missing := count - sum(part.num_rows for part in parts):
+            parts.append(self._take(missing))
+        return parts[0] if len(parts) == 1 else pa.concat_batches(parts)
+
+    def _take(self, limit: int) -> pa.RecordBatch:
+        """Up to `limit` rows of what comes next; the rest of a batch is held for the next call."""
+        batch = self._held
+        if batch is None and self._batches is not None:
+            batch = next(self._batches, None)
+        if batch is None:
+            raise UserError(f"the file ends before row {self._next_row:,}")
+        self._held = batch.slice(limit) if batch.num_rows > limit else None
+        self._next_row += min(limit, batch.num_rows)
+        return batch.slice(0, limit)
+
+
+def _batch_rows(metadata: pq.FileMetaData) -> int:
+    size = sum(metadata.row_group(index).total_byte_size for index in range(metadata.num_row_groups))
+    return max(1, min(BATCH_ROWS, BATCH_BYTES * metadata.num_rows // max(1, size)))
+
+
+class ParquetReader:
+    """Reads units of Parquet files with the source's columns: null in files that lack them."""
+
+    def __init__(self, root: Place, schema: pa.Schema) -> None:
+        self._rows = RowReader(root)
+        self._schema = schema
+
+    def read(self, unit: Unit) -> Iterator[pa.RecordBatch]:
+        """The unit's rows in order. Raises: SourceReadError, after which other units can still be read."""
+        for batch in self._rows.read(unit):
+            try:
+                arrays = [_column(batch, field, unit.columns.get(field.name)) for field in self._schema]
+                yield pa.RecordBatch.from_arrays(arrays, schema=self._schema)
+            except pa.ArrowException as error:
+                raise SourceReadError(
+                    f"{unit.describe()} do not fit the source's columns ({one_line(error)})"
+                ) from error
+
+
+def _column(batch: pa.RecordBatch, column: pa.Field, place: FileColumn | Constant | None) -> pa.Array:
+    """Returns a column of the source from its place in the file, or under its own name where no place is given."""
+    if isinstance(place, Constant):
+        value = pa.array([place.value], pa.string()).cast(column.type)
+        return pc.take(value, pa.array([0] * batch.num_rows, pa.int64()))
+    name = place.name if place else column.name
+    if name not in batch.schema.names:
+        return pa.nulls(batch.num_rows, column.type)
+    values = batch.column(name)
+    return values if values.type == column.type else values.cast(column.type)

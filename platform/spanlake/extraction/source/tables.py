@@ -1,0 +1,270 @@
+"""Delta Lake and Apache Iceberg tables as sources: one snapshot's Parquet files, as its metadata lists and types them.
+
+A table is named `delta:PATH_OR_URI[@VERSION]` or `iceberg:CATALOG.NAMESPACE.TABLE[@SNAPSHOT]`. Its files are planned
+and read like any Parquet files; what differs is where their columns stand. The libraries are asked by the driver alone.
+"""
+
+import os
+import re
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
+from importlib.util import find_spec
+from typing import Any
+from urllib.parse import unquote
+
+import pyarrow as pa
+
+from spanlake.errors import UserError, one_line
+from spanlake.extraction.source.model import (
+    ColumnPlaces,
+    Constant,
+    FileColumn,
+    Source,
+    SourceFile,
+    check_names,
+    check_text_type,
+    sort_files,
+)
+from spanlake.extraction.source.parquet import describe_file, read_footer
+from spanlake.extraction.source.table_types import plain
+from spanlake.storage import Place, locate
+
+_NAME = re.compile(r"(delta|iceberg):(.+?)(?:@(\d+))?")
+_MODULES = {"delta": "deltalake", "iceberg": "pyiceberg"}
+_FOOTERS_AT_ONCE = 16
+_DELTA_FEATURES = {"timestampNtz", "deletionVectors", "v2Checkpoint", "vacuumProtocolCheck", "typeWidening"}
+_FIELD_ID = b"PARQUET:field_id"
+
+
+@dataclass(frozen=True)
+class TableName:
+    kind: str  # delta or iceberg
+    table: str  # a path or URI; for iceberg, catalogue and identifier
+    version: int | None = None  # or the id of a snapshot
+
+    def __str__(self) -> str:
+        return f"{self.kind}:{self.table}" + ("" if self.version is None else f"@{self.version}")
+
+    @staticmethod
+    def parse(uri: str) -> "TableName | None":
+        """The table that a URI names; None for any other. A local path is made absolute.
+
+        Raises: UserError where the library for it is not installed, or an Iceberg table is named without a catalogue.
+        """
+        match = _NAME.fullmatch(uri)
+        if match is None:
+            return None
+        kind, table, version = match.groups()
+        if find_spec(_MODULES[kind]) is None:
+            raise UserError(f"{uri} needs {_MODULES[kind]}, which is not installed: pip install 'spanlake[tables]'.")
+        if kind == "delta" and "://" not in table:
+            table = os.path.abspath(os.path.expanduser(table))
+        if kind == "iceberg" and table.count(".") < 2:
+            raise UserError(f"{uri} names no table: give iceberg:CATALOG.NAMESPACE.TABLE.")
+        return TableName(kind, table, None if version is None else int(version))
+
+
+def pinned(uri: str, recorded: str | None) -> str:
+    """The source to read: of a table, the version that an output was begun with, where there is such an output.
+
+    Raises: UserError where another version is asked for.
+    """
+    asked, begun = TableName.parse(uri), recorded and TableName.parse(recorded)
+    if not asked or not begun or (asked.kind, asked.table) != (begun.kind, begun.table):
+        return uri
+    if asked.version not in (None, begun.version):
+        raise UserError(
+            f"The output was begun with {begun}, and {asked} is asked: ask for the same, or choose another output."
+        )
+    return str(begun)
+
+
+def read_table(name: TableName, text_column: str) -> Source:
+    """The source that a table's snapshot is: the newest, if none is named.
+
+    Raises: UserError for a table that cannot be reached, has no such version, or cannot be read as it stands.
+    """
+    snapshot = _delta_snapshot(name) if name.kind == "delta" else _iceberg_snapshot(name)
+    schema = pa.schema([field.remove_metadata() for field in plain(snapshot.schema)])
+    check_names(str(name), schema, text_column)
+    check_text_type(schema, text_column)
+
+    def read(file: "_File") -> SourceFile:
+        try:
+            footer = read_footer(snapshot.root.filesystem, snapshot.root.child(file.path))
+        except OSError as error:
+            raise UserError(
+                f"{file.path} of {snapshot.name} cannot be read ({one_line(error)}): was the table vacuumed or expired?"
+            ) from error
+        described = describe_file(file.path, footer)
+        return replace(described, columns=_columns(file, footer.schema, snapshot))
+
+    with ThreadPoolExecutor(_FOOTERS_AT_ONCE) as pool:
+        files = list(pool.map(read, snapshot.files))
+    return Source(str(snapshot.name), snapshot.root, sort_files(files), schema, (), deep=True, format="table")
+
+
+@dataclass(frozen=True)
+class _File:
+    path: str  # relative to the snapshot's root
+    constants: dict[str, str | None]  # values of columns that the file may lack, as strings
+
+
+@dataclass(frozen=True)
+class _Snapshot:
+    name: TableName  # with its version
+    root: Place
+    schema: pa.Schema  # with field ids, where the format has them
+    files: list[_File]
+
+
+def _columns(file: _File, schema: pa.Schema, snapshot: _Snapshot) -> ColumnPlaces:
+    """Returns the places of the table's columns that a file does not hold under their own names."""
+    by_id = {field.metadata[_FIELD_ID]: field for field in schema if _FIELD_ID in (field.metadata or {})}
+    found: dict[str, FileColumn | Constant] = {}
+    for column in snapshot.schema:
+        identity = (column.metadata or {}).get(_FIELD_ID)
+        if by_id and identity:
+            held = by_id.get(identity)
+        else:
+            held = schema.field(column.name) if column.name in schema.names else None
+        if held is not None:
+            _check_inner(held, column, f"{file.path} of {snapshot.name}")
+            if held.name != column.name:
+                found[column.name] = FileColumn(held.name)
+        elif column.name in file.constants:
+            found[column.name] = Constant(file.constants[column.name])
+            _check_constant(file.constants[column.name], column, f"{file.path} of {snapshot.name}")
+        elif column.name in schema.names:  # another column, which had the name before
+            found[column.name] = Constant(None)
+    return found
+
+
+def _check_constant(value: Any, column: pa.Field, place: str) -> None:
+    try:
+        pa.array([value], pa.string()).cast(plain(pa.schema([column])).field(0).type)
+    except pa.ArrowException as error:
+        raise UserError(
+            f"The column {column.name} is not in {place}, and its value there ({value}) is no {column.type} in words: "
+            "rewrite the table's data files."
+        ) from error
+
+
+def _check_inner(held: pa.Field, column: pa.Field, place: str) -> None:
+    """Fields inside a column are found by name, which they must have kept."""
+    if not pa.types.is_nested(held.type) or held.type == column.type:
+        return
+    before, now = _inner_ids(held.type), _inner_ids(column.type)
+    if any(path in now and now[path] != identity for path, identity in before.items()) or any(
+        identity in now.values() and now.get(path) != identity for path, identity in before.items()
+    ):
+        raise UserError(
+            f"The fields inside the column {column.name} have other names in {place}: rewrite the table's data files."
+        )
+
+
+def _inner_ids(kind: pa.DataType, path: str = "") -> dict[str, bytes]:
+    """The ids of the fields inside a type, by their path; without ids, none."""
+    found: dict[str, bytes] = {}
+    for index in range(kind.num_fields):
+        field = kind.field(index)
+        inner = f"{path}.{field.name if pa.types.is_struct(kind) else index}"
+        if _FIELD_ID in (field.metadata or {}):
+            found[inner] = field.metadata[_FIELD_ID]
+        found |= _inner_ids(field.type, inner)
+    return found
+
+
+# --- Delta --------------------------------------------------------------------------------------------------------
+
+
+def _delta_snapshot(name: TableName) -> _Snapshot:
+    import deltalake
+    from deltalake.exceptions import DeltaError
+
+    try:
+        table = deltalake.DeltaTable(name.table, version=name.version)
+        root = locate(name.table)
+        _check_delta(table, name)
+        actions = pa.table(table.get_add_actions(flatten=True))
+        schema = pa.schema(table.schema().to_arrow())
+    except (DeltaError, OSError, ValueError) as error:
+        if isinstance(error, UserError):
+            raise
+        raise UserError(f"{name} cannot be read ({one_line(error)}).") from error
+    parts = {
+        column.removeprefix("partition."): actions.column(column).cast(pa.string()).to_pylist()
+        for column in actions.column_names
+        if column.startswith("partition.")
+    }
+    paths = [unquote(path) for path in actions.column("path").to_pylist()]
+    outside = [path for path in paths if "://" in path or path.startswith("/")]
+    if outside:
+        raise UserError(f"{name} has files outside its directory ({outside[0]}), which cannot be read: copy it first.")
+    files = [_File(path, {key: values[row] for key, values in parts.items()}) for row, path in enumerate(paths)]
+    return _Snapshot(replace(name, version=table.version()), root, schema, files)
+
+
+def _check_delta(table: Any, name: TableName) -> None:
+    """Raises: UserError where the files do not hold the table's rows and columns as they are."""
+    unknown = set(table.protocol().reader_features or ()) - _DELTA_FEATURES
+    if unknown or table.metadata().configuration.get("delta.columnMapping.mode", "none") != "none":
+        feature = ", ".join(sorted(unknown)) or "columnMapping"
+        raise UserError(f"{name} uses {feature}, which cannot be read: write it to a table without that first.")
+    if pa.table(table.deletion_vectors()).num_rows:
+        raise UserError(f"{name} has deletion vectors: run REORG TABLE ... APPLY (PURGE) on it first.")
+
+
+# --- Iceberg ------------------------------------------------------------------------------------------------------
+
+
+def load_iceberg(name: TableName) -> tuple[Any, str]:
+    """The catalogue of a table, as pyiceberg's configuration file or environment describes it, and the identifier."""
+    from pyiceberg.catalog import load_catalog
+
+    catalog, identifier = name.table.split(".", 1)
+    try:
+        return load_catalog(catalog), identifier
+    except Exception as error:  # of many kinds: each catalogue has its own
+        raise UserError(f"The Iceberg catalogue {catalog} cannot be loaded ({one_line(error)}).") from error
+
+
+def _iceberg_snapshot(name: TableName) -> _Snapshot:
+    from pyiceberg.io.pyarrow import schema_to_pyarrow
+
+    catalog, identifier = load_iceberg(name)
+    try:
+        table = catalog.load_table(identifier)
+    except Exception as error:  # of many kinds
+        raise UserError(f"{name} cannot be read ({one_line(error)}).") from error
+    snapshot = table.current_snapshot() if name.version is None else table.snapshot_by_id(name.version)
+    if snapshot is None:
+        raise UserError(
+            f"{name} has no such snapshot: choose one of its history, or none for the newest."
+            if name.version is not None
+            else f"{name} has no snapshot yet: there is nothing to read in it."
+        )
+    scan = table.scan(snapshot_id=snapshot.snapshot_id)
+    schema, root = scan.projection(), locate(table.location())
+    files = [_iceberg_file(task, table, schema, name) for task in scan.plan_files()]
+    return _Snapshot(
+        replace(name, version=snapshot.snapshot_id), root, schema_to_pyarrow(schema, include_field_ids=True), files
+    )
+
+
+def _iceberg_file(task: Any, table: Any, schema: Any, name: TableName) -> _File:
+    file, location = task.file, table.location().rstrip("/") + "/"
+    if task.delete_files:
+        raise UserError(f"{name} has deleted rows in its data files: rewrite them (rewrite_data_files) first.")
+    if file.file_format.value.lower() != "parquet":
+        raise UserError(f"{name} has data files that are {file.file_format.value}: only Parquet can be read.")
+    if not file.file_path.startswith(location):
+        raise UserError(f"{name} has files outside its location ({file.file_path}), which cannot be read.")
+    constants = {field.name: field.initial_default for field in schema.fields if field.initial_default is not None}
+    for position, field in enumerate(table.specs()[file.spec_id].fields):
+        if str(field.transform) == "identity" and field.source_id in schema.field_ids:
+            constants[schema.find_column_name(field.source_id)] = file.partition[position]
+    return _File(
+        file.file_path.removeprefix(location),
+        {key: None if value is None else str(value) for key, value in constants.items()},
+    )

@@ -1,0 +1,318 @@
+"""Into a table in one transaction: all rows, once, whoever fails or races on the way. Real tables, no Ray."""
+
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from deltalake import DeltaTable, write_deltalake
+from pyarrow import fs
+from pyiceberg.catalog import Catalog, load_catalog
+from pyiceberg.exceptions import NoSuchTableError
+from pyiceberg.utils.config import Config
+
+from spanlake.decoding import Entity
+from spanlake.errors import ShortfallError, UserError
+from spanlake.extraction.output import publish as publish_module
+from spanlake.extraction.output.layout import Layout
+from spanlake.extraction.output.ledger import Ledger, Request, prepare, read_ledger
+from spanlake.extraction.output.plan import cut, units_of
+from spanlake.extraction.output.publish import open_target, publish
+from spanlake.extraction.output.redaction import Redaction
+from spanlake.extraction.run.unit import Job, UnitRunner
+from spanlake.extraction.source.open import SourceHandle, read_source
+from spanlake.inference.settings import Settings
+from spanlake.storage import locate
+
+KINDS = ("delta", "iceberg")
+
+
+class Whole:
+    """Finds one entity: all of the text."""
+
+    def stream(self, requests, on_pass=None):
+        return ([Entity(0, len(text), text, "a", 0.5)] if text else [] for text, _ in requests)
+
+
+@pytest.fixture
+def catalog(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Catalog:
+    (tmp_path / "warehouse").mkdir()
+    monkeypatch.setenv("PYICEBERG_CATALOG__LAKE__URI", f"sqlite:///{tmp_path}/catalog.db")
+    monkeypatch.setenv("PYICEBERG_CATALOG__LAKE__WAREHOUSE", f"file://{tmp_path}/warehouse")
+    monkeypatch.setattr("pyiceberg.catalog._ENV_CONFIG", Config())  # which has read the environment when imported
+    catalog = load_catalog("lake")
+    catalog.create_namespace("web")
+    return catalog
+
+
+@pytest.fixture(params=KINDS)
+def table(request: pytest.FixtureRequest, tmp_path: Path, catalog: Catalog) -> tuple[str, Callable[[], pa.Table]]:
+    """The name of a table that is not there yet, and a function that reads it with its own library."""
+    if request.param == "delta":
+        return f"delta:{tmp_path}/table", lambda: DeltaTable(tmp_path / "table").to_pyarrow_table()
+    return "iceberg:lake.web.found", lambda: catalog.load_table("web.found").scan().to_arrow()
+
+
+def write_source(directory: Path, name: str, first: int, rows: int) -> None:
+    directory.mkdir(exist_ok=True)
+    texts = [None if i % 5 == 3 else f"text {i}" for i in range(first, first + rows)]
+    table = pa.table({"id": range(first, first + rows), "text": pa.array(texts, pa.string())})
+    pq.write_table(table, directory / name)
+
+
+def extract(tmp_path: Path, output: str = "out", units: slice = slice(None), layout: Layout | None = None) -> Ledger:
+    request = Request(
+        source=read_source(str(tmp_path / "source"), "text"),
+        output=locate(str(tmp_path / output)),
+        text_column="text",
+        settings=Settings.make(["a"]),
+        model_name="m",
+        model_fingerprint="f",
+        precision="auto",
+        unit_rows=4,
+        layout=layout or Layout(),
+    )
+    ledger = prepare(request)
+    ledger.save()
+    runner = UnitRunner(Job.of(request, ledger), Whole())
+    for unit in list(units_of(ledger.pending(ledger.committed())))[units]:
+        runner.run(unit)
+    return read_ledger(request.output)
+
+
+def without_null_lists(row: dict[str, Any]) -> dict[str, Any]:
+    """As pyiceberg reads them; the files have nulls."""
+    return row | {"entities": row["entities"] or []}
+
+
+def in_a_thread(function: Callable[..., Any], *arguments: Any) -> Any:
+    """As delta-rs cannot be called from inside a call of its own."""
+    with ThreadPoolExecutor(1) as pool:
+        return pool.submit(function, *arguments).result()
+
+
+def ids(table: pa.Table) -> list[int]:
+    return sorted(table.column("id").to_pylist())
+
+
+def test_all_rows_in_one_transaction_and_no_row_again(tmp_path: Path, table: tuple[str, Callable]) -> None:
+    name, read = table
+    write_source(tmp_path / "source", "a.parquet", 0, 10)
+    ledger = extract(tmp_path, units=slice(2))
+    target = open_target(name, ledger.schema)
+    with pytest.raises(ShortfallError, match="lacks units, so nothing of it was added"):
+        publish(ledger, target)
+    extract(tmp_path)
+    assert publish(ledger, target) == 3
+    rows = sorted(read().to_pylist(), key=lambda row: row["id"])
+    units = pa.concat_tables(pq.read_table(path) for path in sorted((tmp_path / "out").glob("*.parquet")))
+    assert [without_null_lists(row) for row in rows] == [without_null_lists(row) for row in units.to_pylist()]
+    assert rows[3]["error"] == "text is null"
+    assert publish(ledger, open_target(name, ledger.schema)) == 0 and ids(read()) == list(range(10))
+
+    write_source(tmp_path / "source", "b.parquet", 10, 4)  # what has come since is added, and nothing else
+    ledger = extract(tmp_path)
+    assert publish(ledger, target) == 1 and ids(read()) == list(range(14))
+    assert publish(ledger, target) == 0
+
+    other = extract(tmp_path, output="other")  # another output is other rows
+    assert publish(other, target) == 4 and len(read()) == 28
+
+
+def test_nothing_is_added_where_the_rows_break_off(
+    tmp_path: Path, table: tuple[str, Callable], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    name, read = table
+    write_source(tmp_path / "source", "a.parquet", 0, 10)
+    ledger = extract(tmp_path)
+    target = open_target(name, ledger.schema)
+    path = max((tmp_path / "out").glob("*.parquet"))
+    content = path.read_bytes()
+    path.write_bytes(content[: len(content) // 2])
+    with pytest.raises(ShortfallError, match="did not take the rows .* and the same command tries again"):
+        publish(ledger, target)
+    write_source(tmp_path, path.name, 0, 4)
+    (tmp_path / path.name).rename(path)
+    with pytest.raises(ShortfallError, match="is not the unit that was committed: see `spanlake audit`"):
+        publish(ledger, target)
+    if name.startswith("delta"):
+        assert len(read()) == 0
+    else:
+        with pytest.raises(NoSuchTableError):
+            read()
+    assert not list((tmp_path / "warehouse").rglob("*.parquet"))
+    path.write_bytes(content)
+    assert publish(ledger, target) == 3 and ids(read()) == list(range(10))
+
+
+@pytest.mark.parametrize("there", [False, True], ids=["a new table", "a table with rows"])
+@pytest.mark.parametrize("moment", ["append", "rows"])
+def test_two_that_publish_the_same_output_add_it_once(
+    tmp_path: Path, table: tuple[str, Callable], monkeypatch: pytest.MonkeyPatch, moment: str, there: bool
+) -> None:
+    """The second overtakes the first, just before it looks at the table's state or while it writes rows."""
+    name, read = table
+    write_source(tmp_path / "source", "a.parquet", 0, 10)
+    ledger = extract(tmp_path)
+    if there:
+        publish(extract(tmp_path, output="before"), open_target(name, ledger.schema))
+    slow, fast = open_target(name, ledger.schema), open_target(name, ledger.schema)
+    raced: list[bool] = []
+
+    def overtake() -> None:
+        if not raced:
+            raced.append(True)
+            assert in_a_thread(publish, ledger, fast) == 3
+
+    def rows(*arguments: Any, original: Callable = publish_module._rows) -> Iterator[pa.RecordBatch]:
+        for batch in original(*arguments):
+            overtake()
+            yield batch
+
+    def append(*arguments: Any, original: Callable = slow.append) -> None:
+        overtake()
+        original(*arguments)
+
+    if moment == "rows":
+        monkeypatch.setattr(publish_module, "_rows", rows)
+    else:
+        monkeypatch.setattr(slow, "append", append)
+    with pytest.raises(ShortfallError, match=r"added the same rows|did not take the rows"):
+        publish(ledger, slow)
+    assert ids(read()) == sorted(list(range(10)) * (2 if there else 1))
+    assert publish(ledger, slow) == 0
+
+
+def test_another_writer_in_between_does_not_matter(
+    tmp_path: Path, table: tuple[str, Callable], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    name, read = table
+    write_source(tmp_path / "source", "a.parquet", 0, 10)
+    ledger, other = extract(tmp_path), extract(tmp_path, output="other")
+    target = open_target(name, ledger.schema)
+    publish(extract(tmp_path, output="before"), target)
+    original = publish_module._rows
+    raced = []
+
+    def rows(*arguments: Any) -> Iterator[pa.RecordBatch]:
+        for batch in original(*arguments):
+            if not raced:
+                raced.append(True)
+                assert in_a_thread(lambda: publish(other, open_target(name, ledger.schema))) == 3
+            yield batch
+
+    monkeypatch.setattr(publish_module, "_rows", rows)
+    assert publish(ledger, target) == 3 and len(read()) == 30
+
+
+def test_columns_that_have_come_are_added_to_the_table(tmp_path: Path, table: tuple[str, Callable]) -> None:
+    name, read = table
+    write_source(tmp_path / "source", "a.parquet", 0, 4)
+    ledger = extract(tmp_path)
+    publish(ledger, open_target(name, ledger.schema))
+    source = tmp_path / "source" / "a.parquet"
+    more = pq.read_table(source).append_column("n", pa.array([1, 2, 3, 4], pa.uint8()))
+    pq.write_table(more.append_column("kind", pa.array(["k"] * 4).dictionary_encode()), source)
+    wider = extract(tmp_path, output="wider", layout=Layout(redaction=Redaction("label")))
+    publish(wider, open_target(name, wider.schema))
+    rows = sorted(read().to_pylist(), key=lambda row: (row["id"], row["n"] or 0))
+    assert [row["n"] for row in rows[:2]] == [None, 1] and [row["kind"] for row in rows[:2]] == [None, "k"]
+    assert [row["redacted_text"] for row in rows[:2]] == [None, "[A]"]
+
+
+def test_a_table_as_source_and_as_target(tmp_path: Path, catalog: Catalog) -> None:
+    """What the table gains while an output is made is not in it: the snapshot is the one that it was begun with."""
+    write_deltalake(tmp_path / "in", pa.table({"id": [1, 2], "text": ["a", "b"]}))
+    source = f"delta:{tmp_path}/in"
+    values = {"output": locate(str(tmp_path / "out")), "text_column": "text", "settings": Settings.make(["a"])}
+    rest = {"model_name": "m", "model_fingerprint": "f", "precision": "auto", "unit_rows": 1}
+    request = Request(source=read_source(source, "text"), **values, **rest)
+    prepare(request).save()
+    write_deltalake(tmp_path / "in", pa.table({"id": [3], "text": ["c"]}), mode="append")
+    recorded = read_ledger(request.output).manifest["source"]["uri"]
+    from spanlake.extraction.source.tables import pinned
+
+    again = replace(request, source=read_source(pinned(source, recorded), "text"))
+    ledger = prepare(again)
+    assert ledger.plan.num_rows == 2 and ledger.manifest["source"]["uri"].endswith("/in@0")
+    ledger.save()
+    runner = UnitRunner(Job.of(again, ledger), Whole())
+    for unit in units_of(ledger.plan):
+        runner.run(unit)
+    publish(ledger, open_target("iceberg:lake.web.found", ledger.schema))
+    assert ids(catalog.load_table("web.found").scan().to_arrow()) == [1, 2]
+
+
+def test_tables_that_cannot_take_an_output(tmp_path: Path, catalog: Catalog) -> None:
+    schema = pa.schema([("id", pa.int64()), ("took", pa.duration("s"))])
+    with pytest.raises(UserError, match="column took holds duration"):
+        open_target(f"delta:{tmp_path}/table", schema)
+    with pytest.raises(UserError, match="names no table to add to"):
+        open_target(str(tmp_path), schema)
+    with pytest.raises(UserError, match="names no table to add to"):
+        open_target(f"delta:{tmp_path}/table@3", schema)
+    schema = pa.schema([("id", pa.int64())])
+    with pytest.raises(UserError, match="is the source itself"):
+        open_target(f"delta:{tmp_path}/table", schema, f"delta:{tmp_path}/table@0")
+    with pytest.raises(UserError, match="iceberg:lake.none.found cannot take the output"):
+        open_target("iceberg:lake.none.found", schema)
+    write_deltalake(tmp_path / "table", pa.table({"id": ["a string"]}))
+    with pytest.raises(UserError, match="column id is string in delta:.* and int64 in the output"):
+        open_target(f"delta:{tmp_path}/table", schema)
+
+
+@pytest.fixture
+def object_storage(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+    """The address of a server with a bucket `lake`: a process of its own, as delta-rs holds this one's lock."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    address = f"http://127.0.0.1:{port}"
+    variables = {"ACCESS_KEY_ID": "name", "SECRET_ACCESS_KEY": "secret", "REGION": "us-east-1", "ALLOW_HTTP": "true"}
+    for name, value in {**variables, "ENDPOINT_URL": address}.items():
+        monkeypatch.setenv(f"AWS_{name}", value)
+    arguments = [sys.executable, "-m", "moto.server", "-H", "127.0.0.1", "-p", str(port)]
+    with subprocess.Popen(arguments, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as server:
+        try:
+            deadline = time.monotonic() + 120
+            while socket.socket().connect_ex(("127.0.0.1", port)):
+                assert server.poll() is None and time.monotonic() < deadline
+                time.sleep(0.1)
+            options = {"endpoint_override": address.removeprefix("http://"), "scheme": "http"}
+            fs.S3FileSystem(allow_bucket_creation=True, **options).create_dir("lake")
+            yield address
+        finally:
+            server.terminate()
+
+
+def test_tables_in_object_storage(
+    tmp_path: Path, catalog: Catalog, object_storage: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PYICEBERG_CATALOG__LAKE__WAREHOUSE", "s3://lake/warehouse")
+    monkeypatch.setenv("PYICEBERG_CATALOG__LAKE__S3__ENDPOINT", object_storage)
+    monkeypatch.setattr("pyiceberg.catalog._ENV_CONFIG", Config())
+    write_source(tmp_path / "source", "a.parquet", 0, 10)
+    ledger = extract(tmp_path)
+    for name in ("delta:s3://lake/found", "iceberg:lake.web.found"):
+        target = open_target(name, ledger.schema)
+        assert publish(ledger, target) == 3 and publish(ledger, target) == 0
+    catalog = load_catalog("lake")
+    assert ids(DeltaTable("s3://lake/found").to_pyarrow_table()) == list(range(10))
+    assert ids(catalog.load_table("web.found").scan().to_arrow()) == list(range(10))
+
+    rows = pa.table({"id": range(10), "text": [f"text {i}" for i in range(10)]})
+    write_deltalake("s3://lake/texts", rows)
+    catalog.create_table("web.texts", rows.schema).append(rows)
+    for name in ("delta:s3://lake/texts", "iceberg:lake.web.texts"):
+        source = read_source(name, "text")
+        reader = SourceHandle.of(source, "text").open()
+        batches = [batch for file in source.files for unit in cut(file, 4) for batch in reader.read(unit)]
+        assert ids(pa.Table.from_batches(batches)) == list(range(10))
