@@ -6,6 +6,7 @@ or `broken` (what is installed does not work).
 
 from __future__ import annotations
 
+import json
 import os
 import platform
 import shutil
@@ -32,6 +33,11 @@ _LIBRARIES = (
 _SMALL_SHARED_MEMORY = 300 * 2**20  # bytes; what an extraction gives Ray's object store
 _TOKEN = "one that asks for a token needs RAY_AUTH_MODE=token"
 _RAY_SECONDS = 30.0
+_ASK_RAY = """
+import json, sys, ray
+ray.init(sys.argv[1], log_to_driver=False, logging_level="ERROR")
+print(json.dumps(ray.cluster_resources()))
+"""
 
 
 @dataclass(frozen=True)
@@ -115,14 +121,13 @@ def _model() -> Check:
 
 
 def _cluster() -> Check:
-    """What `ray status` says of the cluster at RAY_ADDRESS."""
+    """The CPUs and GPUs of the cluster at RAY_ADDRESS. A process of its own asks, which can be ended."""
     address = os.environ.get("RAY_ADDRESS")
     if not address:
         return Check("Ray cluster", "ok", "RAY_ADDRESS is not set: jobs start a Ray of their own on this machine")
-    script = "import sys, ray.scripts.scripts as s; s.cli(['status', '--address', sys.argv[1]])"
     try:
         done = subprocess.run(
-            [sys.executable, "-c", script, address], capture_output=True, text=True, timeout=_RAY_SECONDS
+            [sys.executable, "-c", _ASK_RAY, address], capture_output=True, text=True, timeout=_RAY_SECONDS
         )
     except subprocess.TimeoutExpired:
         silence = f"none answers at RAY_ADDRESS={address} within {_RAY_SECONDS:.0f} s"
@@ -130,5 +135,6 @@ def _cluster() -> Check:
     if done.returncode:
         said = (done.stderr.strip().splitlines() or ["it says nothing"])[-1]
         return Check("Ray cluster", "broken", f"none answers at RAY_ADDRESS={address} ({said}); {_TOKEN}")
-    resources = [" ".join(line.split()) for line in done.stdout.splitlines() if line.rstrip().endswith(("CPU", "GPU"))]
-    return Check("Ray cluster", "ok", f"{address}, in use: {', '.join(resources)}")
+    resources = json.loads(done.stdout.splitlines()[-1])
+    found = [f"{resources[name]:g} {name}" for name in ("CPU", "GPU") if name in resources]
+    return Check("Ray cluster", "ok", f"{address}: {', '.join(found) or 'no CPU and no GPU'}")
