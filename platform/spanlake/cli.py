@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING
 from spanlake.data.command import add_commands as add_data_commands
 from spanlake.errors import SpanlakeError
 from spanlake.extraction.command import add_commands as add_extraction_commands
+from spanlake.options import add_labels_option, add_model_options, add_selection_options, add_threshold_option
 from spanlake.serving.command import add_commands as add_serving_commands
 from spanlake.text import printable, replace_surrogates
 from spanlake.training.command import add_commands as add_training_commands
@@ -74,26 +75,20 @@ class _Parser(argparse.ArgumentParser):
 def _add_predict(commands: _Commands) -> None:
     parser = commands.add_parser("predict", help="find entities in texts given here")
     parser.add_argument("texts", nargs="+", metavar="TEXT", help="a text; - reads one from each line of standard input")
-    parser.add_argument("--labels", required=True, metavar="A,B", help="what to look for, with commas between")
-    _add_model_options(parser)
-    parser.add_argument("--threshold", type=float, default=0.5, metavar="T", help="entities score above it (0.5)")
-    parser.add_argument("--nested", action="store_true", help="allow entities within entities")
-    parser.add_argument("--multi-label", action="store_true", help="allow several labels for one span")
+    add_labels_option(parser)
+    add_model_options(parser)
+    add_threshold_option(parser)
+    add_selection_options(parser)
     parser.add_argument("--json", action="store_true", help="print JSON: one list of entities per text")
     parser.set_defaults(run=_predict)
-
-
-def _add_model_options(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--model", default="mini", help="mini, a directory or URI, or a Hub id (mini)")
-    parser.add_argument("--device", default="auto", help="auto, cpu or cuda (auto)")
-    parser.add_argument("--precision", default="auto", help="auto, float32 or bfloat16 (auto)")
 
 
 def _predict(args: argparse.Namespace) -> int:
     from spanlake.inference.extractor import Extractor
     from spanlake.inference.settings import Settings
+    from spanlake.labels import parse_labels
 
-    settings = Settings.make(_names(args.labels), args.threshold, args.nested, args.multi_label)
+    settings = Settings.make(parse_labels(args.labels), args.threshold, args.nested, args.multi_label)
     texts = _texts(args.texts)
     extractor = Extractor.load(args.model, device=args.device, precision=args.precision)
     found = list(extractor.stream((text, settings) for text in texts))
@@ -105,10 +100,6 @@ def _predict(args: argparse.Namespace) -> int:
             print(f"{entity.start}-{entity.end}\t{entity.label}\t{entity.score:.2f}\t{printable(entity.text)}")
         print(f"({len(entities)} entities)")
     return 0
-
-
-def _names(labels: str) -> list[str]:
-    return [name.strip() for name in replace_surrogates(labels).split(",")]
 
 
 def _texts(arguments: list[str]) -> list[str]:
@@ -129,10 +120,10 @@ def _add_evaluate(commands: _Commands) -> None:
     parser = commands.add_parser("evaluate", help="exact-match F1 on benchmark sets")
     parser.add_argument("--data", required=True, type=Path, metavar="DIR", help="a set, or a directory of sets")
     parser.add_argument("--split", default="test", choices=("train", "dev", "test"))
-    parser.add_argument("--threshold", type=float, default=0.5, metavar="T", help="entities score above it (0.5)")
+    add_threshold_option(parser)
     parser.add_argument("--nested", action="store_true", help="for sets with entities within entities")
     parser.add_argument("--json", action="store_true", help="print JSON, with scores by label")
-    _add_model_options(parser)
+    add_model_options(parser)
     parser.set_defaults(run=_evaluate)
 
 

@@ -21,6 +21,7 @@ import httpx
 
 from spanlake.decoding import Entity
 from spanlake.errors import ShortfallError, UserError, one_line, shown
+from spanlake.labels import Labels, Threshold
 
 _FIRST_PAUSE, _LONGEST_PAUSE = 0.2, 10.0  # seconds
 _BUSY = (429, 502, 503)
@@ -30,8 +31,6 @@ _CHUNK_BYTES = 48 << 10  # of a stream go into one request: httpx sends all of i
 _CHUNKS_AHEAD = 2
 
 _T = TypeVar("_T")
-Labels = Sequence[str] | Mapping[str, str]
-Threshold = float | Sequence[float] | Mapping[str, float]
 
 
 class RefusedError(UserError):

@@ -158,7 +158,7 @@ def test_labels_by_description_from_a_file(
     labels = {"who": "a human being", "where": "a place on a map"}
     (tmp_path / "labels.yaml").write_text(json.dumps(labels))
     arguments = ["extract", str(source / "part-0.parquet"), str(tmp_path / "out"), "--model", str(tiny_model_dir)]
-    assert cli.main([*arguments, "--labels-file", str(tmp_path / "labels.yaml"), "--precision", "float32"]) == 0
+    assert cli.main([*arguments, "--labels", f"@{tmp_path}/labels.yaml", "--precision", "float32"]) == 0
     extractor = Extractor.load(str(tiny_model_dir), device="cpu", precision="float32")
     rows = [row for row in read(tmp_path / "out") if row["text"] is not None]
     expected = extractor.extract([row["text"] for row in rows], labels)
@@ -379,7 +379,8 @@ def test_a_wrong_call_is_one_line_and_leaves_nothing(source: Path, tiny_model_di
     [
         (["--text-column", "id"], "id holds int64"),
         (["--threshold", "1.5"], "threshold 1.5"),
-        (["--labels", ""], "blank"),
+        (["--labels", ""], "no labels"),
+        (["--device", "cuda:1"], "Ray chooses the GPU"),
         (["--model", "nowhere"], "nowhere"),
         (["--precision", "float8"], "float8"),
         (["--device", "cuda"], "the Ray cluster has none"),

@@ -117,6 +117,20 @@ def test_an_entity_over_two_lines_is_printed_on_one(model: str, capfd: Captured)
     assert len(capfd.readouterr().out.splitlines()) == len(entities[0]) + 1
 
 
+def test_predict_reads_labels_with_commas_and_from_a_file(model: str, tmp_path: Path, capfd: Captured):
+    labels = {"who": "person, alive or dead", "where": "place"}
+    (tmp_path / "labels.json").write_text(json.dumps(labels))
+    extractor = Extractor.load(model, device="cpu", precision="float32")
+    for argument, given in (
+        ('"person, alive or dead",place', [*labels.values()]),
+        (f"@{tmp_path}/labels.json", labels),
+    ):
+        call = ["predict", TEXT, "--json", "--model", model, *LOW, "--labels", argument]
+        assert cli.main(call) == 0
+        [expected] = extractor.extract([TEXT], given, threshold=0.4)
+        assert json.loads(capfd.readouterr().out) == [[entity.to_dict() for entity in expected]] != [[]]
+
+
 def test_predict_asks_for_nested_and_several_labels(model: str, capfd: Captured):
     assert cli.main(["predict", TEXT, "--json", "--nested", "--multi-label", "--model", model, *LOW]) == 0
     extractor = Extractor.load(model, device="cpu", precision="float32")
@@ -148,9 +162,11 @@ def test_json_is_json_in_a_terminal_of_any_encoding(model: str, monkeypatch: pyt
         (["--threshold", "1.5"], "1.5"),
         (["--threshold", "nan"], "nan"),
         (["--threshold", "high"], "'high'"),
-        (["--labels", ""], "''"),
+        (["--labels", ""], "no labels"),
         (["--labels", "a,,b"], "''"),
         (["--labels", "person,<<ENT>>"], "'<<ENT>>'"),
+        (["--labels", 'person,"city'], "double quotes"),
+        (["--labels", "@no/such/file"], "no/such/file"),
         (["--model", "no-such-model"], "'no-such-model'"),
         (["--model", "some/where"], "'some/where'"),
         (["--model", "/"], "spanlake.json"),

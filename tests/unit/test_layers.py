@@ -16,7 +16,8 @@ SOURCE_ROOT = ROOT / "platform"
 LAYERS = (
     ("errors",),
     ("text", "decoding", "storage"),
-    ("modeling", "client"),
+    ("labels",),
+    ("modeling", "client", "options"),
     ("package",),
     ("inference", "data"),
     ("spanlake",),

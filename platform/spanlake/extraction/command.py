@@ -10,12 +10,14 @@ from typing import TYPE_CHECKING, Any
 
 from spanlake.errors import UserError, one_line
 from spanlake.extraction.options import add_layout_options, read_layout
+from spanlake.options import add_labels_option, add_model_options, add_selection_options, add_threshold_option, positive
 
 if TYPE_CHECKING:
     from spanlake.extraction.output.ledger import Request
 
 # Everything else is imported where it is used: `spanlake predict --help` waits for neither Arrow nor Ray.
 
+_DEVICES = ("auto", "cpu", "cuda")
 _PROBLEMS_SHOWN = 20
 _STOPPED = "stopped; what is committed stays, and the same command goes on from there."
 
@@ -42,20 +44,15 @@ def _add_extract(parser: argparse.ArgumentParser) -> None:
         "source", metavar="SOURCE", help="Parquet, JSON lines or CSV: a file, directory or glob; delta:… or iceberg:…"
     )
     parser.add_argument("output", metavar="OUTPUT", help="a directory: new, empty, or of the same call before")
-    labels = parser.add_mutually_exclusive_group(required=True)
-    labels.add_argument("--labels", metavar="A,B", help="names of what to find, with commas between")
-    labels.add_argument("--labels-file", metavar="FILE", help="JSON or YAML: a list, or a mapping name -> description")
-    parser.add_argument("--model", default="mini", help="a name, a directory or a URI (default: mini)")
+    add_labels_option(parser)
+    add_model_options(parser)
     parser.add_argument("--text-column", default="text", metavar="NAME", help="(default: text)")
-    parser.add_argument("--threshold", type=float, default=0.5, help="the least score of an entity (default: 0.5)")
-    parser.add_argument("--nested", action="store_true", help="entities may lie inside others")
-    parser.add_argument("--multi-label", action="store_true", help="the same words may have several labels")
+    add_threshold_option(parser)
+    add_selection_options(parser)
     parser.add_argument(
         "--workers", type=_range, metavar="N|MIN:MAX", help="models at work (default: as many as fit the cluster)"
     )
-    parser.add_argument("--device", default="auto", choices=("auto", "cpu", "cuda"), help="(default: auto)")
-    parser.add_argument("--precision", default="auto", help="auto, float32 or bfloat16 (default: auto)")
-    parser.add_argument("--unit-rows", type=_positive, metavar="N", help="rows committed at once (default: 64 to 2048)")
+    parser.add_argument("--unit-rows", type=positive, metavar="N", help="rows committed at once (default: 64 to 2048)")
     parser.add_argument(
         "--max-error-rate", type=_share, default=1.0, metavar="R", help="stop once more than this share of rows fail"
     )
@@ -66,12 +63,6 @@ def _add_extract(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--dry-run", action="store_true", help="read some rows, print an estimate, write nothing")
     parser.add_argument("--into", metavar="TABLE", help="at the end, add the rows to delta:PATH or iceberg:C.N.TABLE")
     parser.set_defaults(run=_run_extract)
-
-
-def _positive(text: str) -> int:
-    if not text.isdecimal() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number from 1 up")
-    return int(text)
 
 
 def _range(text: str) -> tuple[int, int]:
@@ -168,9 +159,14 @@ def _request(args: argparse.Namespace) -> "Request":
     from spanlake.extraction.source.open import read_source
     from spanlake.extraction.source.tables import pinned
     from spanlake.inference.settings import Settings
+    from spanlake.labels import parse_labels
     from spanlake.storage import locate
 
-    settings = Settings.make(_read_labels(args), args.threshold, args.nested, args.multi_label)
+    if args.device not in _DEVICES:
+        raise UserError(
+            f"The device {args.device!r} is unknown; give one of {', '.join(_DEVICES)}: Ray chooses the GPU."
+        )
+    settings = Settings.make(parse_labels(args.labels), args.threshold, args.nested, args.multi_label)
     layout = read_layout(args)
     output = locate(args.output)
     begun = read_manifest(output)
@@ -194,25 +190,6 @@ def _request(args: argparse.Namespace) -> "Request":
         unit_rows=args.unit_rows or default_unit_rows(source.rows),
         layout=layout,
     )
-
-
-def _read_labels(args: argparse.Namespace) -> list[str] | dict[str, str]:
-    if args.labels_file is None:
-        return [label.strip() for label in args.labels.split(",")]
-    import yaml
-
-    try:
-        with open(args.labels_file, encoding="utf-8") as file:
-            labels = yaml.safe_load(file)  # JSON is YAML too
-    except (OSError, ValueError, yaml.YAMLError) as error:
-        reason = str(error).splitlines()[0]
-        raise UserError(f"--labels-file {args.labels_file} cannot be read ({reason}).") from error
-    texts = [*labels, *labels.values()] if isinstance(labels, dict) else labels
-    if not isinstance(texts, list) or not all(isinstance(text, str) for text in texts):
-        raise UserError(
-            f"--labels-file {args.labels_file} holds neither a list of names nor a mapping of names to descriptions."
-        )
-    return labels
 
 
 def _say(message: str) -> None:

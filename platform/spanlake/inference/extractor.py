@@ -18,7 +18,8 @@ from spanlake.inference.candidates import Candidates, choose, join
 from spanlake.inference.hardware import choose_device, choose_precision
 from spanlake.inference.planning import PlannedText, Row, group_labels, plan_batches, plan_rows, plan_text
 from spanlake.inference.scoring import Pass, Scorer
-from spanlake.inference.settings import Labels, Settings, Threshold
+from spanlake.inference.settings import Settings
+from spanlake.labels import Labels, Threshold
 from spanlake.package import Package, open_package
 
 # Padded sub-words in one forward pass.

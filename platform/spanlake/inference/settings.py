@@ -8,10 +8,8 @@ from numbers import Real
 from typing import Any
 
 from spanlake.errors import UserError, shown
+from spanlake.labels import Labels, Threshold
 from spanlake.text import replace_surrogates
-
-Labels = Sequence[str] | Mapping[str, str]
-Threshold = float | Mapping[str, float] | Sequence[float]
 
 
 @dataclass(frozen=True)

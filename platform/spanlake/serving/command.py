@@ -11,6 +11,7 @@ from typing import Any
 import yaml
 
 from spanlake.errors import UserError, one_line
+from spanlake.options import add_model_options, positive
 
 # Everything else is imported where it is used: `spanlake --help` waits for neither Ray nor torch.
 
@@ -18,13 +19,12 @@ from spanlake.errors import UserError, one_line
 def add_commands(subparsers: argparse._SubParsersAction[Any]) -> None:
     """Add the two commands; each sets `run`, a function from the parsed arguments to an exit code."""
     serve = subparsers.add_parser("serve", help="answer over HTTP, on Ray Serve, with a page to try it on")
-    serve.add_argument("--model", help="a name, a directory or a URI (default: mini)")
+    add_model_options(serve)
+    serve.set_defaults(model=None, device=None, precision=None)  # not given: those of --config
     serve.add_argument("--host", default="127.0.0.1", help="0.0.0.0 for other machines to reach it (127.0.0.1)")
     serve.add_argument("--port", type=_port, default=8000, help="(default: 8000)")
     serve.add_argument("--grpc-port", type=_port, help="to answer over gRPC too (default: not)")
-    serve.add_argument("--device", help="auto, cpu or cuda (default: auto)")
-    serve.add_argument("--precision", help="auto, float32 or bfloat16 (default: auto)")
-    serve.add_argument("--replicas", type=_positive, default=1, metavar="N", help="at most (default: 1)")
+    serve.add_argument("--replicas", type=positive, default=1, metavar="N", help="at most (default: 1)")
     serve.add_argument("--gpus", type=float, metavar="SHARE", help="of a GPU for each replica (1 with --device cuda)")
     serve.add_argument("--keys", metavar="FILE", help="the API keys to ask for, as `spanlake key` writes them")
     serve.add_argument("--config", metavar="FILE", help="YAML with more settings, as docs/serving.md lists")
@@ -39,12 +39,6 @@ def add_commands(subparsers: argparse._SubParsersAction[Any]) -> None:
 def _port(text: str) -> int:
     if not text.isdecimal() or not 1 <= int(text) <= 65535:
         raise argparse.ArgumentTypeError(f"{text!r} is not a port from 1 to 65535")
-    return int(text)
-
-
-def _positive(text: str) -> int:
-    if not text.isdecimal() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number from 1 up")
     return int(text)
 
 

@@ -1,0 +1,43 @@
+"""Options that several commands have, declared once."""
+
+import argparse
+
+
+def add_model_options(parser: argparse.ArgumentParser) -> None:
+    """Adds --model, --device and --precision; `Extractor.load` checks their values."""
+    parser.add_argument(
+        "--model", default="mini", help="mini, the directory or URI of a package, or a Hub id (default: mini)"
+    )
+    parser.add_argument("--device", default="auto", help="auto, cpu or cuda (default: auto)")
+    parser.add_argument("--precision", default="auto", help="auto, float32 or bfloat16 (default: auto)")
+
+
+def add_labels_option(parser: argparse.ArgumentParser) -> None:
+    """Adds --labels; `spanlake.labels.parse_labels` reads its value."""
+    parser.add_argument(
+        "--labels",
+        required=True,
+        metavar="A,B|@FILE",
+        help="names of what to find, with commas between; a name that holds a comma in double quotes; or a file: one "
+        "name a line, or a .json or .yaml list of names or mapping of names to descriptions",
+    )
+
+
+def add_threshold_option(parser: argparse.ArgumentParser) -> None:
+    """Adds --threshold; `Settings.make` checks its range."""
+    parser.add_argument(
+        "--threshold", type=float, default=0.5, metavar="T", help="entities score above it (default: 0.5)"
+    )
+
+
+def add_selection_options(parser: argparse.ArgumentParser) -> None:
+    """Adds --nested and --multi-label."""
+    parser.add_argument("--nested", action="store_true", help="allow entities within entities")
+    parser.add_argument("--multi-label", action="store_true", help="allow several labels for one span")
+
+
+def positive(text: str) -> int:
+    """Reads a whole number from 1 up, as the `type` of an option."""
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number from 1 up")
+    return int(text)
