@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from urllib.parse import quote
 
 import pyarrow as pa
 from pyarrow import fs
@@ -117,15 +118,25 @@ def locate(uri: str) -> Place:
 def open_uri(uri: str) -> tuple[fs.FileSystem, str]:
     """Returns the filesystem and the path on it that a URI names.
 
-    Raises OSError, ValueError or ImportError for one that cannot be reached.
+    A key in object storage is taken as it is written: a space, %, + or # in it is that character.
+    Raises OSError, ValueError or ImportError for a URI that cannot be reached.
     """
     try:
-        return fs.FileSystem.from_uri(uri)
+        return fs.FileSystem.from_uri(uri if uri.startswith("file:") else _encoded(uri))
     except pa.ArrowInvalid:  # a protocol that pyarrow does not have itself
         from fsspec.core import url_to_fs
 
         filesystem, path = url_to_fs(uri)
         return fs.PyFileSystem(fs.FSSpecHandler(filesystem)), path
+
+
+def _encoded(uri: str) -> str:
+    """Returns the URI with its path percent-encoded, as pyarrow decodes it again."""
+    scheme, _, rest = uri.partition("://")
+    options = re.search(r"\?(?=\w+=)", rest)
+    path, tail = (rest[: options.start()], rest[options.start() :]) if options else (rest, "")
+    host, slash, key = path.partition("/")
+    return f"{scheme}://{host}{slash}{quote(key)}{tail}"
 
 
 def child_uri(uri: str, name: str) -> str:

@@ -57,10 +57,10 @@ def _find(place: Place) -> _Found:
         chosen = file_format(name) or "parquet"
         return _Found(Place(place.uri, place.filesystem, parent or "/"), [name], [], False, chosen)
     if kind == fs.FileType.Directory:
-        paths = _visible_files(place)
+        paths, hidden = _files(place)
         chosen = _format(place, [path for path in paths if file_format(path)])
         read = [path for path in paths if file_format(path) == chosen]
-        return _Found(place, read, [path for path in paths if file_format(path) != chosen], True, chosen)
+        return _Found(place, read, [*(path for path in paths if file_format(path) != chosen), *hidden], True, chosen)
     if not re.search(r"[*?\[]", place.path):
         raise UserError(f"{place.uri} does not exist: give a Parquet file, a directory of them, or a glob.")
     return _find_glob(place)
@@ -71,7 +71,7 @@ def _find_glob(place: Place) -> _Found:
     pattern = place.path[len(fixed) :]
     root = Place(place.uri, place.filesystem, fixed.rstrip("/") or "/")
     matches = re.compile(glob_translate(pattern)).match
-    paths = [path for path in _visible_files(root) if matches(path)]
+    paths = [path for path in _files(root)[0] if matches(path)]
     if not paths:
         raise UserError(f"{place.uri} matches no file: give a Parquet file, a directory of them, or a glob.")
     return _Found(root, paths, [], "**" in pattern, _format(root, paths))
@@ -93,15 +93,24 @@ def _kind(place: Place) -> fs.FileType:
         raise UserError(f"{place.uri} cannot be reached ({one_line(error)}).") from error
 
 
-def _visible_files(root: Place) -> list[str]:
-    """Paths, relative to the root, of all files below it but those in or with a name that begins with _ or a dot."""
+def _files(root: Place) -> tuple[list[str], list[str]]:
+    """Returns the paths of all files below the root, relative to it: those to read, and hidden ones.
+
+    A file is hidden where a part of its path begins with _ or a dot. A part with = in it is a partition, such as
+    _year=2024, and hides nothing.
+    """
     try:
         found = root.list(recursive=True)
     except OSError as error:
         raise UserError(f"{root.uri} cannot be listed ({one_line(error)}).") from error
     start = len(root.path.rstrip("/")) + 1
     paths = sorted(info.path[start:] for info in found if info.type == fs.FileType.File)
-    return [path for path in paths if not any(part.startswith(("_", ".")) for part in path.split("/"))]
+    hidden = {path for path in paths if any(_hides(part) for part in path.split("/"))}
+    return [path for path in paths if path not in hidden], sorted(hidden)
+
+
+def _hides(part: str) -> bool:
+    return part.startswith(("_", ".")) and "=" not in part
 
 
 # --- reading ------------------------------------------------------------------------------------------------------

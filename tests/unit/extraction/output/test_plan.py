@@ -61,7 +61,7 @@ def test_directory_is_read_whole_but_for_hidden_names(tmp_path: Path) -> None:
     (tmp_path / "README.md").write_text("hello")
     source = read_source(str(tmp_path), "text")
     assert sorted(file.path for file in source.files) == ["year=2024/a.parquet", "z.parquet"]
-    assert source.ignored == ("README.md",)
+    assert source.ignored == ("README.md", ".tmp/c.parquet", "_old/b.parquet", "sub/_d.parquet")
 
 
 def test_names_of_units_sort_as_the_source_does(tmp_path: Path) -> None:

@@ -155,6 +155,19 @@ def test_hive_partitions_are_columns(tmp_path: Path) -> None:
     }
 
 
+def test_a_partition_whose_name_begins_with_an_underscore_hides_no_rows(tmp_path: Path) -> None:
+    source = tmp_path / "source"
+    for place in ("_year=2023/a.parquet", "_year=2024/a.parquet", "c.parquet"):
+        (source / place).parent.mkdir(parents=True, exist_ok=True)
+        pq.write_table(pa.table({"text": [f"Ada in {place}"]}), source / place)
+    extract(source, tmp_path / "out")
+    assert {row["text"]: row["_year"] for row in rows(tmp_path / "out")} == {
+        "Ada in _year=2023/a.parquet": 2023,
+        "Ada in _year=2024/a.parquet": 2024,
+        "Ada in c.parquet": None,
+    }
+
+
 def test_partitions_that_are_no_numbers_or_stand_in_the_files(tmp_path: Path) -> None:
     for place, year in (("day=01", 1), ("day=02", 2)):
         (tmp_path / place).mkdir()
