@@ -34,7 +34,7 @@ from spanlake.modeling.model import SpanModel, unfilled_model
 from spanlake.modeling.published import is_published, read_published
 from spanlake.modeling.tokens import PromptTokenizer
 from spanlake.modeling.weights import load_weights
-from spanlake.storage import open_uri
+from spanlake.storage import locate
 
 FORMAT = 1
 MANIFEST = "spanlake.json"
@@ -211,9 +211,8 @@ def find_model(model: str | os.PathLike[str]) -> Path:
 def _download(uri: str) -> Path:
     """A copy of the package at `uri` in the user's cache, fetched once: spanlake.json holds a hash of the rest."""
     try:
-        filesystem, path = open_uri(uri)
-        path = path.rstrip("/")
-        with filesystem.open_input_stream(f"{path}/{MANIFEST}") as stream:
+        place = locate(uri)
+        with place.filesystem.open_input_stream(place.child(MANIFEST)) as stream:
             manifest = stream.read()
         home = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache", "spanlake")
         directory = home / hashlib.sha256(manifest).hexdigest()
@@ -225,7 +224,7 @@ def _download(uri: str) -> Path:
             draft.mkdir()
             (draft / MANIFEST).write_bytes(manifest)
             for file in (TOKENIZER, WEIGHTS):
-                with filesystem.open_input_stream(f"{path}/{file}") as stream, open(draft / file, "wb") as copy:
+                with place.filesystem.open_input_stream(place.child(file)) as stream, open(draft / file, "wb") as copy:
                     shutil.copyfileobj(stream, copy, 1 << 20)
             verify_package(draft, uri)
             with contextlib.suppress(OSError):  # another process was first, with the same content

@@ -33,6 +33,10 @@ class Place:
         """Returns the path, on this filesystem, of something inside this directory."""
         return f"{self.path.rstrip('/')}/{name}"
 
+    def inside(self, name: str) -> Place:
+        """Returns the place of something inside this directory."""
+        return Place(child_uri(self.uri, name), self.filesystem, self.child(name))
+
     def kind(self, name: str = "") -> fs.FileType:
         """Returns what is here, or under a name inside: a file, a directory or nothing."""
         return self.filesystem.get_file_info(self.child(name) if name else self.path).type
@@ -98,6 +102,15 @@ class Place:
             destination_filesystem=self.filesystem,
         )
 
+    def download(self, name: str, directory: Path) -> None:
+        """Copies the files in the directory of a name into a local directory."""
+        fs.copy_files(
+            self.child(name),
+            str(directory),
+            source_filesystem=self.filesystem,
+            destination_filesystem=fs.LocalFileSystem(),
+        )
+
 
 def locate(uri: str) -> Place:
     """Returns the place that a local path or a URI names (s3://, gs://, file://, any protocol of fsspec).
@@ -109,13 +122,13 @@ def locate(uri: str) -> Place:
         return Place(path, fs.LocalFileSystem(), path)
     shown = shown_uri(uri)
     try:
-        filesystem, path = open_uri(uri)
+        filesystem, path = _open(uri)
     except (OSError, ValueError, ImportError) as error:
         raise UserError(f"{shown} cannot be reached ({one_line(error)}).") from error
-    return Place(shown, filesystem, path)
+    return Place(shown, filesystem, path.rstrip("/"))
 
 
-def open_uri(uri: str) -> tuple[fs.FileSystem, str]:
+def _open(uri: str) -> tuple[fs.FileSystem, str]:
     """Returns the filesystem and the path on it that a URI names.
 
     A key in object storage is taken as it is written: a space, %, + or # in it is that character.

@@ -22,8 +22,9 @@ from ray.cluster_utils import Cluster
 
 from spanlake.errors import ShortfallError, UserError
 from spanlake.package import load_package, open_package
+from spanlake.storage import locate
 from spanlake.training.data import recipe_data
-from spanlake.training.directory import claim, open_run
+from spanlake.training.directory import claim
 from spanlake.training.launch import launch
 from spanlake.training.recipe import Recipe, read_recipe
 
@@ -110,9 +111,9 @@ def wait_for(condition: Callable[[], bool], seconds: float = 240) -> None:
 
 def train(recipe: Recipe, run: Path, resize_seconds: float = 60) -> None:
     """What `spanlake train` does on a cluster."""
-    directory = open_run(str(run))
+    directory = locate(str(run))
     claim(directory, recipe)
-    launch(recipe, recipe_data(recipe, directory.child("data")), directory, resize_seconds)
+    launch(recipe, recipe_data(recipe, directory.inside("data")), directory, resize_seconds)
 
 
 def training_processes() -> list[psutil.Process]:

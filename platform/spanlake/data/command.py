@@ -46,10 +46,11 @@ def add_commands(subparsers: "argparse._SubParsersAction[Any]") -> None:
 
 def _prepare(args: argparse.Namespace) -> int:
     from spanlake.data.prepare import prepare
+    from spanlake.storage import locate
 
     statistics = prepare(
         args.sources,
-        args.output,
+        locate(args.output),
         form=args.format,
         max_width=args.max_width,
         max_bad_rate=args.max_bad_rate,

@@ -12,15 +12,14 @@ from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
-from pyarrow import fs
 
 from spanlake.data.examples import Example, Mention
-from spanlake.data.prepared import FORMAT_VERSION, SCHEMA, STATISTICS, open_directory, read_statistics
+from spanlake.data.prepared import FORMAT_VERSION, SCHEMA, STATISTICS, read_statistics
 from spanlake.data.readers import BadRecord, files_in, read_source
 from spanlake.data.records import Format
 from spanlake.data.statistics import SourceStatistics
 from spanlake.errors import UserError, one_line, shown
-from spanlake.storage import shown_uri
+from spanlake.storage import Place
 from spanlake.text import replace_surrogates
 
 _UNFINISHED = "unfinished.json"  # stands in the directory while it is being written
@@ -32,20 +31,20 @@ _EARLY = 1_000  # records after which the rate of bad ones is first judged
 
 def prepare(
     sources: Sequence[str],
-    output: str,
+    place: Place,
     *,
     form: Format = "auto",
     max_width: int = 12,
     max_bad_rate: float = 0.01,
     renamed: Mapping[str, str] | None = None,
 ) -> dict[str, Any]:
-    """Writes the sources to the directory or URI `output`, and returns its statistics.
+    """Writes the sources to a directory, and returns its statistics.
 
     `max_width`, in words, is only counted by: wider mentions are kept, so that scores count them as missed. `renamed`:
-    labels -> what they are called instead. An `output` that holds the same preparation is left as it is.
+    labels -> what they are called instead. A directory that holds the same preparation is left as it is.
 
-    Raises `UserError` for a source that cannot be read, more bad records than `max_bad_rate` of a source's, and an
-    `output` that holds anything else.
+    Raises `UserError` for a source that cannot be read, more bad records than `max_bad_rate` of a source's, and a
+    directory that holds anything else.
     """
     if not sources:
         raise UserError("No source is named; give files, directories or Hub ids.")
@@ -59,29 +58,27 @@ def prepare(
         "max_width": max_width,
         "renamed": renamed,
     }
-    filesystem, path = open_directory(output)
-    finished = _prepared_before(filesystem, path, request, output)
+    finished = _prepared_before(place, request)
     if finished is not None:
         return finished
     names = _names(sources)
     try:
-        filesystem.create_dir(path, recursive=True)
-        _write_json(filesystem, f"{path}/{_UNFINISHED}", request)
+        place.filesystem.create_dir(place.path, recursive=True)
+        place.write(_UNFINISHED, _json(request))
         found = [
-            _write_source(filesystem, path, name, source, form, max_width, max_bad_rate, renamed)
+            _write_source(place, name, source, form, max_width, max_bad_rate, renamed)
             for name, source in zip(names, sources, strict=True)
         ]
         statistics = _summary(found, request)
-        _write_json(filesystem, f"{path}/{STATISTICS}", statistics)
-        filesystem.delete_file(f"{path}/{_UNFINISHED}")
+        place.write(STATISTICS, _json(statistics))
+        place.filesystem.delete_file(place.child(_UNFINISHED))
     except (OSError, pa.ArrowException) as error:
-        raise UserError(f"The directory {shown_uri(output)} cannot be written ({one_line(error)}).") from error
+        raise UserError(f"The directory {place.uri} cannot be written ({one_line(error)}).") from error
     return statistics
 
 
 def _write_source(
-    filesystem: fs.FileSystem,
-    directory: str,
+    place: Place,
     name: str,
     source: str,
     form: Format,
@@ -96,7 +93,8 @@ def _write_source(
     rows = _rows(outcomes, statistics, max_width, max_bad_rate, renamed)
     number, ended = 0, False
     while not ended:
-        with pq.ParquetWriter(f"{directory}/{name}-{number:05d}.parquet", SCHEMA, filesystem=filesystem) as writer:
+        path = place.child(f"{name}-{number:05d}.parquet")
+        with pq.ParquetWriter(path, SCHEMA, filesystem=place.filesystem) as writer:
             for _ in range(0, _FILE_ROWS, _ROW_GROUP):
                 group = [row for _, row in zip(range(_ROW_GROUP), rows, strict=False)]
                 if group:
@@ -203,35 +201,32 @@ def _names(sources: Sequence[str]) -> list[str]:
     return names
 
 
-def _prepared_before(
-    filesystem: fs.FileSystem, path: str, request: Mapping[str, Any], output: str
-) -> dict[str, Any] | None:
-    """The statistics of the same preparation, done before. What an interrupted one left is deleted."""
+def _prepared_before(place: Place, request: Mapping[str, Any]) -> dict[str, Any] | None:
+    """Returns the statistics of the same preparation, done before. Deletes what an interrupted one left."""
     try:
-        present = filesystem.get_file_info(fs.FileSelector(path, allow_not_found=True))
+        present = place.list(recursive=False)
     except OSError as error:
-        raise UserError(f"The directory {shown_uri(output)} cannot be read ({one_line(error)}).") from error
+        raise UserError(f"The directory {place.uri} cannot be read ({one_line(error)}).") from error
     if not present:
         return None
     names = {info.base_name for info in present}
     if _UNFINISHED in names:
         for info in present:
             if info.base_name == STATISTICS or info.base_name.endswith(".parquet"):
-                filesystem.delete_file(info.path)
+                place.filesystem.delete_file(info.path)
         return None
-    statistics = read_statistics(output) if STATISTICS in names else None
+    statistics = read_statistics(place) if STATISTICS in names else None
     if statistics is None:
-        raise UserError(f"The directory {shown_uri(output)} holds something else ({sorted(names)[0]}); give a new one.")
+        raise UserError(f"The directory {place.uri} holds something else ({sorted(names)[0]}); give a new one.")
     before = statistics["request"]
     different = [key for key in request if before.get(key) != request[key]]
     if different:
         raise UserError(
-            f"The directory {shown_uri(output)} holds another preparation: its {different[0]} is "
+            f"The directory {place.uri} holds another preparation: its {different[0]} is "
             f"{shown(before.get(different[0]))} and not {shown(request[different[0]])}; give a new one."
         )
     return statistics
 
 
-def _write_json(filesystem: fs.FileSystem, path: str, value: Any) -> None:
-    with filesystem.open_output_stream(path) as stream:
-        stream.write(json.dumps(value, indent=1, ensure_ascii=False).encode())
+def _json(value: Any) -> bytes:
+    return json.dumps(value, indent=1, ensure_ascii=False).encode()

@@ -9,15 +9,13 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
-from pyarrow import fs
 
 from spanlake.data.examples import Example, Mention
 from spanlake.errors import UserError, one_line
-from spanlake.storage import open_uri, shown_uri
+from spanlake.storage import Place
 
 FORMAT_VERSION = 1
 STATISTICS = "statistics.json"
@@ -31,33 +29,22 @@ SCHEMA = pa.schema(
 )
 
 
-def open_directory(uri: str) -> tuple[fs.FileSystem, str]:
-    """The filesystem and the path on it. Raises `UserError` for a URI that cannot be reached."""
-    try:
-        filesystem, path = open_uri(uri if "://" in uri else str(Path(uri).absolute()))
-    except (OSError, ValueError, ImportError) as error:
-        raise UserError(f"{shown_uri(uri)} cannot be reached ({one_line(error)}).") from error
-    return filesystem, path.rstrip("/")
-
-
-def read_statistics(uri: str) -> dict[str, Any] | None:
-    """What `prepare` wrote about the directory; None where it is not a finished one.
+def read_statistics(place: Place) -> dict[str, Any] | None:
+    """Returns what `prepare` wrote about the directory; None where it is not a finished one.
 
     Raises `UserError` for one of a format that this version does not read.
     """
-    filesystem, path = open_directory(uri)
     try:
-        with filesystem.open_input_stream(f"{path}/{STATISTICS}") as stream:
-            statistics = json.loads(stream.read())
-    except (FileNotFoundError, NotADirectoryError, ValueError):
+        statistics = json.loads(place.read(STATISTICS) or b"null")
+    except ValueError:
         return None
     except OSError as error:
-        raise UserError(f"{shown_uri(uri)} cannot be read ({one_line(error)}).") from error
+        raise UserError(f"{place.uri} cannot be read ({one_line(error)}).") from error
     if not isinstance(statistics, dict) or "format_version" not in statistics:
         return None
     if statistics["format_version"] != FORMAT_VERSION:
         raise UserError(
-            f"{shown_uri(uri)} is of the training format {statistics['format_version']}; this version reads "
+            f"{place.uri} is of the training format {statistics['format_version']}; this version reads "
             f"{FORMAT_VERSION}, so prepare it again."
         )
     return statistics

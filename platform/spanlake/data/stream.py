@@ -19,15 +19,14 @@ from itertools import count
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
-from pyarrow import fs
 
 from spanlake.data.batches import TokenizedExample, plan_epoch, tokenize
 from spanlake.data.examples import Example
-from spanlake.data.prepared import examples_of, open_directory, read_statistics
+from spanlake.data.prepared import examples_of, read_statistics
 from spanlake.errors import UserError, one_line
 from spanlake.modeling.config import ModelConfig
 from spanlake.modeling.tokens import PromptTokenizer
-from spanlake.storage import child_uri, shown_uri
+from spanlake.storage import Place
 
 _POOL_ROWS = 4096
 PROMPT_ROOM = 64  # sub-words that the planning of batches sets aside for a text's prompt
@@ -38,7 +37,7 @@ class PreparedSet:
     """One source of a prepared directory."""
 
     name: str
-    uri: str  # the directory
+    place: Place  # the directory
     groups: tuple[tuple[str, int, int], ...]  # file, row group in it, rows
     types: Mapping[str, int]  # how often each is mentioned
     mention_widths: Mapping[int, int]  # in words; how many mentions
@@ -57,7 +56,7 @@ class PreparedSet:
         """The examples at these rows, or all; they are held in memory."""
         found: list[Example] = []
         at = 0
-        with _Files(self.uri) as files:
+        with _Files(self.place) as files:
             for file, group, size in self.groups:
                 wanted = [row - at for row in range(at, at + size) if rows is None or row in rows]
                 if wanted:
@@ -66,30 +65,32 @@ class PreparedSet:
         return found
 
 
-def open_prepared(uri: str) -> list[PreparedSet]:
-    """The data sets in a prepared directory. Raises `UserError` where there are none, or a file cannot be read."""
-    statistics = read_statistics(uri)
+def open_prepared(place: Place) -> list[PreparedSet]:
+    """Returns the data sets in a prepared directory.
+
+    Raises `UserError` where there are none, or a file cannot be read.
+    """
+    statistics = read_statistics(place)
     if statistics is None:
-        raise UserError(f"{shown_uri(uri)} is no prepared data set; `spanlake data prepare` writes one.")
-    filesystem, path = open_directory(uri)
+        raise UserError(f"{place.uri} is no prepared data set; `spanlake data prepare` writes one.")
     groups: dict[str, list[tuple[str, int, int]]] = {}
     try:
-        names = sorted(info.base_name for info in filesystem.get_file_info(fs.FileSelector(path)))
+        names = sorted(info.base_name for info in place.list(recursive=False))
         for name in names:
             match = re.fullmatch(r"(.+)-\d{5,}\.parquet", name)
             if match:
-                footer = pq.read_metadata(f"{path}/{name}", filesystem=filesystem)
+                footer = pq.read_metadata(place.child(name), filesystem=place.filesystem)
                 found = groups.setdefault(match[1], [])
                 found += [(name, group, footer.row_group(group).num_rows) for group in range(footer.num_row_groups)]
     except (OSError, pa.ArrowException) as error:
-        raise UserError(f"The prepared data set {shown_uri(uri)} cannot be read ({one_line(error)}).") from error
+        raise UserError(f"The prepared data set {place.uri} cannot be read ({one_line(error)}).") from error
     sets = []
     for source in statistics["sources"]:
         widths = {int(width): number for width, number in source["mention_widths"].items()}
-        prepared = PreparedSet(source["name"], uri, tuple(groups.get(source["name"], ())), source["types"], widths)
+        prepared = PreparedSet(source["name"], place, tuple(groups.get(source["name"], ())), source["types"], widths)
         if prepared.rows != source["examples"]:
             raise UserError(
-                f"The prepared data set {shown_uri(uri)} lacks rows of {source['name']}: it has {prepared.rows} of "
+                f"The prepared data set {place.uri} lacks rows of {source['name']}: it has {prepared.rows} of "
                 f"{source['examples']}; prepare it again."
             )
         sets.append(prepared)
@@ -198,8 +199,8 @@ class ExampleStream:
         examples: list[TokenizedExample] = []
         untrained = Counter[str]()
         with ExitStack() as opened:
-            uris = {self.sets[number].uri for number, *_ in plan.pieces}
-            files = {uri: opened.enter_context(_Files(uri)) for uri in sorted(uris)}
+            places = {self.sets[number].place.path: self.sets[number].place for number, *_ in plan.pieces}
+            files = {path: opened.enter_context(_Files(place)) for path, place in sorted(places.items())}
             for number, group, share in plan.pieces:
                 prepared = self.sets[number]
                 types = tuple(sorted(set(prepared.types) - self.ignored_types))
@@ -209,7 +210,7 @@ class ExampleStream:
                 kept = np.ones(size, dtype=bool)
                 if share < 1:
                     kept = np.random.default_rng((self.seed, 4, plan.epoch, number, group)).random(size) < share
-                rows = examples_of(files[prepared.uri].row_group(file, index))
+                rows = examples_of(files[prepared.place.path].row_group(file, index))
                 for row, (example, keep) in enumerate(zip(rows, kept, strict=True), first):
                     if keep and row not in held_out:
                         examples += tokenize(
@@ -246,9 +247,8 @@ def without_types(example: Example, ignored: frozenset[str]) -> Example:
 class _Files:
     """The Parquet files of a directory, each opened once."""
 
-    def __init__(self, uri: str) -> None:
-        self._uri = uri
-        self._filesystem, self._path = open_directory(uri)
+    def __init__(self, place: Place) -> None:
+        self._place = place
         self._open: dict[str, pq.ParquetFile] = {}
 
     def __enter__(self) -> _Files:
@@ -261,7 +261,7 @@ class _Files:
     def row_group(self, file: str, index: int) -> pa.Table:
         try:
             if file not in self._open:
-                self._open[file] = pq.ParquetFile(f"{self._path}/{file}", filesystem=self._filesystem)
+                self._open[file] = pq.ParquetFile(self._place.child(file), filesystem=self._place.filesystem)
             return self._open[file].read_row_group(index)
         except (OSError, pa.ArrowException) as error:
-            raise UserError(f"{shown_uri(child_uri(self._uri, file))} cannot be read ({one_line(error)}).") from error
+            raise UserError(f"{self._place.inside(file).uri} cannot be read ({one_line(error)}).") from error

@@ -11,10 +11,9 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, Protocol
 
-from pyarrow import fs
-
 from spanlake.data.stream import Position
-from spanlake.training.directory import OWN_FOLDER, RunDirectory
+from spanlake.storage import Place
+from spanlake.training.directory import OWN_FOLDER
 
 _WHOLE = "whole"  # a file that comes last
 
@@ -53,7 +52,7 @@ class Checkpoints(Protocol):
 class OwnCheckpoints:
     """In the run's directory. `barrier` waits for the other processes."""
 
-    def __init__(self, run: RunDirectory, keep: int, rank: int, barrier: Callable[[], None]) -> None:
+    def __init__(self, run: Place, keep: int, rank: int, barrier: Callable[[], None]) -> None:
         self._run, self._keep, self._rank, self._barrier = run, keep, rank, barrier
 
     @contextmanager
@@ -67,12 +66,7 @@ class OwnCheckpoints:
             yield Path(self._run.child(place))
             return
         with TemporaryDirectory() as local:
-            fs.copy_files(
-                self._run.child(place),
-                local,
-                source_filesystem=self._run.filesystem,
-                destination_filesystem=fs.LocalFileSystem(),
-            )
+            self._run.download(place, Path(local))
             yield Path(local)
 
     def save(self, write: Callable[[Path], None], step: int, metrics: dict[str, Any]) -> None:
@@ -90,12 +84,11 @@ class OwnCheckpoints:
                 self._run.upload(Path(local), place)
         self._barrier()
         if self._rank == 0:
-            self._run.write(f"{place}/{_WHOLE}", "")
+            self._run.write(f"{place}/{_WHOLE}", b"")
             for old in self._steps()[: -self._keep]:
                 self._run.filesystem.delete_dir(self._run.child(f"{OWN_FOLDER}/{old:08}"))
         self._barrier()
 
     def _steps(self) -> list[int]:
-        selector = fs.FileSelector(self._run.child(OWN_FOLDER), allow_not_found=True, recursive=True)
-        found = self._run.filesystem.get_file_info(selector)
+        found = self._run.inside(OWN_FOLDER).list(recursive=True)
         return sorted(int(Path(info.path).parent.name) for info in found if info.base_name == _WHOLE)

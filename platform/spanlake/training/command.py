@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any
 from spanlake.errors import UserError
 
 if TYPE_CHECKING:
+    from spanlake.storage import Place
     from spanlake.training.data import RecipeData
-    from spanlake.training.directory import RunDirectory
     from spanlake.training.recipe import Recipe
 
 # Everything else is imported where it is used: `spanlake --help` does not wait for torch.
@@ -39,13 +39,13 @@ def _train(args: argparse.Namespace) -> int:
     from transformers.utils import logging
 
     from spanlake.package import find_model, verify_package
-    from spanlake.storage import child_uri, shown_uri
-    from spanlake.training.directory import open_run
+    from spanlake.storage import child_uri, locate
     from spanlake.training.tracking import showing
 
     logging.set_verbosity_error()  # it tells of new embeddings, which every run begins with
     logging.disable_progress_bar()
-    run = open_run(args.directory or os.path.join("runs", recipe.name))
+    directory = args.directory or os.path.join("runs", recipe.name)
+    run = locate(directory)
     if "TORCHELASTIC_RUN_ID" in os.environ or (recipe.parallel.workers[1] == 1 and not _is_ray_job()):
         from spanlake.training.processes import train_here
 
@@ -59,8 +59,8 @@ def _train(args: argparse.Namespace) -> int:
         with showing(recipe, run):
             launch(recipe, data, run)
     if os.environ.get("RANK", "0") == "0":  # of torchrun's processes
-        verify_package(find_model(child_uri(run.uri, "package")))
-        print(shown_uri(child_uri(run.uri, "package")))
+        verify_package(find_model(child_uri(directory, "package")))
+        print(run.inside("package").uri)
     return 0
 
 
@@ -69,11 +69,10 @@ def _is_ray_job() -> bool:
     return "RAY_JOB_CONFIG_JSON_ENV_VAR" in os.environ
 
 
-def _prepare(recipe: "Recipe", run: "RunDirectory") -> "RecipeData":
+def _prepare(recipe: "Recipe", run: "Place") -> "RecipeData":
     """Make the directory the run's, and its data ready to be read."""
-    from spanlake.storage import child_uri
     from spanlake.training.data import recipe_data
     from spanlake.training.directory import claim
 
     claim(run, recipe)
-    return recipe_data(recipe, child_uri(run.uri, "data"))
+    return recipe_data(recipe, run.inside("data"))

@@ -19,7 +19,7 @@ from spanlake.data.stream import ExampleStream, PreparedSet, open_prepared, with
 from spanlake.errors import UserError, one_line, shown
 from spanlake.modeling.config import ModelConfig
 from spanlake.modeling.tokens import PromptTokenizer
-from spanlake.storage import child_uri
+from spanlake.storage import Place, locate
 from spanlake.training.recipe import DataSection, Recipe
 
 _DEV_TYPES = 50  # asked of a text when the dev score is taken
@@ -87,7 +87,7 @@ class RecipeData:
         )
 
 
-def recipe_data(recipe: Recipe, cache: str) -> RecipeData:
+def recipe_data(recipe: Recipe, cache: Place) -> RecipeData:
     """Opens what the recipe names; what is not in the training format yet is prepared below the directory `cache`.
 
     Raises `UserError` for data that cannot be found or read, or that holds nothing to train on.
@@ -125,19 +125,19 @@ def _dev_set(data: PreparedSet, rows: frozenset[int] | None, ignored: frozenset[
     return DevSet(data.name, sorted(set(data.types) - ignored), examples)
 
 
-def _opened(name: str, section: DataSection, max_width: int, cache: str) -> list[PreparedSet]:
+def _opened(name: str, section: DataSection, max_width: int, cache: Place) -> list[PreparedSet]:
     if "://" in name:
-        return open_prepared(name)
+        return open_prepared(locate(name))
     path = Path(section.root, name)
-    if path.is_dir() and read_statistics(str(path)):
-        return open_prepared(str(path))
+    if path.is_dir() and read_statistics(locate(str(path))):
+        return open_prepared(locate(str(path)))
     base = path.with_name(path.name.partition(":")[0])
     hub_id = re.fullmatch(r"[\w.-]+/[\w.-]+(:\w+)?", name) is not None and not path.parent.is_dir()
     if not base.exists() and not hub_id:
         raise UserError(
             f"The recipe's data {name!r} is not at {path.absolute()}; say where it is with data.root=DIRECTORY."
         )
-    output = child_uri(cache, re.sub(r"[^A-Za-z0-9.-]+", "_", name))
+    output = cache.inside(re.sub(r"[^A-Za-z0-9.-]+", "_", name))
     source = str(path) if base.exists() else name
     prepare([source], output, max_width=max_width, max_bad_rate=section.max_bad_rate)
     return open_prepared(output)

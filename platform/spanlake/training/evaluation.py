@@ -11,8 +11,8 @@ import torch
 from spanlake.evaluation.metrics import Tally
 from spanlake.inference.extractor import Extractor
 from spanlake.package import Package, repack
+from spanlake.storage import Place
 from spanlake.training.data import DevSet
-from spanlake.training.directory import RunDirectory
 
 
 def dev_score(package: Package, sets: Sequence[DevSet]) -> float:
@@ -33,7 +33,7 @@ def dev_score(package: Package, sets: Sequence[DevSet]) -> float:
     return sum(scores) / len(scores)
 
 
-def publish(run: RunDirectory, package: Package, step: int, f1: float) -> None:
+def publish(run: Place, package: Package, step: int, f1: float) -> None:
     """Put a package in place of the run's `package/`."""
     training = {**package.metadata["training"], "step": step, "dev_f1": f1}
     known = Package(package.name, package.model, package.tokenizer, {**package.metadata, "training": training}, "")

@@ -23,8 +23,9 @@ from ray.train.v2.api.config import CheckpointConfig, FailureConfig, RunConfig, 
 from spanlake.cluster import cluster, python_path
 from spanlake.data.stream import ExampleStream, Pool, PoolPlan
 from spanlake.errors import ShortfallError, SpanlakeError, UserError, one_line
+from spanlake.storage import Place
 from spanlake.training.data import RecipeData
-from spanlake.training.directory import OWN_FOLDER, RAY_FOLDER, RunDirectory, refuse_checkpoints
+from spanlake.training.directory import OWN_FOLDER, RAY_FOLDER, refuse_checkpoints
 from spanlake.training.loop import Worker, fit
 from spanlake.training.recipe import Recipe
 
@@ -36,7 +37,7 @@ _READERS = 2  # pools that are read at a time
 _STOPPED = "stopped.json"  # why a run cannot go on, where trying again would not help
 
 
-def launch(recipe: Recipe, data: RecipeData, run: RunDirectory, resize_seconds: float = _RESIZE_SECONDS) -> None:
+def launch(recipe: Recipe, data: RecipeData, run: Place, resize_seconds: float = _RESIZE_SECONDS) -> None:
     """Run the recipe on the cluster at RAY_ADDRESS (a job has one), or on a new one on this machine.
 
     Raises: UserError where the cluster has too little; ShortfallError where training cannot go on.
@@ -83,7 +84,7 @@ def launch(recipe: Recipe, data: RecipeData, run: RunDirectory, resize_seconds: 
 def _work(config: dict[str, Any]) -> None:
     """What each worker does."""
     recipe, run = config["recipe"], config["run"]
-    if run.exists(_STOPPED):
+    if run.read(_STOPPED) is not None:
         return
     context = train.get_context()
     device = train.torch.get_device() if recipe.parallel.gpus_per_worker else torch.device("cpu")
@@ -93,8 +94,8 @@ def _work(config: dict[str, Any]) -> None:
     try:
         fit(recipe, config["data"], run, worker, RayCheckpoints(), partial(_pools, worker))
     except SpanlakeError as error:  # trying again would end the same way, so those that are started again return
-        if worker.leads or not run.exists(_STOPPED):
-            run.write(_STOPPED, json.dumps({"message": str(error), "user": isinstance(error, UserError)}))
+        if worker.leads or run.read(_STOPPED) is None:
+            run.write(_STOPPED, json.dumps({"message": str(error), "user": isinstance(error, UserError)}).encode())
         raise  # else the others wait for this one, where it alone failed
 
 

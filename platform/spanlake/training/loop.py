@@ -22,9 +22,9 @@ from spanlake.data.batches import TokenizedExample, training_batch
 from spanlake.data.stream import PROMPT_ROOM, ExampleStream, Pool, PoolPlan, StreamBatch
 from spanlake.errors import ShortfallError
 from spanlake.package import Package, prompt_tokenizer
+from spanlake.storage import Place
 from spanlake.training.checkpoints import Checkpoints, Progress
 from spanlake.training.data import RecipeData
-from spanlake.training.directory import RunDirectory
 from spanlake.training.encoders import starting_model
 from spanlake.training.engine import Engine, make_engine, make_universal, needs_deepspeed
 from spanlake.training.evaluation import dev_score, publish
@@ -91,7 +91,7 @@ class _Window:
 def fit(
     recipe: Recipe,
     data: RecipeData,
-    run: RunDirectory,
+    run: Place,
     worker: Worker,
     checkpoints: Checkpoints,
     load: Callable[[ExampleStream, Sequence[PoolPlan]], Iterator[Pool]] | None = None,
@@ -132,7 +132,7 @@ def fit(
 def _run(
     recipe: Recipe,
     data: RecipeData,
-    run: RunDirectory,
+    run: Place,
     worker: Worker,
     checkpoints: Checkpoints,
     engine: Engine,
@@ -266,7 +266,7 @@ def _measured(
 
 def _evaluate(
     data: RecipeData,
-    run: RunDirectory,
+    run: Place,
     worker: Worker,
     engine: Engine,
     package: Package,

@@ -13,6 +13,7 @@ from spanlake.data.prepared import read_statistics
 from spanlake.data.stream import PROMPT_ROOM
 from spanlake.modeling.model import SpanModel, drop_pooler
 from spanlake.package import open_package
+from spanlake.storage import locate
 from spanlake.training.encoders import model_config, planned_config
 from spanlake.training.recipe import Recipe
 
@@ -144,7 +145,9 @@ def _activations(recipe: Recipe, model: SpanModel) -> float:
 
 def _known(name: str, recipe: Recipe) -> str:
     path = Path(recipe.data.root, name)
-    statistics = read_statistics(name if "://" in name else str(path)) if "://" in name or path.is_dir() else None
+    statistics = (
+        read_statistics(locate(name if "://" in name else str(path))) if "://" in name or path.is_dir() else None
+    )
     if statistics is None:
         if path.exists():
             return "here, to be prepared when the run begins"

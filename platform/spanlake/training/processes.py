@@ -10,9 +10,10 @@ from datetime import timedelta
 import torch
 import torch.distributed as dist
 
+from spanlake.storage import Place
 from spanlake.training.checkpoints import OwnCheckpoints
 from spanlake.training.data import RecipeData
-from spanlake.training.directory import RAY_FOLDER, RunDirectory, refuse_checkpoints
+from spanlake.training.directory import RAY_FOLDER, refuse_checkpoints
 from spanlake.training.engine import needs_deepspeed
 from spanlake.training.loop import Worker, fit
 from spanlake.training.recipe import Recipe
@@ -21,7 +22,7 @@ from spanlake.training.tracking import showing
 _PATIENCE = timedelta(hours=2)  # of processes that wait for the first one's dev score
 
 
-def train_here(recipe: Recipe, run: RunDirectory, prepare: Callable[[Recipe, RunDirectory], RecipeData]) -> None:
+def train_here(recipe: Recipe, run: Place, prepare: Callable[[Recipe, Place], RecipeData]) -> None:
     """`prepare` is called by the first process, then by the others. Raises what it and `fit` raise."""
     refuse_checkpoints(run, RAY_FOLDER)
     with _group(recipe) as worker:

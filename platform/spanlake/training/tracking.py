@@ -19,9 +19,10 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn
 
 from spanlake.errors import UserError
-from spanlake.training.directory import RunDirectory
+from spanlake.storage import Place
 from spanlake.training.recipe import MlflowSection, Recipe, WandbSection
 
+METRICS = "metrics.jsonl"
 _LOOK_SECONDS = 1.0  # between looks at what was recorded
 
 Send = Callable[[dict[str, Any]], None]
@@ -30,13 +31,13 @@ Send = Callable[[dict[str, Any]], None]
 class Tracker:
     """One process of a run reports to it."""
 
-    def __init__(self, recipe: Recipe, run: RunDirectory, step: int) -> None:
+    def __init__(self, recipe: Recipe, run: Place, step: int) -> None:
         """`step` is the one that the run goes on from; what was recorded after it is recorded anew.
 
         Raises: UserError for a service whose library is not installed.
         """
         self._run = run
-        written = (run.read("metrics.jsonl") or "").splitlines()
+        written = (run.read(METRICS) or b"").decode().splitlines()
         self._lines = [line for line in written if step and json.loads(line)["step"] <= step]
         self._sends: list[Send] = []
         self._closes: list[Callable[[], None]] = []
@@ -51,7 +52,7 @@ class Tracker:
     def record(self, values: dict[str, Any]) -> None:
         """`values` hold the step and what was measured."""
         self._lines.append(json.dumps(values))
-        self._run.write("metrics.jsonl", "\n".join(self._lines) + "\n")
+        self._run.write(METRICS, ("\n".join(self._lines) + "\n").encode())
         for send in self._sends:
             send(values)
         if self._tensorboard and not self._run.is_local:
@@ -120,16 +121,16 @@ def _numbers(values: dict[str, Any]) -> dict[str, float]:
 
 
 @contextmanager
-def showing(recipe: Recipe, run: RunDirectory) -> Iterator[None]:
+def showing(recipe: Recipe, run: Place) -> Iterator[None]:
     """Shows on standard error, while the block lasts, what is recorded in it."""
     display, over = _Display(recipe), Event()
-    shown = (run.read("metrics.jsonl") or "").splitlines()
+    shown = (run.read(METRICS) or b"").decode().splitlines()
 
     def follow() -> None:
         known = {*shown}
         while True:
             last = over.wait(_LOOK_SECONDS)
-            for line in (run.read("metrics.jsonl") or "").splitlines():
+            for line in (run.read(METRICS) or b"").decode().splitlines():
                 if line not in known:
                     known.add(line)
                     display.show(json.loads(line))

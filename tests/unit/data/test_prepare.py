@@ -12,6 +12,7 @@ from spanlake.data.prepare import prepare
 from spanlake.data.prepared import SCHEMA, examples_of, read_statistics
 from spanlake.data.stream import open_prepared
 from spanlake.errors import UserError
+from spanlake.storage import locate
 
 WORDS = ["Ada", "met", "Marie", "Curie"]
 
@@ -35,9 +36,9 @@ def test_the_training_format_and_its_statistics(tmp_path: Path) -> None:
     talk = {"conversations": [{"from": "human" if i % 2 == 0 else "gpt", "value": v} for i, v in enumerate(turns)]}
     sources = [lines(tmp_path / "a.jsonl.gz", names, wide, empty), lines(tmp_path / "b.json", [talk])]
     output = tmp_path / "out"
-    statistics = prepare(sources, str(output), max_width=3, renamed={"group": "people"})
+    statistics = prepare(sources, locate(str(output)), max_width=3, renamed={"group": "people"})
     assert sorted(file.name for file in output.iterdir()) == ["a-00000.parquet", "b-00000.parquet", "statistics.json"]
-    assert statistics == json.loads((output / "statistics.json").read_text()) == read_statistics(str(output))
+    assert statistics == json.loads((output / "statistics.json").read_text()) == read_statistics(locate(str(output)))
 
     table = pq.read_table(output / "a-00000.parquet")
     assert table.schema.equals(SCHEMA) and set(table["source"].to_pylist()) == {"a"}
@@ -59,8 +60,8 @@ def test_the_training_format_and_its_statistics(tmp_path: Path) -> None:
 def test_bad_records_are_counted_and_stop_above_the_rate(tmp_path: Path) -> None:
     source = lines(tmp_path / "a.jsonl", record(), "{", record(), *[record()] * 47)
     with pytest.raises(UserError, match=r"1 of 50 records of .*a.jsonl.*the rate 0.01.*a.jsonl, line 2: it is no JSON"):
-        prepare([source], str(tmp_path / "out"))
-    statistics = prepare([source], str(tmp_path / "out"), max_bad_rate=0.02)
+        prepare([source], locate(str(tmp_path / "out")))
+    statistics = prepare([source], locate(str(tmp_path / "out")), max_bad_rate=0.02)
     assert statistics["bad_records"] == 1 and statistics["examples"] == 49
     assert statistics["sources"][0]["first_bad"][0].startswith(f"{source}, line 2: it is no JSON")
 
@@ -68,28 +69,28 @@ def test_bad_records_are_counted_and_stop_above_the_rate(tmp_path: Path) -> None
 def test_a_source_of_bad_records_stops_early(tmp_path: Path) -> None:
     source = lines(tmp_path / "a.jsonl", *["{"] * 3000)
     with pytest.raises(UserError, match="1000 of 1000 records"):
-        prepare([source], str(tmp_path / "out"), max_bad_rate=0.5)
+        prepare([source], locate(str(tmp_path / "out")), max_bad_rate=0.5)
 
 
 def test_files_that_are_not_read_are_named(tmp_path: Path) -> None:
     (tmp_path / "set").mkdir()
     lines(tmp_path / "set" / "a.jsonl", record())
     lines(tmp_path / "set" / "notes.md", "x")
-    source = prepare([str(tmp_path / "set")], str(tmp_path / "out"))["sources"][0]
+    source = prepare([str(tmp_path / "set")], locate(str(tmp_path / "out")))["sources"][0]
     assert source["files_not_read"] == [str(tmp_path / "set" / "notes.md")]
 
 
 def test_the_same_call_again_does_nothing_and_another_is_refused(tmp_path: Path) -> None:
     source, output = lines(tmp_path / "a.jsonl", record()), tmp_path / "out"
-    first = prepare([source], str(output))
+    first = prepare([source], locate(str(output)))
     before = {file: file.stat().st_mtime_ns for file in output.iterdir()}
-    assert prepare([source], str(output)) == first
+    assert prepare([source], locate(str(output))) == first
     assert before == {file: file.stat().st_mtime_ns for file in output.iterdir()}
     with pytest.raises(UserError, match="another preparation: its max_width is 12 and not 5"):
-        prepare([source], str(output), max_width=5)
+        prepare([source], locate(str(output)), max_width=5)
     lines(tmp_path / "a.jsonl", record(), record())
     with pytest.raises(UserError, match="another preparation: its sources is"):
-        prepare([source], str(output))
+        prepare([source], locate(str(output)))
 
 
 def test_an_output_that_holds_something_else_is_left_alone(tmp_path: Path) -> None:
@@ -97,7 +98,7 @@ def test_an_output_that_holds_something_else_is_left_alone(tmp_path: Path) -> No
     output.mkdir()
     (output / "thesis.txt").write_text("mine")
     with pytest.raises(UserError, match="holds something else"):
-        prepare([source], str(output))
+        prepare([source], locate(str(output)))
     assert [file.name for file in output.iterdir()] == ["thesis.txt"]
 
 
@@ -107,19 +108,19 @@ def test_what_was_interrupted_is_no_data_set_and_is_begun_again(tmp_path: Path) 
     broken.write_text(json.dumps([record()] * 3)[:-9])
     output = tmp_path / "out"
     with pytest.raises(UserError, match="breaks off"):
-        prepare([good, str(broken)], str(output))
-    assert (output / "a-00000.parquet").exists() and read_statistics(str(output)) is None
+        prepare([good, str(broken)], locate(str(output)))
+    assert (output / "a-00000.parquet").exists() and read_statistics(locate(str(output))) is None
     with pytest.raises(UserError, match="no prepared data set"):
-        open_prepared(str(output))
-    prepare([good], str(output))
+        open_prepared(locate(str(output)))
+    prepare([good], locate(str(output)))
     assert sorted(file.name for file in output.iterdir()) == ["a-00000.parquet", "statistics.json"]
 
 
 def test_large_sources_are_written_in_row_groups_and_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("spanlake.data.prepare._FILE_ROWS", 512)
     source = lines(tmp_path / "a.jsonl", *[record([0, 0, f"t{i}"]) for i in range(1025)])
-    prepare([source], str(tmp_path / "out"))
-    (data,) = open_prepared(str(tmp_path / "out"))
+    prepare([source], locate(str(tmp_path / "out")))
+    (data,) = open_prepared(locate(str(tmp_path / "out")))
     assert [rows for *_, rows in data.groups] == [256, 256, 256, 256, 1]
     assert len({file for file, *_ in data.groups}) == 3
     assert [e.mentions[0].label for e in data.examples()] == [f"t{i}" for i in range(1025)]
@@ -129,18 +130,18 @@ def test_large_sources_are_written_in_row_groups_and_files(tmp_path: Path, monke
 def test_an_output_may_be_a_uri(tmp_path: Path) -> None:
     source = lines(tmp_path / "a.jsonl", *[record([0, 0, "x"])] * 3)
     for uri in (f"file://{tmp_path}/out", f"memory://{tmp_path.name}/out"):
-        prepare([source], uri)
-        assert prepare([source], uri)["examples"] == 3
-        (data,) = open_prepared(uri)
+        prepare([source], locate(uri))
+        assert prepare([source], locate(uri))["examples"] == 3
+        (data,) = open_prepared(locate(uri))
         assert len(data.examples()) == 3
 
 
 def test_a_prepared_set_is_a_source_too(tmp_path: Path) -> None:
     source = lines(tmp_path / "a.jsonl", record([0, 0, "x"], negatives=["y"]))
-    prepare([source], str(tmp_path / "one"))
-    statistics = prepare([str(tmp_path / "one"), source], str(tmp_path / "two"))
+    prepare([source], locate(str(tmp_path / "one")))
+    statistics = prepare([str(tmp_path / "one"), source], locate(str(tmp_path / "two")))
     assert statistics["examples"] == 2 and statistics["mentions"] == 2
-    for data in open_prepared(str(tmp_path / "two")):
+    for data in open_prepared(locate(str(tmp_path / "two"))):
         assert data.examples()[0].negatives == ("y",)
 
 
@@ -150,16 +151,16 @@ def test_sources_of_one_name_are_kept_apart(tmp_path: Path) -> None:
     sources = [
         lines(tmp_path / name, record()) for name in ("x/train.jsonl", "y/train.jsonl", "x/a.jsonl", "y/a.jsonl")
     ]
-    statistics = prepare(sources, str(tmp_path / "out"))
+    statistics = prepare(sources, locate(str(tmp_path / "out")))
     assert [source["name"] for source in statistics["sources"]] == ["x-train", "y-train", "a", "a-2"]
-    assert len(open_prepared(str(tmp_path / "out"))) == 4
+    assert len(open_prepared(locate(str(tmp_path / "out")))) == 4
 
 
 def test_a_file_that_is_missing_from_a_prepared_set_is_noticed(tmp_path: Path) -> None:
-    prepare([lines(tmp_path / "a.jsonl", record())], str(tmp_path / "out"))
+    prepare([lines(tmp_path / "a.jsonl", record())], locate(str(tmp_path / "out")))
     (tmp_path / "out" / "a-00000.parquet").unlink()
     with pytest.raises(UserError, match="lacks rows of a: it has 0 of 1"):
-        open_prepared(str(tmp_path / "out"))
+        open_prepared(locate(str(tmp_path / "out")))
 
 
 def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -14,6 +14,7 @@ from spanlake.data.stream import ExampleStream, Pool, PoolPlan, Position, Stream
 from spanlake.errors import UserError
 from spanlake.modeling.config import ModelConfig
 from spanlake.modeling.tokens import PromptTokenizer
+from spanlake.storage import locate
 
 CONFIG = ModelConfig(
     encoder={"model_type": "bert", "max_position_embeddings": 400},
@@ -45,13 +46,13 @@ def uri(tmp_path_factory: pytest.TempPathFactory) -> str:
                 words = [f"{name}{i}", *["word"] * (i * 7 % 23 + 3)]
                 spans = [[0, 0, f"{name} type"], [1, 1, "other"]] + ([[0, 3, "wide"]] if name == "small" else [])
                 file.write(json.dumps({"tokenized_text": words, "ner": spans}) + "\n")
-    prepare([str(directory / "big.jsonl"), str(directory / "small.jsonl")], str(directory / "out"), max_width=3)
+    prepare([str(directory / "big.jsonl"), str(directory / "small.jsonl")], locate(str(directory / "out")), max_width=3)
     return str(directory / "out")
 
 
 def stream(uri: str, **changes: Any) -> ExampleStream:
     settings = {"weights": (1.0, 1.0), "seed": 5, "batch_tokens": 2000, "batch_texts": 16, "pool_rows": 400}
-    return ExampleStream(open_prepared(uri), tokenizer=prompts(), config=CONFIG, **{**settings, **changes})
+    return ExampleStream(open_prepared(locate(uri)), tokenizer=prompts(), config=CONFIG, **{**settings, **changes})
 
 
 def epoch(made: ExampleStream, number: int = 0) -> list[StreamBatch]:

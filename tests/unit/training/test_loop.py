@@ -11,8 +11,8 @@ from transformers import BertConfig, BertModel, PreTrainedTokenizerFast
 
 from spanlake.errors import ShortfallError
 from spanlake.inference.extractor import Extractor
+from spanlake.storage import locate
 from spanlake.training.command import _prepare
-from spanlake.training.directory import open_run
 from spanlake.training.processes import train_here
 from spanlake.training.recipe import Recipe, read_recipe
 
@@ -65,7 +65,7 @@ def recipe_file(tmp_path: Path, encoder: Path) -> Path:
 
 
 def train(recipe: Recipe, directory: Path) -> Path:
-    train_here(recipe, open_run(str(directory)), _prepare)
+    train_here(recipe, locate(str(directory)), _prepare)
     return directory / "package"
 
 

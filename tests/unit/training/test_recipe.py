@@ -13,6 +13,7 @@ from spanlake.cli import main
 from spanlake.data.examples import Example, Mention
 from spanlake.data.prepare import prepare
 from spanlake.errors import UserError
+from spanlake.storage import locate
 from spanlake.training.data import DevSet, recipe_data
 from spanlake.training.encoders import starting_model
 from spanlake.training.known_encoders import KNOWN_ENCODERS
@@ -175,7 +176,7 @@ def test_a_small_twin_has_a_model_and_data_offline(path: Path, tmp_path: Path, m
     if whole in KNOWN_ENCODERS:
         assert model.config.encoder["model_type"] == KNOWN_ENCODERS[whole]["model_type"]
     assert model.encoder.get_input_embeddings().weight.shape[0] == tokenizer.get_vocab_size()
-    data = recipe_data(recipe, str(tmp_path))
+    data = recipe_data(recipe, locate(str(tmp_path)))
     assert sum(prepared.rows for prepared in data.sets) == 300
     assert sum(len(dev.examples) for dev in data.dev) == 30
 
@@ -212,7 +213,7 @@ def test_the_data_of_a_recipe_is_prepared_once_and_may_be_prepared_before(tmp_pa
     lines(tmp_path / "a.jsonl", *[record] * 20)
     lines(tmp_path / "d.jsonl", *[{**record, "negatives": ["ship", "other type"]}] * 4)
     (tmp_path / "text.json").write_text('{"person": "a human being"}')
-    prepare([str(tmp_path / "a.jsonl")], str(tmp_path / "ready"))
+    prepare([str(tmp_path / "a.jsonl")], locate(str(tmp_path / "ready")))
     values = {
         **LEAST,
         "data": {
@@ -225,16 +226,16 @@ def test_the_data_of_a_recipe_is_prepared_once_and_may_be_prepared_before(tmp_pa
         },
     }
     recipe = read_recipe(write(tmp_path / "r.yaml", values), ["data.held_out=1", "sampling.description_rate=1"])
-    data = recipe_data(recipe, str(tmp_path / "cache"))
+    data = recipe_data(recipe, locate(str(tmp_path / "cache")))
     assert [prepared.name for prepared in data.sets] == ["a", "a"] and data.weights == (0.5, 0.5)
     assert data.sampling.descriptions == {"person": "a human being"} and data.frequencies["person"] == 40
     assert data.types(recipe.data.ignored_types) == ["person"]
     assert [(dev.types, len(dev.examples)) for dev in data.dev] == [(["person"], 1)] * 2
     before = [file.stat().st_mtime_ns for file in sorted((tmp_path / "cache").rglob("*"))]
-    assert recipe_data(recipe, str(tmp_path / "cache")).sets == data.sets
+    assert recipe_data(recipe, locate(str(tmp_path / "cache"))).sets == data.sets
     assert before == [file.stat().st_mtime_ns for file in sorted((tmp_path / "cache").rglob("*"))]
 
-    (dev,) = recipe_data(read_recipe(tmp_path / "r.yaml", ["data.dev=[d.jsonl]"]), str(tmp_path / "cache")).dev
+    (dev,) = recipe_data(read_recipe(tmp_path / "r.yaml", ["data.dev=[d.jsonl]"]), locate(str(tmp_path / "cache"))).dev
     assert len(dev.examples) == 4 and dev.asked(dev.examples[0]) == ["other type", "person", "ship"]
 
 
@@ -271,7 +272,7 @@ def test_data_that_cannot_be_trained_on_is_explained(tmp_path: Path, changes: li
     if "descriptions" in changes[-1]:
         changes = [*changes, "data.dev=[dev.jsonl]"]
     with pytest.raises(UserError, match=re.escape(message)) as caught:
-        recipe_data(read_recipe(file, changes), str(tmp_path / "cache"))
+        recipe_data(read_recipe(file, changes), locate(str(tmp_path / "cache")))
     assert "\n" not in str(caught.value)
 
 
@@ -325,7 +326,7 @@ def test_memory_by_stage() -> None:
 
 def test_the_plan_in_words(tmp_path: Path) -> None:
     lines(tmp_path / "a.jsonl", *[{"tokenized_text": ["Ada"] * 70, "ner": [[0, 0, "person"]]}] * 50)
-    prepare([str(tmp_path / "a.jsonl")], str(tmp_path / "ready"))
+    prepare([str(tmp_path / "a.jsonl")], locate(str(tmp_path / "ready")))
     values = {
         **LEAST,
         "model": {"encoder": "microsoft/deberta-v3-large"},

@@ -11,8 +11,8 @@ from pyarrow import fs
 from spanlake import cli
 from spanlake.errors import ShortfallError
 from spanlake.package import open_package
+from spanlake.storage import locate
 from spanlake.training.command import _prepare
-from spanlake.training.directory import open_run
 from spanlake.training.processes import train_here
 from spanlake.training.recipe import Recipe, read_recipe
 from spanlake.training.tracking import Tracker
@@ -84,7 +84,7 @@ def run_until(stop: int, recipe_file: Path, directory: str) -> None:
 
     with pytest.MonkeyPatch.context() as patch, pytest.raises(Stopped):
         patch.setattr(Tracker, "record", record_until)
-        train_here(read_recipe(recipe_file, []), open_run(directory), _prepare)
+        train_here(read_recipe(recipe_file, []), locate(directory), _prepare)
 
 
 @pytest.mark.parametrize("stop", [3, 4, 5])
@@ -230,4 +230,4 @@ def test_a_directory_of_a_run_on_ray_is_refused(
 def test_a_loss_that_is_not_finite_names_its_texts(recipe_file: Path, tmp_path: Path) -> None:
     recipe: Recipe = read_recipe(recipe_file, ["optim.head_lr=1.0e+30", "schedule.warmup=0"])
     with pytest.raises(ShortfallError, match=r"The loss of step \d+ is not finite \(among .*texts"):
-        train_here(recipe, open_run(str(tmp_path / "run")), _prepare)
+        train_here(recipe, locate(str(tmp_path / "run")), _prepare)
