@@ -25,6 +25,7 @@ from spanlake.extraction.source.model import (
     check_names,
     check_text_type,
 )
+from spanlake.extraction.source.widening import merged
 from spanlake.storage import Place
 
 _TAIL_BYTES = 1 << 16  # one read of this size holds most footers
@@ -68,7 +69,10 @@ def read_footer(filesystem: fs.FileSystem, path: str) -> Footer:
 
 
 def read_parquet_files(root: Place, paths: Sequence[str], text_column: str) -> tuple[list[SourceFile], pa.Schema]:
-    """Every file by its footer, and their common schema; one message says how many files cannot be read."""
+    """Every file by its footer, and their common schema; one message says how many files cannot be read.
+
+    Raises: UserError, also for columns of types that no common type holds.
+    """
 
     def read(path: str) -> tuple[SourceFile, pa.Schema] | str:
         try:
@@ -81,19 +85,19 @@ def read_parquet_files(root: Place, paths: Sequence[str], text_column: str) -> t
 
     files: list[SourceFile] = []
     problems: list[str] = []
-    common: pa.Schema | None = None
+    schemas: dict[bytes, tuple[str, pa.Schema]] = {}  # those that differ, with the first file of each
     with ThreadPoolExecutor(_FOOTERS_AT_ONCE) as pool:
         for path, answer in zip(paths, pool.map(read, paths), strict=True):
             if isinstance(answer, str):
                 problems.append(answer)
             elif not problems:
                 check_names(path, answer[1], text_column)
-                common = answer[1] if common is None else _merge(common, answer[1], path, paths[0])
+                schemas.setdefault(answer[1].remove_metadata().serialize().to_pybytes(), (path, answer[1]))
                 files.append(answer[0])
     if problems:
         others = f" ({len(problems) - 1:,} more files of the source cannot be read either)" if len(problems) > 1 else ""
         raise UserError(problems[0].rstrip(".") + others + ".")
-    assert common is not None  # there is at least one file
+    common = merged(dict(schemas.values()))
     check_text_type(common, text_column)
     return files, common
 
@@ -142,23 +146,6 @@ def with_partitions(root: Place, files: list[SourceFile], schema: pa.Schema) -> 
 def _partitions(path: str) -> dict[str, str | None]:
     pairs = [part.split("=", 1) for part in path.split("/")[:-1] if part.find("=") > 0]
     return {unquote(name): None if value == _HIVE_NULL else unquote(value) for name, value in pairs}
-
-
-def _merge(common: pa.Schema, schema: pa.Schema, path: str, first_path: str) -> pa.Schema:
-    """One schema for both: a column that a file lacks, or has without any value, is null in its rows."""
-    if common.equals(schema):
-        return common
-    try:
-        return pa.unify_schemas([common, schema])
-    except pa.ArrowException as error:
-        for field in schema:
-            known = common.field(field.name).type if field.name in common.names else field.type
-            if known != field.type and not pa.types.is_null(known) and not pa.types.is_null(field.type):
-                raise UserError(
-                    f"The column {field.name} is {known} in {first_path} and {field.type} in {path}: "
-                    "give both one type, or extract them to two outputs."
-                ) from error
-        raise UserError(f"{path} and {first_path} have columns that do not fit ({one_line(error)}).") from error
 
 
 # --- reading ------------------------------------------------------------------------------------------------------
