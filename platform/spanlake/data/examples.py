@@ -27,6 +27,22 @@ class Example:
     negatives: tuple[str, ...] = ()  # labels that the text is known not to mention
 
 
+def checked_mention(text: str, start: int, end: int, label: object, reads: object = None) -> Mention:
+    """The mention of `text[start:end]`; `reads` is what the record says that stands there, if it says so.
+
+    Raises ValueError where no mention can be there: outside the text, of no visible character, or of another wording.
+    Case and whitespace may differ.
+    """
+    if not 0 <= start < end <= len(text):
+        raise ValueError(f"mention {start}..{end} outside {len(text)} characters")
+    there = text[start:end]
+    if not there.split():
+        raise ValueError(f"mention {start}..{end} has no visible character")
+    if isinstance(reads, str) and reads.casefold().split() != there.casefold().split():
+        raise ValueError(f"mention {start}..{end} is said to read {shown(reads)}, but there is {shown(there)}")
+    return Mention(start, end, checked_label(label))
+
+
 def checked_label(label: object) -> str:
     """Raises ValueError for what is no label."""
     if not isinstance(label, str) or not label.strip():
@@ -45,13 +61,16 @@ def example_of_words(record: Mapping[str, Any]) -> Example:
         starts.append(position)
         ends.append(position + len(word))
         position += len(word) + 1
+    text = " ".join(record["tokenized_text"])
     mentions = []
     for first, last, label in record["ner"]:
         if not 0 <= first <= last < len(starts):
             raise ValueError(f"mention {first}..{last} outside {len(starts)} words")
-        mentions.append(Mention(starts[first], ends[last], checked_label(label)))
+        if starts[first] == ends[last]:
+            raise ValueError(f"mention {first}..{last} is of an empty word")
+        mentions.append(checked_mention(text, starts[first], ends[last], label))
     negatives = tuple(map(checked_label, record.get("negatives") or record.get("ner_negatives") or ()))
-    return Example(" ".join(record["tokenized_text"]), tuple(mentions), negatives)
+    return Example(text, tuple(mentions), negatives)
 
 
 def read_sentences(path: Path) -> list[Example]:
@@ -86,7 +105,5 @@ def example_of_sentence(record: Mapping[str, Any]) -> Example:
     mentions = []
     for entity in record["entities"]:
         start, end = entity["pos"]
-        if not 0 <= start < end <= len(text):
-            raise ValueError(f"mention {start}..{end} outside {len(text)} characters")
-        mentions.append(Mention(start, end, checked_label(entity["type"])))
+        mentions.append(checked_mention(text, start, end, entity["type"], entity.get("name")))
     return Example(text, tuple(mentions))

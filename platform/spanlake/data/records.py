@@ -16,9 +16,9 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, get_args
 
-from spanlake.data.examples import Example, Mention, checked_label, example_of_sentence, example_of_words
+from spanlake.data.examples import Example, checked_label, checked_mention, example_of_sentence, example_of_words
 from spanlake.data.mentions import find_mentions
-from spanlake.data.tags import spans_of_tags
+from spanlake.data.tags import check_tags, spans_of_tags
 from spanlake.errors import one_line, shown
 
 Format = Literal["auto", "conversations", "gliner", "tagged", "sentences", "prepared"]
@@ -49,7 +49,7 @@ def parse_record(record: Any, form: Format = "auto", tag_names: Sequence[str] = 
         raise NoExample(f"it is a {type(record).__name__}, not an object with keys")
     found = _form_of(record)
     if found is None:
-        raise NoExample(f"its keys {shown(sorted(map(str, record)))} are those of no format")
+        raise NoExample(f"its keys {shown(sorted(map(str, record)))} are those of no format: it has no mentions")
     if form not in ("auto", found):
         raise NoExample(f"it is of the format {found}, not {form}")
     try:
@@ -113,6 +113,7 @@ def _tagged(record: Mapping[str, Any], tag_names: Sequence[str]) -> Parsed:
     if len(words) != len(tags):
         raise ValueError(f"it has {len(words)} words but {len(tags)} tags")
     names = [_tag_name(tag, tag_names) for tag in tags]
+    check_tags(names)
     spans = [[first, last, label] for first, last, label in spans_of_tags(names)]
     return Parsed(example_of_words({"tokenized_text": words, "ner": spans}))
 
@@ -120,6 +121,8 @@ def _tagged(record: Mapping[str, Any], tag_names: Sequence[str]) -> Parsed:
 def _tag_name(tag: Any, names: Sequence[str]) -> str:
     if isinstance(tag, str):
         return tag
+    if not isinstance(tag, int):
+        raise ValueError(f"the tag {shown(tag)} is neither a name nor a number")
     if not names:
         raise ValueError(f"the tag {tag!r} is a number and the data set does not name its tags")
     if not 0 <= tag < len(names):
@@ -137,10 +140,7 @@ def _prepared(record: Mapping[str, Any], _: Sequence[str]) -> Parsed:
         raise ValueError(f"its text is {shown(text)}")
     mentions = []
     for mention in record["mentions"] or ():
-        start, end, label = mention["start"], mention["end"], checked_label(mention["label"])
-        if not 0 <= start < end <= len(text):
-            raise ValueError(f"mention {start}..{end} outside {len(text)} characters")
-        mentions.append(Mention(start, end, label))
+        mentions.append(checked_mention(text, mention["start"], mention["end"], mention["label"], mention.get("text")))
     return Parsed(Example(text, tuple(mentions), tuple(map(checked_label, record.get("negatives") or ()))))
 
 

@@ -7,7 +7,18 @@ from collections.abc import Iterable, Iterator, Sequence
 from itertools import chain
 from typing import Any
 
+from spanlake.errors import shown
+
 _SCHEME = re.compile(r"([BIMELSU])-(.+)", re.DOTALL)
+_NO_LABEL = re.compile(r"[BIMELSU]-?|o|[\W\d_]*")  # prefixes alone, O in the wrong case, and what holds no letter
+
+
+def check_tags(tags: Sequence[str]) -> None:
+    """Raises ValueError for tags of one text that are of no scheme which `spans_of_tags` reads."""
+    prefixed = any(map(_SCHEME.fullmatch, tags))
+    for tag in tags:
+        if _NO_LABEL.fullmatch(tag) or (prefixed and tag != "O" and not _SCHEME.fullmatch(tag)):
+            raise ValueError(f"the tag {shown(tag)} is not O and has no prefix and label as in B-person")
 
 
 def spans_of_tags(tags: Sequence[str]) -> Iterator[tuple[int, int, str]]:
@@ -40,7 +51,8 @@ def _parts(tag: str) -> tuple[str, str | None]:
 
 
 def read_tag_lines(lines: Iterable[str]) -> Iterator[tuple[int, dict[str, Any] | str]]:
-    """CoNLL files: a word, anything, and its tag on each line; sentences end at empty lines.
+    """CoNLL files: a word, anything, and its tag on each line; sentences end at empty lines. Fields have tabs between
+    them on a line that has tabs, else any whitespace.
 
     Yields the number of each sentence's first line and `{"tokens", "ner_tags"}`, or what is wrong with it. Lines of
     document marks and, before a sentence, comments are skipped.
@@ -49,7 +61,7 @@ def read_tag_lines(lines: Iterable[str]) -> Iterator[tuple[int, dict[str, Any] |
     tags: list[str] = []
     start, wrong = 1, ""
     for number, line in enumerate(chain(lines, [""]), 1):
-        fields = line.split()
+        fields = _fields(line)
         if fields and fields[0] == "-DOCSTART-":
             continue
         if not fields:
@@ -66,3 +78,10 @@ def read_tag_lines(lines: Iterable[str]) -> Iterator[tuple[int, dict[str, Any] |
             wrong = f"line {number} does not end in a tag such as O or B-person"
         words.append(fields[0])
         tags.append(fields[-1])
+
+
+def _fields(line: str) -> list[str]:
+    """The columns of a line, and none for a blank one. Between tabs, a word may hold spaces."""
+    if "\t" not in line or not line.strip():
+        return line.split()
+    return [field.strip() for field in line.rstrip().split("\t")]

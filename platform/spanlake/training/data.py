@@ -70,7 +70,15 @@ class RecipeData:
         )
 
     def stream(self, recipe: Recipe, tokenizer: PromptTokenizer, config: ModelConfig) -> ExampleStream:
-        """Raises `UserError` for a type or description that the tokenizer cannot read."""
+        """Raises `UserError` for a type or description that the tokenizer cannot read, and where every mention is too
+        wide for the model to learn.
+        """
+        widths = {width for data in self.sets for width in data.mention_widths}
+        if widths and min(widths) > config.max_width:
+            raise UserError(
+                f"Every mention of {', '.join(recipe.data.train)} is wider than model.max_width, {config.max_width} "
+                f"words, so nothing can be learnt from them; set model.max_width to at least {min(widths)}."
+            )
         for label in self.types(recipe.data.ignored_types):
             tokenizer.label(label)
             tokenizer.label(self.sampling.descriptions.get(label, label))

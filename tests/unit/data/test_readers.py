@@ -133,6 +133,19 @@ def test_conll_files_and_their_bad_lines(tmp_path: Path) -> None:
     assert (bad.where, bad.reason) == (f"{path}, line 15", "line 15 does not end in a tag such as O or B-person")
 
 
+def test_the_wording_of_a_mention_may_differ_in_case_and_spaces(tmp_path: Path) -> None:
+    record = {"sentence": "ada  lovelace", "entities": [{"name": "Ada Lovelace", "type": "person", "pos": [0, 13]}]}
+    assert examples(write(tmp_path / "a.json", json.dumps([record]))) == [[("ada  lovelace", "person")]]
+
+
+def test_tabs_are_the_only_separators_of_a_line_that_has_them(tmp_path: Path) -> None:
+    lines = ["# id 5\tdomain=en", "12 000\tNUM\tB-AMOUNT ", "EUR\tNOUN\tI-AMOUNT\t", "", "\t", "New York City B-place"]
+    outcomes = list(read_source(str(write(tmp_path / "a.conll", "\n".join(lines)))))
+    found = [outcome.example for outcome in outcomes if isinstance(outcome, Parsed)]
+    assert [example.text for example in found] == ["12 000 EUR", "New"]
+    assert [(m.start, m.end, m.label) for m in found[0].mentions] == [(0, 10, "AMOUNT")]
+
+
 @pytest.mark.parametrize(
     ("tags", "spans"),
     [
@@ -162,7 +175,25 @@ def test_tags_of_all_schemes(tags: str, spans: list[tuple[int, int, str]]) -> No
         ('{"tokenized_text": [], "ner": []}', "its text is empty"),
         ('{"tokens": ["a"], "ner_tags": ["O", "O"]}', "it has 1 words but 2 tags"),
         ('{"tokens": ["a"], "ner_tags": [3]}', "the data set does not name its tags"),
+        ('{"text": "Ada met Bo."}', "its keys ['text'] are those of no format: it has no mentions"),
+        ('{"tokens": ["a"], "ner_tags": [null]}', "the tag None is neither a name nor a number"),
+        ('{"tokens": ["a", "b"], "ner_tags": ["B-x", "X-x"]}', "the tag 'X-x' is not O and has no prefix"),
+        ('{"tokens": ["a", "b"], "ner_tags": ["B-x", "x"]}', "the tag 'x' is not O and has no prefix"),
+        ('{"tokens": ["a", "b"], "ner_tags": ["x", "o"]}', "the tag 'o' is not O"),
+        ('{"tokens": ["a"], "ner_tags": ["B-"]}', "the tag 'B-' is not O"),
+        ('{"tokens": ["a", "b"], "ner_tags": ["0", "3"]}', "the tag '0' is not O"),
+        ('{"tokens": ["a"], "ner_tags": [""]}', "the tag '' is not O"),
+        ('{"tokens": ["a", ""], "ner_tags": ["O", "B-x"]}', "mention 1..1 is of an empty word"),
+        ('{"tokenized_text": ["a", " "], "ner": [[1, 1, "x"]]}', "mention 2..3 has no visible character"),
         ('{"sentence": "a", "entities": [{"type": "x", "pos": [0, 2]}]}', "mention 0..2 outside 1 characters"),
+        (
+            '{"sentence": "Ada met Bo.", "entities": [{"name": "Bo", "type": "x", "pos": [7, 9]}]}',
+            "mention 7..9 is said to read 'Bo', but there is ' B'",
+        ),
+        (
+            '{"text": "Ada met Bo.", "mentions": [{"start": 8, "end": 11, "label": "x", "text": "Bo"}]}',
+            "mention 8..11 is said to read 'Bo', but there is 'Bo.'",
+        ),
         ('{"text": "a", "mentions": [{"start": 1, "end": 1, "label": "x"}]}', "mention 1..1 outside 1 characters"),
         ('{"text": null, "mentions": []}', "its text is None"),
         ('{"conversations": []}', "turns do not alternate"),

@@ -111,6 +111,19 @@ def test_patience_ends_a_run_early(recipe_file: Path, tmp_path: Path) -> None:
     assert len(losses((tmp_path / "run/metrics.jsonl").read_text())) == 2
 
 
+def test_mentions_that_are_all_too_wide_are_refused(
+    recipe_file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The tiny model's spans have up to four words."""
+    records = [{"tokenized_text": ["so"] * 7, "ner": [[i % 2, 4 + i % 2, "phrase"]]} for i in range(60)]
+    (tmp_path / "wide.jsonl").write_text("\n".join(map(json.dumps, records)))
+    changes = ["data.train=[wide.jsonl]", f"data.root={tmp_path}"]
+    assert run(recipe_file, tmp_path / "run", *changes) == 2
+    error = capsys.readouterr().err
+    assert "wide.jsonl is wider than model.max_width, 4 words" in error and "at least 5" in error
+    assert not (tmp_path / "run/package").exists()
+
+
 def test_the_greatest_seed_trains(recipe_file: Path, tmp_path: Path) -> None:
     assert run(recipe_file, tmp_path / "run", f"seed={2**63 - 1}", "schedule.steps=1") == 0
 
