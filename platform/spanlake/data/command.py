@@ -77,10 +77,11 @@ def _renaming(text: str) -> tuple[str, str]:
 def _line(source: "Mapping[str, Any]") -> str:
     types = [f"{name} {count:,}" for name, count in list(source["types"].items())[:_TYPES_SHOWN]]
     rest = len(source["types"]) - len(types)
+    levels = f"{source['mentions_in_levels']:,} of several types, " if source.get("mentions_in_levels") else ""
     parts = [
         f"{source['examples']:,} examples ({source['examples_without_mentions']:,} without mentions, the longest of "
         f"{source['longest_text']:,} words)",
-        f"{source['mentions']:,} mentions (the longest of {source['longest_mention']} words)",
+        f"{source['mentions']:,} mentions ({levels}the longest of {source['longest_mention']} words)",
         f"{len(source['types']):,} types: {', '.join(types)}" + (f" and {rest:,} more" if rest else ""),
     ]
     counts = {

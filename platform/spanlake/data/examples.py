@@ -13,11 +13,17 @@ from spanlake.errors import UserError, one_line, shown
 
 @dataclass(frozen=True, slots=True)
 class Mention:
-    """`text[start:end]`, in code points, is a mention of `label`."""
+    """`text[start:end]`, in code points, is a mention of `label`, which is its most specific type."""
 
     start: int
     end: int
     label: str
+    broader: tuple[str, ...] = ()  # its other types, from specific to broad
+
+    @property
+    def types(self) -> tuple[str, ...]:
+        """Its types from specific to broad."""
+        return (self.label, *self.broader)
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,8 +33,9 @@ class Example:
     negatives: tuple[str, ...] = ()  # labels that the text is known not to mention
 
 
-def checked_mention(text: str, start: int, end: int, label: object, reads: object = None) -> Mention:
-    """The mention of `text[start:end]`; `reads` is what the record says that stands there, if it says so.
+def checked_mention(text: str, start: int, end: int, types: object, reads: object = None) -> Mention:
+    """The mention of `text[start:end]`, of one type or of a list of types as `mention_of` takes them; `reads` is what
+    the record says that stands there, if it says so.
 
     Raises ValueError where no mention can be there: outside the text, of no visible character, or of another wording.
     Case and whitespace may differ.
@@ -40,7 +47,7 @@ def checked_mention(text: str, start: int, end: int, label: object, reads: objec
         raise ValueError(f"mention {start}..{end} has no visible character")
     if isinstance(reads, str) and reads.casefold().split() != there.casefold().split():
         raise ValueError(f"mention {start}..{end} is said to read {shown(reads)}, but there is {shown(there)}")
-    return Mention(start, end, checked_label(label))
+    return mention_of(start, end, types)
 
 
 def checked_label(label: object) -> str:
@@ -50,9 +57,22 @@ def checked_label(label: object) -> str:
     return label
 
 
+def mention_of(start: int, end: int, types: object) -> Mention:
+    """A mention of one type, or of a list of types from specific to broad; a type that is repeated counts once.
+
+    Raises ValueError for what is neither.
+    """
+    labels = [checked_label(label) for label in types] if isinstance(types, (list, tuple)) else [checked_label(types)]
+    if not labels:
+        raise ValueError(f"mention {start}..{end} has an empty list of types")
+    label, *broader = dict.fromkeys(labels)
+    return Mention(start, end, label, tuple(broader))
+
+
 def example_of_words(record: Mapping[str, Any]) -> Example:
     """`{"tokenized_text": [word, ...], "ner": [[first, last, label], ...], "negatives"?: [label, ...]}` as the `gliner`
-    library trains on, word indexes inclusive. The text is the words joined by single spaces.
+    library trains on, word indexes inclusive. The text is the words joined by single spaces. A label may be a list of
+    types from specific to broad.
 
     Raises ValueError, TypeError, KeyError or IndexError for a record of another form.
     """

@@ -6,14 +6,13 @@ import json
 import re
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from spanlake.data.examples import Example, Mention
+from spanlake.data.examples import Example, mention_of
 from spanlake.data.prepared import FORMAT_VERSION, SCHEMA, STATISTICS, read_statistics
 from spanlake.data.readers import BadRecord, files_in, read_source
 from spanlake.data.records import Format
@@ -128,7 +127,7 @@ def _rows(
         example = _clean(outcome.example, renamed)
         statistics.add(example, max_width)
         statistics.dropped.update(outcome.dropped)
-        mentions = [asdict(mention) for mention in example.mentions]
+        mentions = [{"start": m.start, "end": m.end, "types": list(m.types)} for m in example.mentions]
         yield {
             "text": example.text,
             "mentions": mentions,
@@ -143,12 +142,12 @@ def _clean(example: Example, renamed: Mapping[str, str]) -> Example:
     def named(label: str) -> str:
         return replace_surrogates(renamed.get(label, label).strip())
 
-    places = sorted({(m.start, m.end, named(m.label)) for m in example.mentions})
-    own = {label for *_, label in places}
+    mentions = {mention_of(m.start, m.end, list(map(named, m.types))) for m in example.mentions}
+    own = {label for mention in mentions for label in mention.types}
     negatives = dict.fromkeys(named(label) for label in example.negatives)
     return Example(
         replace_surrogates(example.text),
-        tuple(Mention(*place) for place in places),
+        tuple(sorted(mentions, key=lambda mention: (mention.start, mention.end, mention.types))),
         tuple(label for label in negatives if label not in own),
     )
 
@@ -169,6 +168,7 @@ def _summary(found: Sequence[SourceStatistics], request: Mapping[str, Any]) -> d
         "request": dict(request),
         "examples": sum(source.examples for source in found),
         "mentions": sum(source.mentions for source in found),
+        "mentions_in_levels": sum(source.mentions_in_levels for source in found),
         "types": len(types),
         "words": sum(source.words for source in found),
         "longest_text": max(source.longest_text for source in found),
@@ -219,7 +219,7 @@ def _prepared_before(place: Place, request: Mapping[str, Any]) -> dict[str, Any]
     if statistics is None:
         raise UserError(f"The directory {place.uri} holds something else ({sorted(names)[0]}); give a new one.")
     before = statistics["request"]
-    different = [key for key in request if before.get(key) != request[key]]
+    different = [key for key in request if before.get(key) != request[key] and key != "format_version"]
     if different:
         raise UserError(
             f"The directory {place.uri} holds another preparation: its {different[0]} is "

@@ -1,8 +1,9 @@
 """The training format: a directory of Parquet files that stream, and what is in them.
 
 `NAME-00000.parquet`, ... for each source, and `statistics.json`, written last: a directory without it was not finished.
-Columns: `text: string`, `mentions: list<struct<start: int32, end: int32, label: string>>` (code points, end exclusive),
-`negatives: list<string>` (types that the text is known not to mention), `source: string`.
+Columns: `text: string`, `mentions: list<struct<start: int32, end: int32, types: list<string>>>` (code points, end
+exclusive; types from specific to broad), `negatives: list<string>` (types that the text is known not to mention),
+`source: string`. Version 1 of the format has `label: string` in place of `types`, and is read too.
 """
 
 from __future__ import annotations
@@ -13,16 +14,20 @@ from typing import Any
 
 import pyarrow as pa
 
-from spanlake.data.examples import Example, Mention
+from spanlake.data.examples import Example, mention_of
 from spanlake.errors import UserError, one_line
 from spanlake.storage import Place
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
+_READ = (1, 2)  # versions
 STATISTICS = "statistics.json"
 SCHEMA = pa.schema(
     [
         ("text", pa.string()),
-        ("mentions", pa.list_(pa.struct([("start", pa.int32()), ("end", pa.int32()), ("label", pa.string())]))),
+        (
+            "mentions",
+            pa.list_(pa.struct([("start", pa.int32()), ("end", pa.int32()), ("types", pa.list_(pa.string()))])),
+        ),
         ("negatives", pa.list_(pa.string())),
         ("source", pa.string()),
     ]
@@ -42,10 +47,10 @@ def read_statistics(place: Place) -> dict[str, Any] | None:
         raise UserError(f"{place.uri} cannot be read ({one_line(error)}).") from error
     if not isinstance(statistics, dict) or "format_version" not in statistics:
         return None
-    if statistics["format_version"] != FORMAT_VERSION:
+    if statistics["format_version"] not in _READ:
         raise UserError(
             f"{place.uri} is of the training format {statistics['format_version']}; this version reads "
-            f"{FORMAT_VERSION}, so prepare it again."
+            f"{' and '.join(map(str, _READ))}, so prepare it again."
         )
     return statistics
 
@@ -55,4 +60,5 @@ def examples_of(batch: pa.Table) -> Iterator[Example]:
     for text, mentions, negatives in zip(
         batch["text"].to_pylist(), batch["mentions"].to_pylist(), batch["negatives"].to_pylist(), strict=True
     ):
-        yield Example(text, tuple(Mention(m["start"], m["end"], m["label"]) for m in mentions), tuple(negatives))
+        found = (mention_of(m["start"], m["end"], m["types"] if "types" in m else m["label"]) for m in mentions)
+        yield Example(text, tuple(found), tuple(negatives))

@@ -4,7 +4,10 @@ conversations  `{"conversations": [{"from", "value"}, ...]}`: Pile-NER (Zhou et 
 gliner         `{"tokenized_text": [word, ...], "ner": [[first, last, label], ...], "negatives"?: [label, ...]}`
 tagged         `{"tokens": [word, ...], "ner_tags": [tag, ...]}`, tags by name or by number; BIO, BIOES, BILOU or IO
 sentences      `{"sentence", "entities": [{"type", "pos": [start, end]}, ...]}`
-prepared       `{"text", "mentions": [{"start", "end", "label"}, ...], "negatives"?: [label, ...]}`
+prepared       `{"text", "mentions": [{"start", "end", "types"}, ...], "negatives"?: [label, ...]}`; a mention may be
+               a list of its three values, `types` one `label`, and `negatives` be called `absent`
+
+Where a label is named, a list of types from specific to broad may be, but in conversations and tags.
 """
 
 from __future__ import annotations
@@ -140,8 +143,19 @@ def _prepared(record: Mapping[str, Any], _: Sequence[str]) -> Parsed:
         raise ValueError(f"its text is {shown(text)}")
     mentions = []
     for mention in record["mentions"] or ():
-        mentions.append(checked_mention(text, mention["start"], mention["end"], mention["label"], mention.get("text")))
-    return Parsed(Example(text, tuple(mentions), tuple(map(checked_label, record.get("negatives") or ()))))
+        start, end, types, reads = _parts(mention)
+        mentions.append(checked_mention(text, start, end, types, reads))
+    negatives = record.get("negatives") or record.get("absent") or ()
+    return Parsed(Example(text, tuple(mentions), tuple(map(checked_label, negatives))))
+
+
+def _parts(mention: Any) -> tuple[int, int, Any, Any]:
+    """Start, end, type or types, and what the record says that it reads."""
+    if isinstance(mention, Mapping):
+        types = mention["types"] if "types" in mention else mention["label"]
+        return mention["start"], mention["end"], types, mention.get("text")
+    start, end, types = mention
+    return start, end, types, None
 
 
 _PARSERS: dict[str, Callable[[Mapping[str, Any], Sequence[str]], Parsed]] = {

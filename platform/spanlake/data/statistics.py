@@ -16,8 +16,9 @@ class SourceStatistics:
     source: str
     examples: int = 0
     mentions: int = 0
+    mentions_in_levels: int = 0  # of more than one type
     examples_without_mentions: int = 0
-    types: Counter[str] = field(default_factory=Counter)
+    types: Counter[str] = field(default_factory=Counter)  # mentions by type; one of several types counts for each
     mention_widths: Counter[int] = field(default_factory=Counter)  # in words
     words: int = 0
     longest_text: int = 0  # words
@@ -42,7 +43,8 @@ class SourceStatistics:
         self.words += len(offsets)
         self.longest_text = max(self.longest_text, len(offsets))
         for mention in example.mentions:
-            self.types[mention.label] += 1
+            self.mentions_in_levels += bool(mention.broader)
+            self.types.update(mention.types)
             start, end = first.get(mention.start), last.get(mention.end)
             if start is None or end is None:
                 self.unusable["inside_a_word"] += 1

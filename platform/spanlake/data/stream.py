@@ -21,7 +21,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from spanlake.data.batches import TokenizedExample, plan_epoch, tokenize
-from spanlake.data.examples import Example
+from spanlake.data.examples import Example, mention_of
 from spanlake.data.prepared import examples_of, read_statistics
 from spanlake.errors import UserError, one_line
 from spanlake.modeling.config import ModelConfig
@@ -234,12 +234,13 @@ class ExampleStream:
 
 
 def without_types(example: Example, ignored: frozenset[str]) -> Example:
-    """Neither mentions of those types nor negatives."""
+    """Neither mentions of those types nor negatives; a mention that has others keeps them."""
     if not ignored:
         return example
+    kept = [(mention, [label for label in mention.types if label not in ignored]) for mention in example.mentions]
     return Example(
         example.text,
-        tuple(mention for mention in example.mentions if mention.label not in ignored),
+        tuple(mention_of(mention.start, mention.end, types) for mention, types in kept if types),
         tuple(label for label in example.negatives if label not in ignored),
     )
 

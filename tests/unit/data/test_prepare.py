@@ -4,6 +4,7 @@ import gzip
 import json
 from pathlib import Path
 
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
@@ -55,6 +56,53 @@ def test_the_training_format_and_its_statistics(tmp_path: Path) -> None:
     assert a["unusable"] == {"wider_than_max_width": 1} and a["dropped"] == {} and a["longest_mention"] == 5
     assert b["dropped"] == {"not_found": 1, "inside_a_word": 1, "overlapping": 1} and b["mentions"] == 2
     assert (statistics["examples"], statistics["mentions"], statistics["types"]) == (4, 6, 3)
+
+
+def test_types_in_levels_are_kept_and_counted(tmp_path: Path) -> None:
+    """In the wording of the training format, and as lists, which is how a text of open types may come."""
+    levels = {"start": 0, "end": 3, "types": ["mathematician ", "scientist", "person", "scientist"]}
+    one = {"text": "Ada met Marie", "mentions": [levels, {"start": 8, "end": 13, "label": "person"}]}
+    two = {"text": "Ada", "mentions": [[0, 3, ["poet", "person"]]], "absent": ["person", "drug"], "source": "x"}
+    words = record([0, 0, ["chemist", "person"]], negatives=["ship"])
+    source = lines(tmp_path / "a.jsonl", one, two, words)
+    statistics = prepare([source], locate(str(tmp_path / "out")), renamed={"poet": "writer", "scientist": "person"})
+    first, second, third = open_prepared(locate(str(tmp_path / "out")))[0].examples()
+    assert [m.types for m in first.mentions] == [("mathematician", "person"), ("person",)]
+    assert [m.types for m in second.mentions] == [("writer", "person")] and second.negatives == ("drug",)
+    assert [m.types for m in third.mentions] == [("chemist", "person")] and third.negatives == ("ship",)
+    assert (statistics["mentions"], statistics["mentions_in_levels"], statistics["types"]) == (4, 3, 4)
+    assert statistics["sources"][0]["types"] == {"person": 4, "mathematician": 1, "writer": 1, "chemist": 1}
+    again = prepare([str(tmp_path / "out")], locate(str(tmp_path / "again")))
+    assert again["sources"][0]["types"] == statistics["sources"][0]["types"]
+
+
+def in_version_1(directory: Path) -> None:
+    """Rewrites a prepared directory as the first version of the format had it."""
+    fields = [("start", pa.int32()), ("end", pa.int32()), ("label", pa.string())]
+    for file in directory.glob("*.parquet"):
+        table = pq.read_table(file)
+        mentions = [
+            [{"start": m["start"], "end": m["end"], "label": m["types"][0]} for m in row]
+            for row in table["mentions"].to_pylist()
+        ]
+        column = pa.array(mentions, pa.list_(pa.struct(fields)))
+        pq.write_table(table.set_column(table.schema.get_field_index("mentions"), "mentions", column), file)
+    statistics = json.loads((directory / "statistics.json").read_text())
+    statistics["format_version"] = statistics["request"]["format_version"] = 1
+    (directory / "statistics.json").write_text(json.dumps(statistics))
+
+
+def test_the_first_version_of_the_format_is_read_and_a_later_one_refused(tmp_path: Path) -> None:
+    source, output = lines(tmp_path / "a.jsonl", record([0, 0, "person"], negatives=["drug"])), tmp_path / "out"
+    prepare([source], locate(str(output)))
+    new = open_prepared(locate(str(output)))[0].examples()
+    in_version_1(output)
+    assert open_prepared(locate(str(output)))[0].examples() == new
+    assert prepare([source], locate(str(output)))["format_version"] == 1  # it is left as it is
+    assert prepare([str(output)], locate(str(tmp_path / "again")))["sources"][0]["types"] == {"person": 1}
+    (output / "statistics.json").write_text('{"format_version": 3}')
+    with pytest.raises(UserError, match="is of the training format 3; this version reads 1 and 2, so prepare it again"):
+        read_statistics(locate(str(output)))
 
 
 def test_bad_records_are_counted_and_stop_above_the_rate(tmp_path: Path) -> None:
