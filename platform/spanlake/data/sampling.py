@@ -8,29 +8,49 @@ types of its data set.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
 from typing import Literal
 
 import numpy as np
+from pydantic import BaseModel, ConfigDict, Field
 
 
-@dataclass(frozen=True)
-class Sampling:
+class Sampling(BaseModel):
     """How types are chosen."""
 
-    max_types: int = 25  # in one prompt
-    negatives: Literal["batch", "own"] = "batch"  # types of the batch's other texts, or those known to be absent
-    negative_ratio: float = 0.5  # of the types asked for, with negatives from the batch
-    max_negatives: int = 12  # own negatives are from 0 to this many; a text without mentions has from 1 to this many
-    drop_types: bool = True  # of the types chosen, ask for a random number, at least one
-    frequency_power: float = 0.0  # negatives are drawn in proportion to this power of how often they occur; 0: evenly
-    description_rate: float = 0.0  # types that go by their description, where they have one
-    broader_rate: float = 0.0  # texts whose types are replaced by ones broader by one or two steps
-    above_rate: float = 0.0  # types broader than those asked for that become negatives
-    synonym_rate: float = 0.0  # types that go by one of their synonyms
-    descriptions: Mapping[str, str] = field(default_factory=dict)
-    broader: Mapping[str, str] = field(default_factory=dict)  # type -> the wider type it is a kind of
-    synonyms: Mapping[str, Sequence[str]] = field(default_factory=dict)
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
+
+    max_types: int = Field(default=25, ge=1, description="in one prompt")
+    negatives: Literal["batch", "own"] = Field(
+        default="batch", description="types of the batch's other texts, or those known to be absent"
+    )
+    negative_ratio: float = Field(
+        default=0.5, ge=0, le=0.95, description="of the types asked for, with negatives from the batch"
+    )
+    max_negatives: int = Field(
+        default=12,
+        ge=0,
+        description="own negatives are from 0 to this many; a text without mentions has from 1 to this many",
+    )
+    drop_types: bool = Field(default=True, description="of the types chosen, ask for a random number, at least one")
+    frequency_power: float = Field(
+        default=0.0,
+        ge=-10,
+        le=10,
+        description="negatives are drawn in proportion to this power of how often they occur; 0: evenly",
+    )
+    description_rate: float = Field(
+        default=0.0, ge=0, le=1, description="types that go by their description, where they have one"
+    )
+    broader_rate: float = Field(
+        default=0.0, ge=0, le=1, description="texts whose types are replaced by ones broader by one or two steps"
+    )
+    above_rate: float = Field(
+        default=0.0, ge=0, le=1, description="types broader than those asked for that become negatives"
+    )
+    synonym_rate: float = Field(default=0.0, ge=0, le=1, description="types that go by one of their synonyms")
+    descriptions: Mapping[str, str] = {}
+    broader: Mapping[str, str] = Field(default={}, description="type -> the wider type it is a kind of")
+    synonyms: Mapping[str, Sequence[str]] = {}
 
 
 def sample_types(

@@ -7,7 +7,7 @@ import random
 import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
@@ -120,7 +120,8 @@ def recipe_data(recipe: Recipe, cache: Place) -> RecipeData:
             f"Nothing of {shown(section.train)} is left for the dev score; name data.dev, or let data.held_out keep "
             "some of at least ten examples."
         )
-    sampling = replace(recipe.sampling, descriptions={**_descriptions(section), **recipe.sampling.descriptions})
+    descriptions = {**_descriptions(section), **recipe.sampling.descriptions}
+    sampling = recipe.sampling.model_copy(update={"descriptions": descriptions})
     return RecipeData(tuple(sets), tuple(weights), tuple(data for data in dev if data.examples), sampling)
 
 

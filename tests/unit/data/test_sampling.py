@@ -2,6 +2,7 @@
 
 import dataclasses
 from collections import Counter
+from typing import Any
 
 import numpy as np
 import pytest
@@ -34,7 +35,13 @@ CONFIG = ModelConfig(
     entity_token_id=1,
     max_width=3,
 )
-OWN = Sampling(negatives="own", drop_types=False)
+
+
+def own(**settings: Any) -> Sampling:
+    return Sampling(negatives="own", drop_types=False, **settings)
+
+
+OWN = own()
 
 
 def test_mentions_that_no_span_stands_for_are_counted(tokenizer: PromptTokenizer) -> None:
@@ -82,7 +89,7 @@ def test_long_texts_are_trained_in_windows_that_lose_no_mention(tokenizer: Promp
 
 
 def test_own_types_are_placed_and_negatives_come_from_the_inventory() -> None:
-    sampling = dataclasses.replace(OWN, max_types=6, max_negatives=3)
+    sampling = own(max_types=6, max_negatives=3)
     rng = np.random.default_rng(0)
     seen = set()
     for _ in range(200):
@@ -96,13 +103,13 @@ def test_own_types_are_placed_and_negatives_come_from_the_inventory() -> None:
 def test_a_text_without_mentions_is_still_asked_for_something() -> None:
     rng = np.random.default_rng(0)
     for _ in range(100):
-        names, places = sample_types([], ["a", "b"], dataclasses.replace(OWN, max_negatives=2), rng)
+        names, places = sample_types([], ["a", "b"], own(max_negatives=2), rng)
         assert names and not places
 
 
 def test_a_broader_type_stands_in_for_all_below_it() -> None:
     broader = {"poet": "writer", "writer": "person", "singer": "person"}
-    sampling = dataclasses.replace(OWN, max_negatives=5, broader_rate=0.5, broader=broader)
+    sampling = own(max_negatives=5, broader_rate=0.5, broader=broader)
     rng = np.random.default_rng(0)
     asked = Counter[str]()
     for _ in range(400):
@@ -115,18 +122,16 @@ def test_a_broader_type_stands_in_for_all_below_it() -> None:
 
 
 def test_what_is_broader_than_the_type_asked_for_is_a_negative() -> None:
-    sampling = dataclasses.replace(OWN, max_negatives=0, above_rate=1.0, broader={"poet": "writer", "writer": "person"})
+    sampling = own(max_negatives=0, above_rate=1.0, broader={"poet": "writer", "writer": "person"})
     names, places = sample_types(["poet"], ["poet", "person"], sampling, np.random.default_rng(0))
     assert set(names) == {"poet", "writer", "person"} and places == {"poet": names.index("poet")}
-    never = dataclasses.replace(OWN, max_negatives=9, above_rate=0.0, broader=sampling.broader)
+    never = own(max_negatives=9, above_rate=0.0, broader=sampling.broader)
     names, _ = sample_types(["poet"], ["poet", "person"], never, np.random.default_rng(0))
     assert names == ["poet"]
 
 
 def test_synonyms_rename_but_never_collide() -> None:
-    sampling = dataclasses.replace(
-        OWN, max_negatives=2, synonym_rate=1.0, synonyms={"city": ["town"], "village": ["town"]}
-    )
+    sampling = own(max_negatives=2, synonym_rate=1.0, synonyms={"city": ["town"], "village": ["town"]})
     rng = np.random.default_rng(0)
     for _ in range(100):
         names, places = sample_types(["city", "village"], ["city", "village"], sampling, rng)
@@ -135,8 +140,8 @@ def test_synonyms_rename_but_never_collide() -> None:
 
 
 def test_own_types_beyond_the_limit_are_left_out_of_the_targets_too() -> None:
-    own = [f"t{i}" for i in range(30)]
-    names, places = sample_types(own, own, dataclasses.replace(OWN, max_types=25), np.random.default_rng(0))
+    types = [f"t{i}" for i in range(30)]
+    names, places = sample_types(types, types, own(max_types=25), np.random.default_rng(0))
     assert len(names) == 25 and len(places) == 25
 
 
