@@ -1,4 +1,4 @@
-"""What `ray job submit` runs to score a model: `python jobs/evaluate.py --model PACKAGE --data BENCHMARK`."""
+"""What `ray job submit` runs to score a model: `python jobs/evaluate.py --model PACKAGE --suite ood --data DIR`."""
 
 import sys
 from pathlib import Path

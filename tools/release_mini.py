@@ -9,7 +9,8 @@ from pathlib import Path
 
 import torch
 
-from spanlake.evaluation.benchmark import evaluate, read_sets
+from spanlake.evaluation.scores import evaluate
+from spanlake.evaluation.sets import read_sets
 from spanlake.inference.extractor import Extractor
 from spanlake.package import load_package, repack
 
@@ -29,7 +30,7 @@ with tempfile.TemporaryDirectory() as temporary:
     repack(package, draft, name="mini", int8=True)
     extractor = Extractor(load_package(draft), torch.device("cpu"), torch.float32)
 sets = read_sets(benchmark, "test")
-results = evaluate(extractor, sets, threshold=THRESHOLD)
+results = [outcome.result(THRESHOLD) for outcome in evaluate(extractor, sets, threshold=THRESHOLD)]
 seen = set(package.metadata["labels_seen"])
 asked = {label.lower() for benchmark_set in sets for label in benchmark_set.labels}
 both = ", ".join(sorted(asked & seen))

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 
 from spanlake.data.command import add_commands as add_data_commands
 from spanlake.errors import SpanlakeError
+from spanlake.evaluation.command import add_commands as add_evaluation_commands
 from spanlake.extraction.command import add_commands as add_extraction_commands
 from spanlake.options import add_labels_option, add_model_options, add_selection_options, add_threshold_option
 from spanlake.serving.command import add_commands as add_serving_commands
@@ -36,7 +37,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     add_extraction_commands(commands)
     add_data_commands(commands)
     add_training_commands(commands)
-    _add_evaluate(commands)
+    add_evaluation_commands(commands)
     add_serving_commands(commands)
     _add_package(commands)
     _add_doctor(commands)
@@ -111,41 +112,6 @@ def _texts(arguments: list[str]) -> list[str]:
         else:
             texts.append(argument)
     return [replace_surrogates(text) for text in texts]
-
-
-# --- evaluate --------------------------------------------------------------------------------------------------------
-
-
-def _add_evaluate(commands: _Commands) -> None:
-    parser = commands.add_parser("evaluate", help="exact-match F1 on benchmark sets")
-    parser.add_argument("--data", required=True, type=Path, metavar="DIR", help="a set, or a directory of sets")
-    parser.add_argument("--split", default="test", choices=("train", "dev", "test"))
-    add_threshold_option(parser)
-    parser.add_argument("--nested", action="store_true", help="for sets with entities within entities")
-    parser.add_argument("--json", action="store_true", help="print JSON, with scores by label")
-    add_model_options(parser)
-    parser.set_defaults(run=_evaluate)
-
-
-def _evaluate(args: argparse.Namespace) -> int:
-    from spanlake.evaluation.benchmark import evaluate, read_sets
-    from spanlake.inference.extractor import Extractor
-
-    sets = read_sets(args.data, args.split)
-    extractor = Extractor.load(args.model, device=args.device, precision=args.precision)
-    results = evaluate(extractor, sets, threshold=args.threshold, nested=args.nested)
-    if args.json:
-        model = {"name": extractor.package.name, "fingerprint": extractor.package.fingerprint}
-        sets_json = [result.to_dict() for result in results]
-        print(json.dumps({"model": model, "threshold": args.threshold, "split": args.split, "sets": sets_json}))
-        return 0
-    for result in results:
-        score = result.overall
-        print(
-            f"{result.name}: F1 {100 * score.f1:.1f}, precision {100 * score.precision:.1f}, "
-            f"recall {100 * score.recall:.1f} ({result.texts} texts, {score.gold} mentions)"
-        )
-    return 0
 
 
 # --- package ---------------------------------------------------------------------------------------------------------

@@ -21,7 +21,8 @@ LAYERS = (
     ("package",),
     ("inference", "data"),
     ("spanlake",),
-    ("evaluation", "doctor", "cluster"),
+    ("doctor", "cluster"),
+    ("evaluation",),
     ("training", "extraction", "serving"),
     ("cli",),
     ("__main__",),
@@ -30,7 +31,7 @@ HEIGHT = {layer: height for height, row in enumerate(LAYERS) for layer in row}
 # Folders inside a layer, lowest first. A module beside the folders may import all of them.
 INNER = {"extraction": ("source", "output", "run")}
 DYNAMIC = ("__import__", "import_module", "importlib.import_module")
-MAY_USE_RAY = ("cluster", "training", "extraction", "serving")
+MAY_USE_RAY = ("cluster", "evaluation", "training", "extraction", "serving")
 
 
 class Import(NamedTuple):
@@ -184,7 +185,7 @@ PLANTED = [
     ("data/rows.py", "from ..evaluation import metrics", "rows.py:1 imports spanlake.evaluation"),
     ("data/__init__.py", "from .. import cli", "__init__.py:1 imports spanlake.cli"),
     ("extraction/plan.py", "from spanlake.serving import batcher", "plan.py:1 imports spanlake.serving"),
-    ("evaluation/suite.py", "import ray.data", "suite.py:1 imports Ray"),
+    ("data/suite.py", "import ray.data", "suite.py:1 imports Ray"),
     ("package.py", "import importlib\nimportlib.import_module('ray')", "package.py:2 imports Ray"),
     ("helpers.py", "", "spanlake.helpers has no place in the layers"),
     ("extraction/source/a.py", "from spanlake.extraction.output import plan", "a.py:1 imports spanlake.extraction.out"),

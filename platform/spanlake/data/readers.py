@@ -48,7 +48,7 @@ def read_source(source: str, form: Format = "auto") -> Iterator[Parsed | BadReco
     name, _, split = source.rpartition(":")
     if path.is_file():
         yield from _read_file(path, form)
-    elif _is_saved(path):
+    elif is_saved(path):
         yield from _read_saved(path, "train", form)
     elif path.is_dir():
         readable, _ = files_in(path)
@@ -58,7 +58,7 @@ def read_source(source: str, form: Format = "auto") -> Iterator[Parsed | BadReco
             )
         for file in readable:
             yield from _read_file(file, form)
-    elif name and _is_saved(Path(name)):
+    elif name and is_saved(Path(name)):
         yield from _read_saved(Path(name), split, form)
     elif _HUB_ID.fullmatch(name or source) and not _kind(path) and not path.parent.is_dir():
         yield from _read_hub(name or source, split if name else "train", form)
@@ -183,7 +183,7 @@ def _parquet_rows(path: Path) -> Iterator[tuple[str, Any]]:
 # --- data sets of the `datasets` library -----------------------------------------------------------------------------
 
 
-def _is_saved(path: Path) -> bool:
+def is_saved(path: Path) -> bool:
     return any((path / name).is_file() for name in ("dataset_dict.json", "state.json"))
 
 

@@ -1,0 +1,143 @@
+"""`spanlake evaluate`."""
+
+import argparse
+import json
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from spanlake.errors import UserError, shown
+from spanlake.options import add_model_options, positive
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from spanlake.evaluation.results import Evaluation
+    from spanlake.evaluation.scores import ModelFacts, Outcome
+    from spanlake.evaluation.sets import BenchmarkSet
+
+# Everything else is imported where it is used: `spanlake --help` does not wait for torch.
+
+_SUITES = ("ood", "20ner", "multiconer", "open-types")
+_MOST_THRESHOLDS = 1_000
+
+
+def add_commands(subparsers: "argparse._SubParsersAction[Any]") -> None:
+    """Add `evaluate`; it sets `run`, a function from the parsed arguments to an exit code."""
+    parser = subparsers.add_parser("evaluate", help="exact-match F1 on benchmark sets")
+    parser.add_argument(
+        "--data", required=True, metavar="DIR", help="a set, a directory of sets, a file, or the Hub id of a data set"
+    )
+    parser.add_argument("--suite", choices=_SUITES, help="the sets and averages of the paper's tables, or open types")
+    parser.add_argument("--split", choices=("train", "dev", "test"), help="(default: the suite's, else test)")
+    parser.add_argument(
+        "--threshold",
+        default="0.5",
+        metavar="T",
+        help="entities score above it (default: 0.5); several with commas between, or FROM:TO:STEP",
+    )
+    parser.add_argument("--nested", action="store_true", help="for sets with entities within entities")
+    parser.add_argument(
+        "--rename", action="append", default=[], metavar="OLD=NEW", help="ask for a type by another name: PER=person"
+    )
+    parser.add_argument("--workers", type=positive, metavar="N", help="over so many workers of a Ray cluster")
+    parser.add_argument("--json", action="store_true", help="print JSON, with scores by label")
+    add_model_options(parser)
+    parser.set_defaults(run=_evaluate)
+
+
+def _evaluate(args: argparse.Namespace) -> int:
+    thresholds = parse_thresholds(args.threshold)
+    evaluation = _evaluation(args, thresholds)
+    if args.json:
+        print(json.dumps(evaluation.to_dict()))
+        return 0
+    _print(evaluation)
+    return 0
+
+
+def _evaluation(args: argparse.Namespace, thresholds: "Sequence[float]") -> "Evaluation":
+    from spanlake.evaluation.results import Evaluation
+    from spanlake.evaluation.sets import read_sets
+    from spanlake.evaluation.suites import SUITES, Missing, read_suite
+
+    renamed = dict(map(_renaming, args.rename))
+    suite = SUITES[args.suite] if args.suite else None
+    split = args.split or (suite.split if suite else "test")
+    missing: list[Missing] = []
+    if suite:
+        sets, missing = read_suite(suite, Path(args.data), split, renamed)
+    else:
+        sets = read_sets(args.data, split, renamed)
+    model, outcomes = _outcomes(args, args.model, sets, min(thresholds))
+    return Evaluation(model, outcomes, thresholds, split, suite, missing)
+
+
+def _outcomes(
+    args: argparse.Namespace, model: str, sets: "Sequence[BenchmarkSet]", threshold: float
+) -> "tuple[ModelFacts, list[Outcome]]":
+    """In this process, or on Ray where workers are asked for and in the entry of a job, which has no room for work."""
+    if args.workers or "RAY_JOB_CONFIG_JSON_ENV_VAR" in os.environ:
+        from spanlake.evaluation.pool import ModelChoice, evaluate_on_ray
+
+        choice = ModelChoice(model, args.device, args.precision)
+        return evaluate_on_ray(choice, sets, threshold=threshold, nested=args.nested, workers=args.workers)
+    from spanlake.evaluation.scores import ModelFacts, evaluate
+    from spanlake.inference.extractor import Extractor
+
+    with Extractor.load(model, device=args.device, precision=args.precision) as extractor:
+        return ModelFacts.of(extractor), list(evaluate(extractor, sets, threshold=threshold, nested=args.nested))
+
+
+def parse_thresholds(text: str) -> list[float]:
+    """Reads `0.5`, `0.3,0.5` or `0.1:0.9:0.1`. Raises `UserError` for anything else, and outside 0 to 1."""
+    try:
+        if ":" in text:
+            first, last, step = map(float, text.split(":"))
+            if not (step > 0 and 0 <= last - first <= step * _MOST_THRESHOLDS):
+                raise ValueError
+            values = [round(first + i * step, 10) for i in range(int((last - first) / step + 1e-9) + 1)]
+        else:
+            values = [float(part) for part in text.split(",")]
+        if not all(0 <= value <= 1 for value in values):
+            raise ValueError
+    except ValueError:
+        raise UserError(
+            f"The threshold {shown(text)} is no number from 0 to 1, no list of them with commas, and no FROM:TO:STEP."
+        ) from None
+    return values
+
+
+def _renaming(text: str) -> tuple[str, str]:
+    old, _, new = text.partition("=")
+    if not old.strip() or not new.strip():
+        raise UserError(f"--rename {text!r} is not of the form OLD=NEW.")
+    return old, new
+
+
+def _print(evaluation: "Evaluation") -> None:
+    from spanlake.evaluation.results import averages
+
+    results = evaluation.results()
+    for outcome, result in zip(evaluation.outcomes, results, strict=True):
+        score = result.overall
+        wide = outcome.benchmark.unfindable(evaluation.model.max_width).get("wider_than_max_width", 0)
+        too_wide = f", {wide} of them wider than {evaluation.model.max_width} words" if wide else ""
+        print(
+            f"{result.name}: F1 {100 * score.f1:.1f}, precision {100 * score.precision:.1f}, "
+            f"recall {100 * score.recall:.1f} ({result.texts} texts, {score.gold} mentions{too_wide})"
+        )
+    for average in averages(evaluation.suite, results) if evaluation.suite else ():
+        part = f" (of {average.sets} of {average.of} sets)" if average.sets < average.of else ""
+        print(f"{average.name}: F1 {100 * average.f1:.1f}{part}")
+    for missing in evaluation.missing:
+        print(f"{missing.name} is not there: {missing.reason}.")
+    if len(evaluation.thresholds) > 1:
+        _print_sweep(evaluation)
+
+
+def _print_sweep(evaluation: "Evaluation") -> None:
+    print("threshold\tmean F1\t" + "\t".join(outcome.benchmark.name for outcome in evaluation.outcomes))
+    for at in evaluation.to_dict()["sweep"]:
+        scores = "\t".join(f"{each['f1']:.1f}" for each in at["sets"])
+        print(f"{at['threshold']:g}\t{at['mean_f1']:.1f}\t{scores}")

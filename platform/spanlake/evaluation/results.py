@@ -1,0 +1,75 @@
+"""One evaluation as a whole: a model on the sets of a suite, at one threshold or several."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from spanlake.evaluation.scores import ModelFacts, Outcome, SetResult, percent
+from spanlake.evaluation.sets import Split
+from spanlake.evaluation.suites import Missing, Suite
+
+
+@dataclass(frozen=True)
+class Average:
+    """The mean F1 of the sets that are there."""
+
+    name: str
+    f1: float  # 0 to 1
+    sets: int
+    of: int  # sets of the suite
+
+    def to_dict(self) -> dict[str, Any]:
+        return {"name": self.name, "f1": round(100 * self.f1, 2), "sets": self.sets, "of": self.of}
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    model: ModelFacts
+    outcomes: Sequence[Outcome]
+    thresholds: Sequence[float]  # the first is that of the tables
+    split: Split
+    suite: Suite | None = None
+    missing: Sequence[Missing] = ()
+
+    def results(self, threshold: float | None = None) -> list[SetResult]:
+        at = self.thresholds[0] if threshold is None else threshold
+        return [outcome.result(at) for outcome in self.outcomes]
+
+    def to_dict(self) -> dict[str, Any]:
+        results = self.results()
+        sets = []
+        for outcome, result in zip(self.outcomes, results, strict=True):
+            unfindable = outcome.benchmark.unfindable(self.model.max_width)
+            sets.append({**result.to_dict(), "nested": outcome.benchmark.nested, "unfindable": unfindable})
+        document: dict[str, Any] = {
+            "model": {"name": self.model.name, "fingerprint": self.model.fingerprint},
+            "threshold": self.thresholds[0],
+            "split": self.split,
+            "sets": sets,
+        }
+        if self.suite:
+            document["suite"] = self.suite.name
+            document["averages"] = [average.to_dict() for average in averages(self.suite, results)]
+            document["missing"] = [vars(missing) for missing in self.missing]
+        if len(self.thresholds) > 1:
+            document["sweep"] = [self._at(threshold) for threshold in self.thresholds]
+        return document
+
+    def _at(self, threshold: float) -> dict[str, Any]:
+        results = self.results(threshold)
+        scores = [{"name": result.name, **percent(result.overall)} for result in results]
+        mean = sum(result.overall.f1 for result in results) / len(results)
+        return {"threshold": threshold, "mean_f1": round(100 * mean, 2), "sets": scores}
+
+
+def averages(suite: Suite, results: Sequence[SetResult]) -> list[Average]:
+    """The averages of a suite's tables. An average none of whose sets is there is left out."""
+    f1 = {result.name: result.overall.f1 for result in results}
+    found = []
+    for name, members in suite.averages.items():
+        here = [f1[member] for member in members if member in f1]
+        if here:
+            found.append(Average(name, sum(here) / len(here), len(here), len(members)))
+    return found

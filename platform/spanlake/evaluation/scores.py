@@ -1,0 +1,102 @@
+"""What a model finds in the texts of a set, and how good that is."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from spanlake.decoding import Entity
+from spanlake.evaluation.metrics import Score, Tally
+from spanlake.evaluation.sets import BenchmarkSet
+from spanlake.inference.extractor import Extractor
+from spanlake.inference.settings import Settings
+
+
+@dataclass(frozen=True)
+class ModelFacts:
+    name: str
+    fingerprint: str
+    max_width: int  # K, words
+
+    @classmethod
+    def of(cls, extractor: Extractor) -> ModelFacts:
+        package = extractor.package
+        return cls(package.name, package.fingerprint, package.config.max_width)
+
+
+@dataclass(frozen=True)
+class SetResult:
+    name: str
+    texts: int
+    overall: Score
+    by_label: dict[str, Score]
+
+    def to_dict(self) -> dict[str, Any]:
+        return {
+            "name": self.name,
+            "texts": self.texts,
+            **percent(self.overall),
+            "by_label": {label: percent(score) for label, score in self.by_label.items()},
+        }
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """All that a model finds in a set above a threshold."""
+
+    benchmark: BenchmarkSet
+    found: list[list[Entity]]  # of each text
+
+    def above(self, threshold: float) -> list[list[Entity]]:
+        """What the model finds above a higher threshold. Choosing among spans begins with the best score, so what lies
+        lower does not change what is chosen above it."""
+        limit = float(np.float32(threshold))  # scores are compared as float32
+        return [[entity for entity in entities if entity.score > limit] for entities in self.found]
+
+    def result(self, threshold: float) -> SetResult:
+        tally = Tally()
+        for entities, gold in zip(self.above(threshold), self.benchmark.gold, strict=True):
+            tally.add(((entity.start, entity.end, entity.label) for entity in entities), gold)
+        return SetResult(self.benchmark.name, len(self.found), tally.overall(), tally.by_label())
+
+
+def evaluate(
+    extractor: Extractor, sets: Sequence[BenchmarkSet], *, threshold: float, nested: bool = False
+) -> Iterator[Outcome]:
+    """Asks every text of each set in turn; `nested` is for the sets that do not say so themselves.
+
+    Raises `UserError` for a threshold or a label that the model cannot take.
+    """
+    for benchmark in sets:
+        asked = [benchmark.asked(example) for example in benchmark.examples]
+        yield Outcome(benchmark, find(extractor, texts_of(benchmark), asked, threshold, nested or benchmark.nested))
+
+
+def texts_of(benchmark: BenchmarkSet) -> list[str]:
+    return [example.text for example in benchmark.examples]
+
+
+def find(
+    extractor: Extractor, texts: Sequence[str], asked: Sequence[Sequence[str]], threshold: float, nested: bool
+) -> list[list[Entity]]:
+    """The entities of each text; a text that is asked for nothing has none."""
+    settings: dict[tuple[str, ...], Settings] = {}
+    for labels in asked:
+        if labels and tuple(labels) not in settings:
+            settings[tuple(labels)] = Settings.make(labels, threshold, nested)
+    requests = [(text, settings[tuple(labels)]) for text, labels in zip(texts, asked, strict=True) if labels]
+    found = extractor.stream(requests)
+    return [next(found) if labels else [] for labels in asked]
+
+
+def percent(score: Score) -> dict[str, float | int]:
+    return {
+        "precision": round(100 * score.precision, 2),
+        "recall": round(100 * score.recall, 2),
+        "f1": round(100 * score.f1, 2),
+        "gold": score.gold,
+        "predicted": score.predicted,
+    }
