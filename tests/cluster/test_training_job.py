@@ -25,10 +25,10 @@ parallel: {workers: 2, zero_stage: 2}
 @pytest.mark.timeout(600)
 def test_a_job_trains_on_two_workers_what_was_submitted(head: str, tmp_path: Path) -> None:
     checkout = copy_parts(tmp_path / "checkout")
-    loop = checkout / "platform/spanlake/training/loop.py"
-    marked = loop.read_text().replace('"torch": torch.__version__', '"torch": "as submitted"')
-    assert marked != loop.read_text()
-    loop.write_text(marked)
+    trainer = checkout / "platform/spanlake/training/trainer.py"
+    marked = trainer.read_text().replace('"torch": torch.__version__', '"torch": "as submitted"')
+    assert marked != trainer.read_text()
+    trainer.write_text(marked)
     (checkout / "tiny.yaml").write_text(RECIPE)
     out = tmp_path / "run"
     job = f"ray job submit --address {head} --working-dir . -- python jobs/train.py tiny.yaml --directory {out}"

@@ -158,7 +158,7 @@ class ExampleStream:
         for epoch in count(start.epoch):
             plans = self.plans(epoch)[start.pool if epoch == start.epoch else 0 :]
             found = start != Position(epoch)  # there may be none left of an epoch that was interrupted
-            for plan, pool in zip(plans, (load or self._load_ahead)(plans), strict=True):
+            for plan, pool in zip(plans, (load or self.load_ahead)(plans), strict=True):
                 lengths = [example.tokens + PROMPT_ROOM for example in pool.examples]
                 rng = np.random.default_rng((self.seed, 1, epoch, plan.number))
                 batches = list(plan_epoch(lengths, self.batch_tokens, self.batch_texts, rng))
@@ -223,7 +223,7 @@ class ExampleStream:
                         )
         return Pool(examples, untrained)
 
-    def _load_ahead(self, plans: Sequence[PoolPlan]) -> Iterator[Pool]:
+    def load_ahead(self, plans: Sequence[PoolPlan]) -> Iterator[Pool]:
         """One pool is read while the one before it is trained on."""
         with ThreadPoolExecutor(1) as reader:
             ahead = [reader.submit(self.load, plan) for plan in plans[:1]]

@@ -1,21 +1,19 @@
-"""Checkpoints of a run that Ray does not launch: `RUN/checkpoints/STEP/`, whole or not there."""
+"""What a checkpoint says of its run, and how another number of processes loads it."""
 
 from __future__ import annotations
 
 import json
-import shutil
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+import socket
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any, Protocol
 
 from spanlake.data.stream import Position
-from spanlake.storage import Place
-from spanlake.training.directory import OWN_FOLDER
-
-_WHOLE = "whole"  # a file that comes last
+from spanlake.training.engine import make_universal, needs_deepspeed
+from spanlake.training.recipe import Recipe
+from spanlake.training.worker import Worker
 
 
 @dataclass
@@ -39,56 +37,23 @@ class Progress:
         return cls(**values | {"position": Position(**values["position"])})
 
 
-class Checkpoints(Protocol):
-    """Used by all processes of a run together."""
+@contextmanager
+def loadable(found: Path, written_by: int, recipe: Recipe, worker: Worker) -> Iterator[Path]:
+    """Yields the checkpoint as these processes can load it: as it is, or converted, once on each machine.
 
-    def latest(self) -> Any:
-        """A context that gives the directory of the last checkpoint, or None."""
-
-    def save(self, write: Callable[[Path], None], step: int, metrics: dict[str, Any]) -> None:
-        """`write` puts this process's part into a directory."""
-
-
-class OwnCheckpoints:
-    """In the run's directory. `barrier` waits for the other processes."""
-
-    def __init__(self, run: Place, keep: int, rank: int, barrier: Callable[[], None]) -> None:
-        self._run, self._keep, self._rank, self._barrier = run, keep, rank, barrier
-
-    @contextmanager
-    def latest(self) -> Iterator[Path | None]:
-        steps = self._steps()
-        if not steps:
-            yield None
-            return
-        place = f"{OWN_FOLDER}/{steps[-1]:08}"
-        if self._run.is_local:
-            yield Path(self._run.child(place))
-            return
-        with TemporaryDirectory() as local:
-            self._run.download(place, Path(local))
-            yield Path(local)
-
-    def save(self, write: Callable[[Path], None], step: int, metrics: dict[str, Any]) -> None:
-        place = f"{OWN_FOLDER}/{step:08}"
-        if self._run.is_local:
-            directory = Path(self._run.child(place))
-            if self._rank == 0:
-                shutil.rmtree(directory, ignore_errors=True)  # one that was not finished
-                directory.mkdir(parents=True)
-            self._barrier()
-            write(directory)
-        else:
-            with TemporaryDirectory() as local:
-                write(Path(local))
-                self._run.upload(Path(local), place)
-        self._barrier()
-        if self._rank == 0:
-            self._run.write(f"{place}/{_WHOLE}", b"")
-            for old in self._steps()[: -self._keep]:
-                self._run.filesystem.delete_dir(self._run.child(f"{OWN_FOLDER}/{old:08}"))
-        self._barrier()
-
-    def _steps(self) -> list[int]:
-        found = self._run.inside(OWN_FOLDER).list(recursive=True)
-        return sorted(int(Path(info.path).parent.name) for info in found if info.base_name == _WHOLE)
+    `written_by`: how many processes have written it. Raises ShortfallError where it cannot be converted.
+    """
+    sharded = recipe.parallel.zero_stage > 0 and needs_deepspeed(recipe, worker.size)
+    if not sharded or written_by == worker.size:
+        yield found
+        return
+    with ExitStack() as temporary:
+        converted = None
+        if worker.local_rank == 0:
+            converted = temporary.enter_context(TemporaryDirectory(prefix="spanlake-universal-"))
+            make_universal(found, Path(converted))
+        # Several nodes of a cluster may be on one machine; they see the same files, so any copy will do.
+        machine = socket.gethostname()
+        copies = worker.gather((machine, converted))
+        yield Path(next(path for where, path in copies if where == machine and path))
+        worker.wait()

@@ -8,7 +8,6 @@ import json
 import pickle
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -26,8 +25,9 @@ from spanlake.errors import ShortfallError, SpanlakeError, UserError, one_line
 from spanlake.storage import Place
 from spanlake.training.data import RecipeData
 from spanlake.training.directory import OWN_FOLDER, RAY_FOLDER, refuse_checkpoints
-from spanlake.training.loop import Worker, fit
 from spanlake.training.recipe import Recipe
+from spanlake.training.trainer import Trainer
+from spanlake.training.worker import Worker
 
 _FAILURES = 50  # of workers and machines, before a run is given up
 _PATIENCE_SECONDS = 7200  # of workers that wait for the first one's dev score
@@ -92,24 +92,42 @@ def _work(config: dict[str, Any]) -> None:
     if device.type == "cpu":
         torch.set_num_threads(recipe.parallel.cpus_per_worker)
     try:
-        fit(recipe, config["data"], run, worker, RayCheckpoints(), partial(_pools, worker))
+        Trainer(recipe, config["data"], run, worker, RayHost(worker)).train()
     except SpanlakeError as error:  # trying again would end the same way, so those that are started again return
         if worker.leads or run.read(_STOPPED) is None:
             run.write(_STOPPED, json.dumps({"message": str(error), "user": isinstance(error, UserError)}).encode())
         raise  # else the others wait for this one, where it alone failed
 
 
-def _pools(worker: Worker, stream: ExampleStream, plans: Sequence[PoolPlan]) -> Iterator[Pool]:
-    """Ray Data reads and tokenizes, wherever the cluster has a free CPU; the first worker hands out what comes.
+class RayHost:
+    """Ray puts together what the workers report, in the run's storage."""
 
-    Raises: UserError, in all workers, for a file that cannot be read.
-    """
-    rows = _read_ahead(stream, plans) if worker.leads else iter(())
-    for _ in plans:
-        content, error = worker.from_first(next(rows, (None, None)))
-        if error is not None:
-            raise UserError(error)
-        yield pickle.loads(content)  # of our own making
+    def __init__(self, worker: Worker) -> None:
+        self._worker = worker
+
+    @contextmanager
+    def latest(self) -> Iterator[Path | None]:
+        checkpoint = train.get_checkpoint()
+        if checkpoint is None:
+            yield None
+            return
+        with checkpoint.as_directory() as directory:
+            yield Path(directory)
+
+    def save(self, write: Callable[[Path], None], step: int, metrics: dict[str, Any]) -> None:
+        with TemporaryDirectory() as local:
+            write(Path(local))
+            checkpoint = train.Checkpoint.from_directory(local)
+            train.report(metrics, checkpoint=checkpoint)
+
+    def pools(self, stream: ExampleStream, plans: Sequence[PoolPlan]) -> Iterator[Pool]:
+        """Ray Data reads and tokenizes, wherever the cluster has a free CPU; the first worker hands out what comes."""
+        rows = _read_ahead(stream, plans) if self._worker.leads else iter(())
+        for _ in plans:
+            content, error = self._worker.from_first(next(rows, (None, None)))
+            if error is not None:
+                raise UserError(error)
+            yield pickle.loads(content)  # of our own making
 
 
 def _read_ahead(stream: ExampleStream, plans: Sequence[PoolPlan]) -> Iterator[tuple[bytes, str | None]]:
@@ -130,25 +148,6 @@ def _read_ahead(stream: ExampleStream, plans: Sequence[PoolPlan]) -> Iterator[tu
     cpus = 1 if _can_grow() or ray.available_resources().get("CPU", 0) >= 1 else 0
     pools = ray.data.from_items(numbers, override_num_blocks=len(plans)).map(read, num_cpus=cpus, concurrency=_READERS)
     yield from ((row["pool"], row["error"]) for row in pools.iter_rows())
-
-
-class RayCheckpoints:
-    """Ray puts together what the workers report, in the run's storage."""
-
-    @contextmanager
-    def latest(self) -> Iterator[Path | None]:
-        checkpoint = train.get_checkpoint()
-        if checkpoint is None:
-            yield None
-            return
-        with checkpoint.as_directory() as directory:
-            yield Path(directory)
-
-    def save(self, write: Callable[[Path], None], step: int, metrics: dict[str, Any]) -> None:
-        with TemporaryDirectory() as local:
-            write(Path(local))
-            checkpoint = train.Checkpoint.from_directory(local)
-            train.report(metrics, checkpoint=checkpoint)
 
 
 def _resources(recipe: Recipe) -> dict[str, float]:

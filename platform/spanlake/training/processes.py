@@ -11,26 +11,27 @@ import torch
 import torch.distributed as dist
 
 from spanlake.storage import Place
-from spanlake.training.checkpoints import OwnCheckpoints
 from spanlake.training.data import RecipeData
 from spanlake.training.directory import RAY_FOLDER, refuse_checkpoints
 from spanlake.training.engine import needs_deepspeed
-from spanlake.training.loop import Worker, fit
+from spanlake.training.host import OwnHost
 from spanlake.training.recipe import Recipe
 from spanlake.training.tracking import showing
+from spanlake.training.trainer import Trainer
+from spanlake.training.worker import Worker
 
 _PATIENCE = timedelta(hours=2)  # of processes that wait for the first one's dev score
 
 
 def train_here(recipe: Recipe, run: Place, prepare: Callable[[Recipe, Place], RecipeData]) -> None:
-    """`prepare` is called by the first process, then by the others. Raises what it and `fit` raise."""
+    """`prepare` is called by the first process, then by the others. Raises what it and the trainer raise."""
     refuse_checkpoints(run, RAY_FOLDER)
     with _group(recipe) as worker:
         data = prepare(recipe, run) if worker.leads else None
         worker.wait()
-        checkpoints = OwnCheckpoints(run, recipe.checkpoint.keep, worker.rank, worker.wait)
+        host = OwnHost(run, recipe.checkpoint.keep, worker)
         with showing(recipe, run) if worker.leads else nullcontext():
-            fit(recipe, data or prepare(recipe, run), run, worker, checkpoints)
+            Trainer(recipe, data or prepare(recipe, run), run, worker, host).train()
 
 
 @contextmanager

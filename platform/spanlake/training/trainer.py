@@ -1,0 +1,246 @@
+"""The training loop, the same in one process, under torchrun and in a worker of Ray Train.
+
+A step sees one batch, the same however many processes share it: process r of n takes every n-th text of it, and the
+loss is divided by the texts of the whole batch. All that is random follows from the seed and the step.
+"""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from spanlake.data.batches import TokenizedExample, training_batch
+from spanlake.data.stream import PROMPT_ROOM, StreamBatch
+from spanlake.errors import ShortfallError
+from spanlake.package import Package, prompt_tokenizer
+from spanlake.storage import Place
+from spanlake.training.checkpoints import Progress, loadable
+from spanlake.training.data import RecipeData
+from spanlake.training.encoders import starting_model
+from spanlake.training.engine import Engine, make_engine
+from spanlake.training.evaluation import dev_score, publish
+from spanlake.training.host import Host
+from spanlake.training.loss import span_loss
+from spanlake.training.optimiser import rate_at
+from spanlake.training.recipe import Recipe
+from spanlake.training.tracking import Tracker
+from spanlake.training.worker import Worker
+
+_TEXTS_NAMED = 5  # of a batch whose loss is not finite
+
+
+@dataclass
+class _Window:
+    """What has been measured since the last record."""
+
+    began: float = field(default_factory=time.monotonic)
+    steps: int = 0
+    loss: float = 0.0
+    texts: int = 0
+    tokens: int = 0
+
+
+class Trainer:
+    """One process's part of a run. Every process of the run makes one and calls `train`; all raise together."""
+
+    def __init__(self, recipe: Recipe, data: RecipeData, run: Place, worker: Worker, host: Host) -> None:
+        """The model is that of the last checkpoint, or the one that the recipe begins with.
+
+        Raises UserError for an encoder or a tokenizer that cannot be read, ShortfallError for a checkpoint.
+        """
+        if worker.device.type == "cpu" and recipe.parallel.gpus_per_worker and worker.leads:
+            print("spanlake: no GPU is there, so this trains on the CPU, which is slow", file=sys.stderr)
+        self._recipe, self._data, self._run, self._worker, self._host = recipe, data, run, worker, host
+        torch.manual_seed(recipe.seed)
+        tokenizer, model = starting_model(recipe.model)
+        prompts = prompt_tokenizer(tokenizer, model.config)
+        self._package = Package(recipe.name, model, prompts, _metadata(recipe, data), "")
+        self._progress, self._engine = self._resumed()
+        self._progress.size = worker.size
+        self._tracker = Tracker(recipe, run, self._progress.step) if worker.leads else None
+
+    def train(self) -> None:
+        """Trains to the end of the recipe; the best package is left in the run's directory.
+
+        Raises UserError for data that cannot be read, ShortfallError where the loss stops being finite.
+        """
+        try:
+            if not self._progress.step:
+                self._record(_of_data(self._data, self._package))
+            self._train()
+        finally:
+            if self._tracker:
+                self._tracker.close()
+
+    def _resumed(self) -> tuple[Progress, Engine]:
+        recipe, model, worker = self._recipe, self._package.model, self._worker
+        with self._host.latest() as found:
+            if found is None:
+                return Progress(), make_engine(recipe, model, worker.device, worker.size, universal=False)
+            progress = Progress.read(found)
+            with loadable(found, progress.size, recipe, worker) as directory:
+                engine = make_engine(recipe, model, worker.device, worker.size, universal=directory != found)
+                engine.load(directory)
+            return progress, engine
+
+    def _train(self) -> None:
+        recipe, schedule, progress = self._recipe, self._recipe.schedule, self._progress
+        stream = self._data.stream(recipe, self._package.tokenizer, self._package.config)
+        batches = stream.batches(progress.position, partial(self._host.pools, stream))
+        window = _Window()
+        while progress.step < schedule.steps and not 0 < schedule.patience <= progress.waited:
+            batch = next(batches)
+            step = progress.step + 1
+            loss, norm = self._step(batch, step)
+            texts, tokens = len(batch.examples), sum(example.tokens for example in batch.examples)
+            progress.step, progress.position = step, batch.position
+            progress.texts += texts
+            progress.tokens += tokens
+            window.steps += 1
+            window.loss += loss
+            window.texts += texts
+            window.tokens += tokens
+            if step % recipe.logging.every == 0:
+                self._record(self._measured(window, norm))
+                window = _Window()
+            if step % schedule.evaluate_every == 0 or step == schedule.steps:
+                self._evaluate()
+            if step % recipe.checkpoint.every == 0 or step == schedule.steps:
+                self._save()
+
+    def _step(self, batch: StreamBatch, step: int) -> tuple[float, float | None]:
+        """One optimiser step. Returns the loss over the whole batch, and the gradient's norm where it is known.
+
+        Raises ShortfallError, in all processes, where the loss is not finite; the weights are as they were.
+        """
+        recipe, worker, package = self._recipe, self._worker, self._package
+        texts = len(batch.examples)
+        torch.manual_seed(((recipe.seed * 1_000_003 + step) * 4099 + worker.rank) % 2**63)  # of dropout
+        package.model.train()
+        loss_sum, odd = 0.0, list[int]()
+        for chosen, weight in _parts(batch.examples, worker, recipe.schedule.micro_tokens):
+            part, targets = training_batch(
+                batch.examples,
+                chosen,
+                package.tokenizer,
+                self._data.sampling,
+                package.config,
+                seed=recipe.seed,
+                step=step,
+                frequencies=self._data.frequencies,
+            )
+            with torch.autocast(worker.device.type, torch.bfloat16, enabled=recipe.parallel.precision == "bfloat16"):
+                logits = self._engine.forward(part.to(worker.device))
+            loss = span_loss(logits, targets.to(worker.device), part.word_counts, part.type_counts, recipe.optim)
+            self._engine.backward(loss * (weight * worker.size / texts))  # gradients are averaged over processes
+            value = weight * float(loss.detach())
+            loss_sum += value
+            odd += [] if -float("inf") < value < float("inf") else chosen
+        total, wrong = worker.total([loss_sum, float(bool(odd))])
+        if wrong:
+            raise _not_finite(step, [batch.examples[i] for part in worker.gather(odd) for i in part])
+        return total / texts, self._engine.step(rate_at(step - 1, recipe.schedule))
+
+    def _measured(self, window: _Window, norm: float | None) -> dict[str, Any]:
+        progress = self._progress
+        seconds = time.monotonic() - window.began
+        rates = self._engine.rates()
+        return {
+            "step": progress.step,
+            "loss": window.loss / window.steps,
+            "texts": progress.texts,
+            "tokens": progress.tokens,
+            "texts_per_second": window.texts / seconds,
+            "tokens_per_second": window.tokens / seconds,
+            "seconds_left": seconds / window.steps * (self._recipe.schedule.steps - progress.step),
+            "encoder_lr": rates[0],
+            "head_lr": rates[-1],
+            "workers": progress.size,
+            **({} if norm is None else {"gradient_norm": norm}),
+        }
+
+    def _evaluate(self) -> None:
+        """Scores the model, and keeps its package where it is the best so far. The first process works, the others
+        wait."""
+        worker, progress = self._worker, self._progress
+        f1 = 0.0
+        model = self._engine.whole_model()
+        if worker.leads and model is not None:
+            whole = replace(self._package, model=model)
+            f1 = dev_score(whole, self._data.dev)
+            if f1 > progress.best:
+                publish(self._run, whole, progress.step, f1)
+        [f1] = worker.total([f1])
+        better = f1 > progress.best
+        progress.best, progress.waited = (f1, 0) if better else (progress.best, progress.waited + 1)
+        self._record({"step": progress.step, "dev_f1": f1, "best": better})
+
+    def _save(self) -> None:
+        def write(directory: Path) -> None:
+            self._engine.save(directory)
+            if self._worker.leads:
+                self._progress.write(directory)
+
+        progress = self._progress
+        self._host.save(write, progress.step, {"step": progress.step, "best_dev_f1": progress.best})
+
+    def _record(self, values: dict[str, Any]) -> None:
+        if self._tracker:
+            self._tracker.record(values)
+
+
+def _parts(
+    examples: Sequence[TokenizedExample], worker: Worker, micro_tokens: int
+) -> Iterator[tuple[list[int], float]]:
+    """This process's share of a batch, cut by `micro_tokens`, and the weight of each part.
+
+    Every process has equally many parts, as each ends in an exchange with the others: parts of weight 0 make up for it.
+    """
+    shares = [
+        _cut(list(range(rank, len(examples), worker.size)), examples, micro_tokens) for rank in range(worker.size)
+    ]
+    own = shares[worker.rank]
+    yield from ((part, 1.0) for part in own)
+    for _ in range(max(map(len, shares)) - len(own)):
+        yield [0], 0.0
+
+
+def _cut(chosen: list[int], examples: Sequence[TokenizedExample], micro_tokens: int) -> list[list[int]]:
+    """`chosen` come shortest first."""
+    parts: list[list[int]] = []
+    for i in chosen:
+        padded = (examples[i].tokens + PROMPT_ROOM) * (len(parts[-1]) + 1) if parts else 0
+        if not parts or (micro_tokens and padded > micro_tokens):
+            parts.append([])
+        parts[-1].append(i)
+    return parts
+
+
+def _not_finite(step: int, examples: Sequence[TokenizedExample]) -> ShortfallError:
+    named = "; ".join(example.where or "a text" for example in examples[:_TEXTS_NAMED])
+    return ShortfallError(
+        f"The loss of step {step} is not finite (among {len(examples)} texts: {named}); lower optim.encoder_lr and "
+        "optim.head_lr, or look at these texts."
+    )
+
+
+def _metadata(recipe: Recipe, data: RecipeData) -> dict[str, Any]:
+    texts = sum(prepared.rows for prepared in data.sets)
+    return {
+        "license": recipe.license,
+        "labels_seen": data.types(recipe.data.ignored_types),
+        "training": {"recipe": recipe.to_dict(), "texts": texts, "torch": torch.__version__},
+    }
+
+
+def _of_data(data: RecipeData, package: Package) -> dict[str, Any]:
+    texts = sum(prepared.rows for prepared in data.sets)
+    wider = data.wider_than(package.config.max_width)
+    return {"step": 0, "texts_to_train_on": texts, "mentions_wider_than_max_width": wider}

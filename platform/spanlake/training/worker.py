@@ -1,0 +1,51 @@
+"""One process among those of a run, and what it exchanges with the others."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.distributed as dist
+
+
+@dataclass(frozen=True)
+class Worker:
+    """`torch.distributed` is set up where there are several."""
+
+    rank: int
+    size: int
+    local_rank: int  # among those of its machine
+    device: torch.device
+
+    @property
+    def leads(self) -> bool:
+        return self.rank == 0
+
+    def wait(self) -> None:
+        """Returns when all processes are here."""
+        if self.size > 1:
+            dist.barrier()
+
+    def total(self, values: Sequence[float]) -> list[float]:
+        """Returns the sums over all processes."""
+        sums = torch.tensor(values, dtype=torch.float64)
+        if self.size > 1:
+            sums = sums.to(self.device if dist.get_backend() == "nccl" else "cpu")
+            dist.all_reduce(sums)
+        return sums.tolist()
+
+    def from_first(self, value: Any) -> Any:
+        """Returns what the first process gives; that of the others is not looked at."""
+        box = [value]
+        if self.size > 1:
+            dist.broadcast_object_list(box, device=self.device)
+        return box[0]
+
+    def gather(self, value: Any) -> list[Any]:
+        """Returns the values of all processes."""
+        values = [value] * self.size
+        if self.size > 1:
+            dist.all_gather_object(values, value)
+        return values
