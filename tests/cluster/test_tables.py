@@ -129,16 +129,21 @@ def test_json_lines_to_redacted_mentions_and_into_delta(
     texts = [f"Row {i}: Ada Lovelace went to Paris" for i in range(120)]
     lines = [json.dumps({"key": f"k{i}", "text": text}) for i, text in enumerate(texts)]
     lines[60] = "{broken"
-    (tmp_path / "in.jsonl").write_text("\n".join(lines))
+    (tmp_path / "in").mkdir()
+    (tmp_path / "in" / "part-00000-1f-c000.json").write_text("\n".join(lines))  # as Spark names them
+    (tmp_path / "in" / "_SUCCESS").touch()
     monkeypatch.setenv("SPANLAKE_REDACTION_KEY", "0123456789abcdef")
     options = ["--labels", "person,place", "--model", str(tiny_model_dir), "--precision", "float32"]
     redacted = ["--redact", "hash", "--drop-text", "--layout", "mentions", "--key", "key"]
-    arguments = ["extract", str(tmp_path / "in.jsonl"), str(tmp_path / "out"), *options, *redacted]
-    assert cli.main([*arguments, "--into", f"delta:{tmp_path}/found"]) == 0
+    arguments = ["extract", str(tmp_path / "in"), str(tmp_path / "out"), *options, *redacted]
+    assert cli.main([*arguments, "--into", f"delta:{tmp_path}/found", "--json"]) == 0
+    printed = capsys.readouterr()
+    assert "spanlake: 1 file is not read, by name or content (_SUCCESS)" in printed.err
+    assert json.loads(printed.out)["files_not_read"] == {"count": 1, "names": ["_SUCCESS"]}
     result = audited(tmp_path / "out", capsys)
     assert result["complete"] and result["output_rows"] == 120 and result["failed_rows"] == 1
 
-    plain = ["extract", str(tmp_path / "in.jsonl"), str(tmp_path / "plain"), *options]
+    plain = ["extract", str(tmp_path / "in"), str(tmp_path / "plain"), *options]
     assert cli.main(plain) == 0
     expected = [
         (f"k{row}", entity["start"], entity["end"], entity["label"])

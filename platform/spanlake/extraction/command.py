@@ -98,7 +98,7 @@ def _run_extract(args: argparse.Namespace) -> int:
     from spanlake.extraction.output.lease import check_free
     from spanlake.extraction.output.ledger import discard, read_ledger
     from spanlake.extraction.output.publish import open_target, publish
-    from spanlake.extraction.run.execute import execute
+    from spanlake.extraction.run.execute import execute, not_read
     from spanlake.extraction.run.pipeline import Terminated
     from spanlake.inference.extractor import Extractor
 
@@ -106,6 +106,8 @@ def _run_extract(args: argparse.Namespace) -> int:
     target = open_target(args.into, request.output_schema, request.source.uri) if args.into else None
     if args.dry_run:
         return _dry_run(request, args)
+    if request.source.ignored:
+        _say(not_read(request.source.ignored))
     load = partial(Extractor.load, model, precision=args.precision)
     if args.overwrite:
         check_free(request.output)
@@ -172,8 +174,6 @@ def _request(args: argparse.Namespace) -> "Request":
     begun = read_manifest(output)
     source = read_source(pinned(args.source, begun["source"]["uri"] if begun else None), args.text_column)
     layout.check(source.schema, args.text_column)
-    if source.ignored:
-        _say(f"{len(source.ignored):,} files are not read, by their names ({source.ignored[0]} ...)")
     from spanlake.inference.hardware import choose_device, choose_precision  # torch: so what is quick is checked before
     from spanlake.package import open_package
 

@@ -14,9 +14,10 @@ from spanlake.errors import one_line
 from spanlake.inference.extractor import Extractor
 from spanlake.inference.planning import Row
 from spanlake.inference.settings import Settings
-from spanlake.serving.batcher import Batcher, Observer
 from spanlake.serving.config import ServeConfig
 from spanlake.serving.errors import ApiError, unavailable
+from spanlake.serving.queue import Queue, Rate
+from spanlake.serving.runner import Observer, Runner
 
 _log = logging.getLogger(__name__)
 _CLOSE_SECONDS = 5.0  # an evicted model has no work left
@@ -27,12 +28,12 @@ _WARM_LABELS = Settings.make(["person", "organization", "location", "date", "pro
 class Served:
     name: str
     extractor: Extractor
-    batcher: Batcher
+    runner: Runner
 
-    def close(self, seconds: float) -> None:
+    async def close(self, seconds: float) -> None:
         """Answers what is queued for at most `seconds`, and frees the model unless a pass has not ended by then."""
-        if self.batcher.close(seconds):
-            self.extractor.close()
+        if await self.runner.close(seconds):
+            await asyncio.to_thread(self.extractor.close)
 
 
 class Models:
@@ -50,7 +51,7 @@ class Models:
 
     async def load_default(self) -> None:
         """Raises: PackageError, UserError as `Extractor.load` does."""
-        self.default = await asyncio.to_thread(self._load, None)
+        self.default = await self._load(None)
 
     @property
     def names(self) -> list[str]:
@@ -101,7 +102,7 @@ class Models:
                     else:
                         await self._evict(unused)
                 self._places -= 1
-            self._loaded[name] = await asyncio.to_thread(self._load, name)
+            self._loaded[name] = await self._load(name)
             return self._loaded[name]
         except Exception as error:
             self._places += 1
@@ -112,34 +113,35 @@ class Models:
 
     async def _evict(self, name: str) -> None:
         """Its memory is free afterwards. The next model loads then, so that there is never one too many."""
-        await asyncio.to_thread(self._loaded.pop(name).close, _CLOSE_SECONDS)
+        await self._loaded.pop(name).close(_CLOSE_SECONDS)
         self._places += 1
 
-    def _load(self, name: str | None) -> Served:
+    async def _load(self, name: str | None) -> Served:
         config = self._config
         began = time.monotonic()
-        extractor = Extractor.load(
-            config.model if name is None else config.models[name],
-            device=config.device,
-            precision=config.precision,
-            batch_tokens=config.batch_tokens,
-            threads=config.threads,
-        )
-        rate = warm_up(extractor)
-        batcher = Batcher(
-            extractor,
-            queue_seconds=config.limits.queue_seconds,
-            stuck_seconds=config.stuck_seconds,
-            rate=rate,
-            observe=self._observe,
-        )
+        model = config.model if name is None else config.models[name]
+        extractor, rate = await asyncio.to_thread(_load_warm, config, model)
+        queue = Queue(extractor.batch_tokens, config.limits.queue_seconds, Rate(extractor.batch_tokens, rate))
+        runner = Runner(extractor, queue, stuck_seconds=config.stuck_seconds, observe=self._observe)
         name = name or extractor.package.name
         _log.info("model %s ready after %.1f s: %.0f sub-words/s", name, time.monotonic() - began, rate)
-        return Served(name, extractor, batcher)
+        return Served(name, extractor, runner)
 
     async def close(self, seconds: float) -> None:
         """Answers what is queued for at most `seconds`."""
-        await asyncio.gather(*(asyncio.to_thread(model.close, seconds) for model in self.loaded))
+        await asyncio.gather(*(model.close(seconds) for model in self.loaded))
+
+
+def _load_warm(config: ServeConfig, model: str) -> tuple[Extractor, float]:
+    """Returns the sub-words per second that it reads, too."""
+    extractor = Extractor.load(
+        model,
+        device=config.device,
+        precision=config.precision,
+        batch_tokens=config.batch_tokens,
+        threads=config.threads,
+    )
+    return extractor, warm_up(extractor)
 
 
 def warm_up(extractor: Extractor) -> float:

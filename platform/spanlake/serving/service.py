@@ -7,7 +7,6 @@ import logging
 import time
 from collections import deque
 from collections.abc import AsyncIterator
-from concurrent.futures import Future
 from dataclasses import dataclass
 
 import torch
@@ -15,16 +14,11 @@ import torch
 from spanlake.decoding import Entity
 from spanlake.errors import UserError
 from spanlake.inference.settings import Settings
-from spanlake.serving.batcher import (
-    Batcher,
-    DeadlineError,
-    Observer,
-    OverloadedError,
-    StoppedError,
-)
 from spanlake.serving.config import ServeConfig
 from spanlake.serving.errors import ApiError, invalid, too_large, unavailable
 from spanlake.serving.models import Models, Served
+from spanlake.serving.queue import DeadlineError, OverloadedError, StoppedError
+from spanlake.serving.runner import Observer, Runner
 from spanlake.serving.schema import ExtractRequest, ModelInfo, ModelName, Question
 
 _log = logging.getLogger(__name__)
@@ -51,7 +45,7 @@ class Service:
 
     @classmethod
     async def load(cls, config: ServeConfig, observe_pass: Observer = lambda report: None) -> Service:
-        """Loads the default model and warms it up. `observe_pass` is called on another thread.
+        """Loads the default model and warms it up. `observe_pass` is called on the event loop.
 
         Raises: PackageError, UserError as `Extractor.load` does.
         """
@@ -62,18 +56,22 @@ class Service:
     # --- answers ----------------------------------------------------------------------------------------------------
 
     def admit(self, model: str | None = None) -> None:
-        """Called before a request is read. Raises: ApiError 429 while the queue is full, 503 while stopping."""
+        """Called before a request is read, and before it is queued.
+
+        Raises: ApiError 404 for an unknown model, 429 while the queue of a model in memory is full, 503 while stopping.
+        """
         if self._draining:
             raise unavailable("The server is stopping; try again.")
-        served = self._models.find(model)
-        if served and (delay := served.batcher.queue_delay) > self.config.limits.queue_seconds:
-            raise translate(OverloadedError(delay, self.config.limits.queue_seconds))
+        if served := self._models.find(model):
+            try:
+                served.runner.queue.check_room()
+            except OverloadedError as error:
+                raise translate(error) from error
 
     async def extract(self, request: ExtractRequest) -> Answer:
         """Raises: ApiError 404, 413, 422, 429, 503, 504, or 500 where every text fails."""
         request.check(self.config.limits)
         settings = request.settings()
-        self.admit(request.model)
         seconds = self.config.limits.request_seconds
         try:
             return await asyncio.wait_for(self._extract(request, settings, time.monotonic() + seconds), seconds)
@@ -82,8 +80,9 @@ class Service:
 
     async def _extract(self, request: ExtractRequest, settings: Settings, deadline: float) -> Answer:
         async with self._models.use(request.model) as model:
+            self.admit(request.model)
             texts = [(text, settings) for text in request.texts]
-            futures = _submit(model.batcher, texts, deadline)
+            futures = _submit(model.runner, texts, deadline)
             results = list(await asyncio.gather(*map(_result, futures)))
             answer = Answer(name_of(model), results)
         errors = [result for result in results if isinstance(result, ApiError)]
@@ -102,26 +101,26 @@ class Service:
         """
         question.check(self.config.limits)
         settings = question.settings()
-        self.admit(question.model)
         limits = self.config.limits
         async with self._models.use(question.model) as model:
-            _submit(model.batcher, [], 0)  # raises where the model has stopped
+            self.admit(question.model)
+            _submit(model.runner, [], 0)  # raises where the model has stopped
             yield name_of(model)
-            waiting: deque[Future[list[Entity]]] = deque()
+            waiting: deque[asyncio.Future[list[Entity]] | ApiError] = deque()
             try:
                 async for text in texts:
                     if len(waiting) == limits.stream_window:
                         yield await _within(waiting.popleft(), limits.request_seconds)
                     if isinstance(text, ApiError):
-                        waiting.append(Future())
-                        waiting[-1].set_exception(text)
+                        waiting.append(text)
                     else:
-                        waiting += _submit(model.batcher, [(text, settings)], float("inf"), wait=True)
+                        waiting += _submit(model.runner, [(text, settings)], float("inf"))
                 while waiting:
                     yield await _within(waiting.popleft(), limits.request_seconds)
             finally:
-                for future in waiting:
-                    future.cancel()
+                for each in waiting:
+                    if not isinstance(each, ApiError):
+                        each.cancel()
 
     # --- state ------------------------------------------------------------------------------------------------------
 
@@ -150,29 +149,30 @@ class Service:
 
     @property
     def queued_tokens(self) -> int:
-        return sum(model.batcher.queued_tokens for model in self._models.loaded)
+        return sum(model.runner.queue.tokens for model in self._models.loaded)
 
     @property
     def queue_delay(self) -> float:
         """Seconds of work that wait, were the models to work one after another."""
-        return sum(model.batcher.queue_delay for model in self._models.loaded)
+        return sum(model.runner.queue.delay for model in self._models.loaded)
 
     @property
     def busy_seconds(self) -> float:
         """That forward passes have taken since the start."""
-        return sum(model.batcher.busy_seconds for model in self._models.loaded)
+        return sum(model.runner.lanes.busy_seconds for model in self._models.loaded)
 
     async def check(self) -> None:
         """Raises: ApiError 503 where a model does not answer. Runs a small forward pass where there was none lately."""
         if self._draining:
             raise unavailable("The server is stopping; try again.")
         for model in self._models.loaded:
-            batcher = model.batcher
-            if batcher.is_stuck():
+            runner = model.runner
+            if runner.is_stuck():
                 raise unavailable(f"The model {model.name} does not answer.")
-            if batcher.is_failing or (not batcher.queued_tokens and batcher.idle_seconds > _QUIET_SECONDS):
+            is_quiet = not runner.queue.tokens and runner.lanes.idle_seconds > _QUIET_SECONDS
+            if runner.lanes.is_failing or is_quiet:
                 deadline = time.monotonic() + _CHECK_SECONDS
-                [future] = _submit(batcher, [_CHECK_TEXT], deadline, wait=True)
+                [future] = _submit(runner, [_CHECK_TEXT], deadline)
                 result = await _within(future, _CHECK_SECONDS)
                 if isinstance(result, ApiError):
                     raise unavailable(f"The model {model.name} does not answer: {result.message}")
@@ -187,25 +187,25 @@ def name_of(model: Served) -> ModelName:
     return ModelName(name=model.name, fingerprint=model.extractor.package.fingerprint)
 
 
-def _submit(
-    batcher: Batcher, texts: list[tuple[str, Settings]], deadline: float, *, wait: bool = False
-) -> list[Future[list[Entity]]]:
+def _submit(runner: Runner, texts: list[tuple[str, Settings]], deadline: float) -> list[asyncio.Future[list[Entity]]]:
     try:
-        return batcher.submit(texts, deadline, wait=wait)
+        return runner.submit(texts, deadline)
     except Exception as error:
         raise translate(error) from error
 
 
-async def _result(future: Future[list[Entity]]) -> Result:
+async def _result(answer: asyncio.Future[list[Entity]] | ApiError) -> Result:
+    if isinstance(answer, ApiError):
+        return answer
     try:
-        return await asyncio.wrap_future(future)
+        return await answer
     except Exception as error:
         return translate(error)
 
 
-async def _within(future: Future[list[Entity]], seconds: float) -> Result:
+async def _within(answer: asyncio.Future[list[Entity]] | ApiError, seconds: float) -> Result:
     try:
-        return await asyncio.wait_for(_result(future), seconds)
+        return await asyncio.wait_for(_result(answer), seconds)
     except asyncio.TimeoutError:
         return _late(seconds)
 

@@ -14,9 +14,9 @@ from commands import ROOT
 
 from spanlake.errors import UserError
 from spanlake.serving import tracing
-from spanlake.serving.batcher import PassReport
 from spanlake.serving.metrics import Metrics, collect
 from spanlake.serving.middleware import RequestRecord
+from spanlake.serving.runner import PassReport
 
 DASHBOARD = ROOT / "deploy" / "grafana" / "serving.json"
 

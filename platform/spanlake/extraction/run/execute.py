@@ -2,7 +2,7 @@
 
 import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any
@@ -21,6 +21,8 @@ from spanlake.extraction.run.progress import RunProgress
 from spanlake.extraction.run.unit import Job, UnitCounts
 
 _READERS = 16  # of footers at a time
+_NAMES_SHOWN = 100  # of files that are not read, in the summary
+_NAMES_IN_WORDS = 3
 
 
 @dataclass
@@ -31,6 +33,7 @@ class Summary:
     model: dict[str, str]
     source_rows: int
     units: int
+    files_not_read: tuple[str, ...] = ()  # among those of the source
     resumed_rows: int = 0
     resumed_units: int = 0
     rows: int = 0
@@ -59,6 +62,7 @@ class Summary:
             "complete": not self.problems,
             "source_rows": self.source_rows,
             "units": self.units,
+            "files_not_read": {"count": len(self.files_not_read), "names": self.files_not_read[:_NAMES_SHOWN]},
             "resumed_rows": self.resumed_rows,
             "resumed_units": self.resumed_units,
             "rows": self.rows,
@@ -74,14 +78,27 @@ class Summary:
 
     def as_line(self) -> str:
         if not self.rows and self.resumed_rows:
-            return f"{self.output} was complete already: all {self.source_rows:,} rows stand in it"
+            return (
+                f"{self.output} was complete already: all {self.source_rows:,} rows stand in it"
+                + self._not_read_in_words()
+            )
         labels = ", ".join(f"{label} {count:,}" for label, count in self.by_label.most_common())
         resumed = f", {self.resumed_rows:,} stood already" if self.resumed_rows else ""
         failed = f", {self.failed_rows:,} could not be read (column error says why)" if self.failed_rows else ""
         return (
             f"{self.rows:,} rows in {self.seconds:,.1f} s ({self.rows_per_second:,.0f} rows/s){resumed}{failed}; "
-            f"{self.entities:,} entities ({labels}) in {self.output}"
+            f"{self.entities:,} entities ({labels}) in {self.output}" + self._not_read_in_words()
         )
+
+    def _not_read_in_words(self) -> str:
+        return f"; {not_read(self.files_not_read)}" if self.files_not_read else ""
+
+
+def not_read(paths: Sequence[str]) -> str:
+    """Returns in words how many files of a source are not read, and the first of them."""
+    more = ", ..." if len(paths) > _NAMES_IN_WORDS else ""
+    are = "files are" if len(paths) > 1 else "file is"
+    return f"{len(paths):,} {are} not read, by name or content ({', '.join(paths[:_NAMES_IN_WORDS])}{more})"
 
 
 def execute(
@@ -107,7 +124,7 @@ def execute(
     if retry_errors:
         committed -= _with_errors(ledger, committed)
     pending = ledger.pending(committed)
-    summary = _begin(ledger, pending.num_rows, pc.sum(pending.column("rows")).as_py() or 0)
+    summary = _begin(ledger, request.source.ignored, pending)
     if pending.num_rows:
         if summary.resumed_units:
             say(f"{summary.resumed_rows:,} of {summary.source_rows:,} rows stand already in {summary.output}")
@@ -158,14 +175,16 @@ def _with_errors(ledger: Ledger, units: set[str]) -> set[str]:
         return {name for name, failed in zip(names, pool.map(has_errors, names), strict=True) if failed}
 
 
-def _begin(ledger: Ledger, pending_units: int, pending_rows: int) -> Summary:
+def _begin(ledger: Ledger, files_not_read: tuple[str, ...], pending: pa.Table) -> Summary:
     manifest = ledger.manifest
+    pending_rows = pc.sum(pending.column("rows")).as_py() or 0
     return Summary(
         output=ledger.output.uri,
         model=manifest["model"],
         source_rows=manifest["source"]["rows"],
         units=manifest["units"],
+        files_not_read=files_not_read,
         resumed_rows=manifest["source"]["rows"] - pending_rows,
-        resumed_units=manifest["units"] - pending_units,
+        resumed_units=manifest["units"] - pending.num_rows,
         by_label=Counter(dict.fromkeys(manifest["settings"]["labels"], 0)),
     )

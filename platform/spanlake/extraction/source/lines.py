@@ -8,6 +8,7 @@ import codecs
 import csv
 import io
 import json
+import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from hashlib import sha256
@@ -17,7 +18,7 @@ from typing import Any, NamedTuple, Protocol
 import pyarrow as pa
 
 from spanlake.errors import UserError, one_line
-from spanlake.extraction.source.model import BATCH_BYTES, BATCH_ROWS, SourceFile, SourceReadError, Unit, file_format
+from spanlake.extraction.source.model import BATCH_BYTES, BATCH_ROWS, SourceFile, SourceReadError, Unit
 from spanlake.storage import Place
 from spanlake.text import replace_surrogates
 
@@ -28,6 +29,9 @@ _BUFFER_BYTES = 1 << 20
 _DEPTH = 100  # of JSON inside JSON
 _EXACT = 1 << 53  # integers up to here are floats too
 _JSON = {b"spanlake": b"json"}  # of a column that holds the JSON of each value
+_DOCUMENT = re.compile(
+    rb"\s*(\[\s*(\{.*|\]\s*)?|\{\s*)", re.DOTALL
+)  # the first line of JSON that is no line of its own
 
 
 class Record(NamedTuple):
@@ -84,22 +88,25 @@ def _kind(value: Any) -> str:
     return {float: "float", str: "str"}.get(type(value), "json")
 
 
-def read_line_files(root: Place, paths: Iterable[str], text_column: str) -> tuple[list[SourceFile], pa.Schema]:
-    """Every file, read once, and the schema that fits them all.
+def read_line_files(
+    root: Place, paths: Iterable[str], line_format: str, text_column: str
+) -> tuple[list[SourceFile], pa.Schema]:
+    """Every file, read once, and the schema that fits them all. The format of lines is jsonl, json, csv or tsv.
 
-    Raises: UserError for a file that cannot be read, or a CSV file with a header that names no columns.
+    Raises: UserError for a file that cannot be read, JSON that is one document, or a CSV file with a header that names
+    no columns.
     """
     columns = Columns(text_column)
-    files = [_read_file(root, path, columns) for path in paths]
+    files = [_read_file(root, path, line_format, columns) for path in paths]
     return files, columns.schema()
 
 
-def _read_file(root: Place, path: str, columns: Columns) -> SourceFile:
+def _read_file(root: Place, path: str, line_format: str, columns: Columns) -> SourceFile:
     digest, rows, size = sha256(), 0, 0
     try:
         file_size = root.filesystem.get_file_info(root.child(path)).size
-        columns.add(dict.fromkeys(_header(root, path)))
-        for record in _records(root, path, digest):
+        columns.add(dict.fromkeys(_header(root, path, line_format)))
+        for record in _records(root, path, line_format, digest):
             columns.add(record.values)
             rows += 1
             size += record.size
@@ -115,8 +122,9 @@ def _read_file(root: Place, path: str, columns: Columns) -> SourceFile:
 class LineReader:
     """Reads units of one source. A unit that follows the last one in its file goes on from there."""
 
-    def __init__(self, root: Place, schema: pa.Schema, text_column: str) -> None:
+    def __init__(self, root: Place, line_format: str, schema: pa.Schema, text_column: str) -> None:
         self._root = root
+        self._format = line_format
         self._schema = schema
         self._text_column = text_column
         self._digest = ""
@@ -154,7 +162,7 @@ class LineReader:
         self.close()
         if self._root.filesystem.get_file_info(self._root.child(unit.path)).size != unit.size:
             raise UserError("the file has changed since it was planned")
-        self._records = _records(self._root, unit.path)
+        self._records = _records(self._root, unit.path, self._format)
         self._digest = unit.digest
 
     def _batch(self, records: list[Record]) -> pa.RecordBatch:
@@ -195,11 +203,14 @@ class _Digest(Protocol):
     def update(self, data: bytes, /) -> None: ...
 
 
-def _records(root: Place, path: str, digest: _Digest | None = None) -> Iterator[Record]:
+def _records(root: Place, path: str, line_format: str, digest: _Digest | None = None) -> Iterator[Record]:
     """The rows of a file in order; blank lines are none. What is read goes into the digest."""
     with root.filesystem.open_input_stream(root.child(path), compression="detect") as stream:
         lines = _lines(stream, digest)
-        yield from _json_records(lines) if file_format(path) == "jsonl" else _csv_records(lines, path)
+        if line_format in ("jsonl", "json"):
+            yield from _json_records(lines, root.child(path))
+        else:
+            yield from _csv_records(lines, line_format)
 
 
 def _lines(stream: pa.NativeFile, digest: _Digest | None) -> Iterator[bytes]:
@@ -210,10 +221,16 @@ def _lines(stream: pa.NativeFile, digest: _Digest | None) -> Iterator[bytes]:
         yield line.removeprefix(codecs.BOM_UTF8) if number == 0 else line
 
 
-def _json_records(lines: Iterable[bytes]) -> Iterator[Record]:
-    for line in lines:
-        if line.strip():
-            yield _json_record(line)
+def _json_records(lines: Iterable[bytes], place: str) -> Iterator[Record]:
+    written = (line for line in lines if line.strip())
+    for number, line in enumerate(written):
+        if number == 0 and _DOCUMENT.fullmatch(line):
+            command = "jq -c '.[]'" if line.strip().startswith(b"[") else "jq -c ."
+            raise UserError(
+                f"{place} is one JSON document over all of its lines, not JSON lines: "
+                f"write each row as an object on a line of its own, as `{command} {place}` does."
+            )
+        yield _json_record(line)
 
 
 def _json_record(line: bytes) -> Record:
@@ -251,13 +268,13 @@ def _without_surrogates(value: Any) -> Any:
     return [_without_surrogates(item) for item in value] if isinstance(value, list) else value
 
 
-def _header(root: Place, path: str) -> list[str]:
+def _header(root: Place, path: str, line_format: str) -> list[str]:
     """The columns that a file names; none for JSON, where each line does."""
-    if file_format(path) == "jsonl":
+    if line_format in ("jsonl", "json"):
         return []
     with root.filesystem.open_input_stream(root.child(path), compression="detect") as stream:
         try:
-            names = next(_csv_reader(_lines(stream, None), path), [])
+            names = next(_csv_reader(_lines(stream, None), line_format), [])
         except csv.Error as error:
             raise UserError(f"{root.child(path)} has a first line that is no CSV ({one_line(error)}).") from error
     for name in names:
@@ -268,14 +285,14 @@ def _header(root: Place, path: str) -> list[str]:
     return names
 
 
-def _csv_reader(lines: Iterable[bytes], path: str) -> Iterator[list[str]]:
+def _csv_reader(lines: Iterable[bytes], line_format: str) -> Iterator[list[str]]:
     csv.field_size_limit(_FIELD_CHARACTERS)
     texts = (line.decode("utf-8", "surrogateescape") for line in lines)
-    return csv.reader(texts, delimiter="\t" if file_format(path) == "tsv" else ",", strict=True)
+    return csv.reader(texts, delimiter="\t" if line_format == "tsv" else ",", strict=True)
 
 
-def _csv_records(lines: Iterable[bytes], path: str) -> Iterator[Record]:
-    reader = _csv_reader(lines, path)
+def _csv_records(lines: Iterable[bytes], line_format: str) -> Iterator[Record]:
+    reader = _csv_reader(lines, line_format)
     names = next(reader, [])
     while True:
         try:

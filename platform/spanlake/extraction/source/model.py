@@ -18,6 +18,7 @@ _COMPRESSED = r"(\.(gz|bz2|zst))?$"
 _FORMATS = {
     "parquet": re.compile(r"\.(parquet|parq|pq)$"),
     "jsonl": re.compile(r"\.(jsonl|ndjson)" + _COMPRESSED),
+    "json": re.compile(r"\.json" + _COMPRESSED),
     "csv": re.compile(r"\.csv" + _COMPRESSED),
     "tsv": re.compile(r"\.tsv" + _COMPRESSED),
 }
@@ -66,9 +67,9 @@ class Source:
     root: Place
     files: tuple[SourceFile, ...]
     schema: pa.Schema
-    ignored: tuple[str, ...]  # paths in the directory that are of another format by their names
+    ignored: tuple[str, ...]  # paths among the files that are not read, by their names or what they begin with
     deep: bool  # whether files anywhere below the root belong to it
-    format: str = "parquet"  # or jsonl, csv, tsv, table
+    format: str = "parquet"  # or jsonl, json, csv, tsv, table
 
     @property
     def rows(self) -> int:
@@ -107,7 +108,7 @@ def _file_key(path: str, digest: str) -> str:
 
 
 def file_format(path: str) -> str | None:
-    """Returns parquet, jsonl, csv or tsv, by the name of a file; None for any other name."""
+    """Returns parquet, jsonl, json, csv or tsv, by the name of a file; None for any other name."""
     return next((name for name, pattern in _FORMATS.items() if pattern.search(path)), None)
 
 

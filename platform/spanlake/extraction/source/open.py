@@ -1,8 +1,11 @@
 """Sources by their names: finding files, planning them, and opening readers for their units."""
 
+import codecs
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from typing import NamedTuple, Protocol
 
 import pyarrow as pa
@@ -18,6 +21,9 @@ from spanlake.extraction.source.tables import TableName, read_table
 from spanlake.extraction.source.texts import decoded, text_values
 from spanlake.storage import Place, locate
 
+_START_BYTES = 1 << 10  # of a file, by which its format is told where its name does not tell it
+_FILES_AT_ONCE = 16
+
 
 def read_source(uri: str, text_column: str) -> Source:
     """Find the files of a source and read their footers.
@@ -31,12 +37,12 @@ def read_source(uri: str, text_column: str) -> Source:
     if not found.paths:
         raise UserError(
             f"{found.root.uri} holds no file to read (one whose name ends in .parquet, .parq, .pq, "
-            ".jsonl, .ndjson, .csv or .tsv)."
+            ".jsonl, .ndjson, .json, .csv or .tsv)."
         )
     if found.format == "parquet":
         files, schema = with_partitions(found.root, *read_parquet_files(found.root, found.paths, text_column))
     else:
-        files, schema = read_line_files(found.root, found.paths, text_column)
+        files, schema = read_line_files(found.root, found.paths, found.format, text_column)
         check_names(found.root.uri, schema, text_column)
     ignored = tuple(found.ignored)
     return Source(found.root.uri, found.root, sort_files(files), schema, ignored, found.deep, found.format)
@@ -54,13 +60,11 @@ def _find(place: Place) -> _Found:
     kind = _kind(place)
     if kind == fs.FileType.File:
         parent, _, name = place.path.rpartition("/")
-        chosen = file_format(name) or "parquet"
-        return _Found(Place(place.uri, place.filesystem, parent or "/"), [name], [], False, chosen)
+        root = Place(place.uri, place.filesystem, parent or "/")
+        return _Found(root, [name], [], False, file_format(name) or _content_format(root, name) or "parquet")
     if kind == fs.FileType.Directory:
         paths, hidden = _files(place)
-        chosen = _format(place, [path for path in paths if file_format(path)])
-        read = [path for path in paths if file_format(path) == chosen]
-        return _Found(place, read, [*(path for path in paths if file_format(path) != chosen), *hidden], True, chosen)
+        return _found(place, {path: file_format(path) for path in paths}, hidden, deep=True)
     if not re.search(r"[*?\[]", place.path):
         raise UserError(f"{place.uri} does not exist: give a Parquet file, a directory of them, or a glob.")
     return _find_glob(place)
@@ -71,19 +75,41 @@ def _find_glob(place: Place) -> _Found:
     pattern = place.path[len(fixed) :]
     root = Place(place.uri, place.filesystem, fixed.rstrip("/") or "/")
     matches = re.compile(glob_translate(pattern)).match
-    paths = [path for path in _files(root)[0] if matches(path)]
+    paths, hidden = ([path for path in listed if matches(path)] for listed in _files(root))
     if not paths:
         raise UserError(f"{place.uri} matches no file: give a Parquet file, a directory of them, or a glob.")
-    return _Found(root, paths, [], "**" in pattern, _format(root, paths))
+    formats = {path: file_format(path) for path in paths}
+    unnamed = [path for path, found in formats.items() if found is None]
+    with ThreadPoolExecutor(_FILES_AT_ONCE) as pool:
+        formats |= zip(unnamed, pool.map(partial(_content_format, root), unnamed), strict=True)
+    return _found(root, formats, hidden, deep="**" in pattern)
 
 
-def _format(root: Place, paths: list[str]) -> str:
-    """Parquet, if any of the files is; else the one format that they have."""
-    formats = {file_format(path) for path in paths} or {"parquet"}
-    if len(formats) > 1 and not formats & {"parquet", None}:
-        names = ", ".join(sorted(filter(None, formats)))
+def _found(root: Place, formats: Mapping[str, str | None], hidden: list[str], *, deep: bool) -> _Found:
+    """Returns the files of one format: Parquet, else the one of lines that there is, else JSON."""
+    there = set(filter(None, formats.values()))
+    of_lines = there - {"parquet", "json"}
+    if "parquet" not in there and len(of_lines) > 1:
+        names = ", ".join(sorted(of_lines))
         raise UserError(f"{root.uri} holds files of several formats ({names}): choose those of one by a glob (*.csv).")
-    return "parquet" if formats & {"parquet", None} else str(formats.pop())
+    chosen = "parquet" if "parquet" in there else next(iter(of_lines), "json")
+    read = [path for path, found in formats.items() if found == chosen]
+    return _Found(root, read, [*(path for path in formats if formats[path] != chosen), *hidden], deep, chosen)
+
+
+def _content_format(root: Place, path: str) -> str | None:
+    """Returns parquet or jsonl by what a file begins with; None for anything else.
+
+    Raises: UserError where the file cannot be read.
+    """
+    try:
+        with root.filesystem.open_input_stream(root.child(path), compression="detect") as stream:
+            start = stream.read(_START_BYTES)
+    except (OSError, pa.ArrowException) as error:
+        raise UserError(f"{root.child(path)} cannot be read ({one_line(error)}).") from error
+    if start.startswith((b"PAR1", b"PARE")):
+        return "parquet"
+    return "jsonl" if start.removeprefix(codecs.BOM_UTF8).lstrip().startswith((b"{", b"[")) else None
 
 
 def _kind(place: Place) -> fs.FileType:
@@ -138,7 +164,7 @@ class SourceHandle:
     def open(self) -> UnitReader:
         if self.format in ("parquet", "table"):
             return ParquetReader(self.root, self.schema)
-        return LineReader(self.root, self.schema, self.text_column)
+        return LineReader(self.root, self.format, self.schema, self.text_column)
 
 
 def read_texts(batch: pa.RecordBatch, text_column: str) -> tuple[pa.Array, list[str | None]]:

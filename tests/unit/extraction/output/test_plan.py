@@ -64,6 +64,24 @@ def test_directory_is_read_whole_but_for_hidden_names(tmp_path: Path) -> None:
     assert source.ignored == ("README.md", ".tmp/c.parquet", "_old/b.parquet", "sub/_d.parquet")
 
 
+def test_locks_and_checkpoints_among_the_data_are_not_read(tmp_path: Path) -> None:
+    write(tmp_path / "a.parquet", {"text": ["x"]})
+    names = (
+        ".a.parquet.crc",
+        "_SUCCESS",
+        "a.parquet.lock",
+        "a.parquet.tmp",
+        "checkpoint",
+        "x/.ipynb_checkpoints/a.csv",
+    )
+    for name in names:
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text(name)
+    for uri in (str(tmp_path), f"{tmp_path}/**"):
+        source = read_source(uri, "text")
+        assert [file.path for file in source.files] == ["a.parquet"] and sorted(source.ignored) == sorted(names)
+
+
 def test_names_of_units_sort_as_the_source_does(tmp_path: Path) -> None:
     names = ["b/1.parquet", "a/2.parquet", "a/10.parquet", "a.parquet", "a b.parquet"]
     for name in names:

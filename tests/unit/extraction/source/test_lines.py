@@ -104,6 +104,54 @@ def test_every_value_comes_back(tmp_path_factory, rows: list[dict[str, Any]], un
     pq.write_table(pa.Table.from_pylist(found, source.schema), directory / "written")  # all types can be
 
 
+@pytest.mark.parametrize("name", ["part-00000-1f-c000.json", "part-00000-1f-c000.json.gz", "sub/part-1.json"])
+def test_spark_writes_json_lines_under_the_name_of_json(tmp_path: Path, name: str) -> None:
+    content = b'{"text":"one","id":1}\n{"text":"two","id":2}\n'
+    path = tmp_path / name
+    path.parent.mkdir(exist_ok=True)
+    path.write_bytes(gzip.compress(content) if name.endswith(".gz") else content)
+    for ignored in ("_SUCCESS", f".{path.name}.crc", "README.md"):
+        (tmp_path / ignored).write_bytes(b"")
+    for source in (read_source(str(tmp_path), "text"), read_source(str(path), "text")):
+        assert [row["text"] for row in read_all(source)] == ["one", "two"]
+    assert read_source(str(tmp_path), "text").ignored == ("README.md", f".{path.name}.crc", "_SUCCESS")
+
+
+def test_a_file_of_any_name_is_read_by_its_content(tmp_path: Path) -> None:
+    table = pa.table({"text": ["one"]})
+    pq.write_table(table, tmp_path / "part-0")
+    (tmp_path / "part-1").write_text(' \n{"text": "two"}\n')
+    (tmp_path / "part-2").write_text("three")
+    assert [row["text"] for row in read_all(read_source(str(tmp_path / "part-0"), "text"))] == ["one"]
+    assert [row["text"] for row in read_all(read_source(str(tmp_path / "part-1"), "text"))] == ["two"]
+    with pytest.raises(UserError, match="part-2 is not a whole Parquet file"):
+        read_source(str(tmp_path / "part-2"), "text")
+    source = read_source(str(tmp_path / "part-*"), "text")
+    assert [file.path for file in source.files] == ["part-0"] and source.ignored == ("part-1", "part-2")
+
+
+def test_json_beside_files_of_another_format_is_not_read(tmp_path: Path) -> None:
+    source = source_of(tmp_path, a_jsonl='{"text": "row"}', dataset_info_json='{"splits": 1}')
+    assert [row["text"] for row in read_all(source)] == ["row"] and source.ignored == ("dataset.info.json",)
+
+
+@pytest.mark.parametrize(
+    ("content", "command"),
+    [
+        ('[{"text": "one"},\n {"text": "two"}]', "jq -c '.[]'"),
+        ("[\n  {}\n]", "jq -c '.[]'"),
+        ("[ ]", "jq -c '.[]'"),
+        ('{\n "text": 1\n}', "jq -c ."),
+    ],
+)
+def test_one_json_document_says_how_it_becomes_lines(tmp_path: Path, content: str, command: str) -> None:
+    path = tmp_path / "pages.json"
+    path.write_text(content)
+    with pytest.raises(UserError, match="is one JSON document over all of its lines") as caught:
+        read_source(str(path), "text")
+    assert f"`{command} {path}`" in str(caught.value)
+
+
 # --- CSV ----------------------------------------------------------------------------------------------------------
 
 

@@ -1,0 +1,224 @@
+"""Runs a queue's texts through one Extractor: cuts them, fills passes, chooses the entities.
+
+The event loop decides, and works on nothing that takes long: one thread cuts texts and lays out passes, the Extractor's
+lanes score them, one thread chooses. Exactly one pass is laid out ahead, as soon as it is full; one that is not full
+stays open for what arrives, until a lane has nothing to do.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import Callable, Coroutine, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Any
+
+from spanlake.decoding import Entity
+from spanlake.inference.candidates import Candidates, choose, join
+from spanlake.inference.extractor import Extractor
+from spanlake.inference.planning import PlannedText, Row
+from spanlake.inference.scoring import Pass
+from spanlake.inference.settings import Settings
+from spanlake.serving.lanes import Lanes
+from spanlake.serving.queue import Queue, StoppedError, Text
+
+_CHARACTERS_PER_TOKEN = 4  # before a text is cut; the true number replaces the estimate afterwards
+
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class PassReport:
+    """What one forward pass did."""
+
+    rows: int
+    tokens: int  # sub-words of the rows
+    padded_tokens: int  # that were computed
+    seconds: float
+
+
+Observer = Callable[[PassReport], None]
+
+
+class Runner:
+    """Answers texts with one Extractor. Belongs to one event loop."""
+
+    def __init__(
+        self,
+        extractor: Extractor,
+        queue: Queue,
+        *,
+        stuck_seconds: float,
+        observe: Observer = lambda report: None,
+    ) -> None:
+        """`stuck_seconds`: a pass that takes longer is taken for dead."""
+        self.queue = queue
+        self.lanes = Lanes(extractor.lanes)
+        self._extractor = extractor
+        self._stuck_seconds = stuck_seconds
+        self._observe = observe
+        self._busy_since = time.monotonic()
+        self._changed = asyncio.Event()
+        self._is_closing = False
+        self._is_dead = False
+        self._cutter = ThreadPoolExecutor(1, "spanlake-cut")
+        self._chooser = ThreadPoolExecutor(1, "spanlake-choose")
+        self._passes: set[asyncio.Task[None]] = set()
+        self._filling = asyncio.create_task(self._guarded(self._fill_passes()))
+
+    def submit(self, requests: Sequence[tuple[str, Settings]], deadline: float) -> list[asyncio.Future[list[Entity]]]:
+        """Queues texts, all or none; each is answered, or fails, by itself. Cancel an answer to drop its text.
+
+        `deadline` is in time.monotonic(). Callers that do not bound their own number ask the queue for room before.
+        Raises: StoppedError when closing, UserError for a label that the model cannot read.
+        """
+        costs = [_estimate(self._extractor, text, settings) for text, settings in requests]
+        if self._is_closing:
+            raise StoppedError("The model is being shut down; try again.")
+        if not self.queue.tokens:
+            self._busy_since = time.monotonic()
+        answers = self.queue.add(requests, costs, deadline)
+        self._changed.set()
+        return answers
+
+    def is_stuck(self) -> bool:
+        """Whether a pass takes too long, or the runner has failed. Then every text fails, as do all that follow."""
+        stuck = self._is_dead or self.lanes.longest_seconds > self._stuck_seconds
+        if stuck:
+            self._stop(StoppedError("The model does not answer; try again."))
+        return stuck
+
+    async def close(self, seconds: float) -> bool:
+        """Takes no more texts, answers those that are queued for at most `seconds`, and stops.
+
+        Returns whether all passes have ended.
+        """
+        deadline = time.monotonic() + seconds
+        self._is_closing = True
+        self._changed.set()
+        await asyncio.wait([self._filling], timeout=seconds)
+        if self._passes:
+            await asyncio.wait(self._passes, timeout=max(0.0, deadline - time.monotonic()))
+        self._stop(StoppedError("The model is being shut down; try again."))
+        has_ended = not self._passes
+        for task in (self._filling, *self._passes):
+            task.cancel()
+        for threads in (self._cutter, self._chooser):
+            threads.shutdown(wait=False)
+        return has_ended
+
+    def _stop(self, error: StoppedError) -> None:
+        self._is_closing = True
+        self._changed.set()
+        self.queue.fail_all(error)
+
+    async def _guarded(self, work: Coroutine[Any, Any, None]) -> None:
+        try:
+            await work
+        except Exception:
+            _log.exception("the runner of a model has failed")
+            self._is_dead = True
+            self._stop(StoppedError("The model does not answer; try again."))
+
+    async def _fill_passes(self) -> None:
+        while not (self._is_closing and self.queue.is_empty):
+            is_urgent = self.lanes.has_free
+            if texts := self.queue.take_uncut(is_urgent=is_urgent):
+                await self._cut(texts)
+            elif not self.lanes.has_next and self.queue.has_pass(is_urgent=is_urgent):
+                if rows := self.queue.take_rows():
+                    self._begin_pass(await self._prepare(rows))
+            else:
+                self._changed.clear()
+                await self._changed.wait()
+
+    async def _cut(self, texts: list[Text]) -> None:
+        loop = asyncio.get_running_loop()
+        work = [(text.index, text.text, text.settings) for text in texts]
+        plans = await loop.run_in_executor(self._cutter, _plan_all, self._extractor, work)
+        for text, plan in zip(texts, plans, strict=True):
+            if isinstance(plan, Exception):  # of this text alone
+                text.finish(plan)
+            else:
+                self.queue.add_rows(text, *plan)
+
+    async def _prepare(self, rows: list[Row]) -> Pass:
+        loop = asyncio.get_running_loop()
+        return await loop.run_in_executor(self._cutter, self._extractor.scorer.prepare, rows)
+
+    def _begin_pass(self, work: Pass) -> None:
+        number = self.lanes.begin()
+        task = asyncio.create_task(self._guarded(self._run_pass(number, work, self._extractor.scorer.submit(work))))
+        self._passes.add(task)
+        task.add_done_callback(self._passes.discard)
+
+    async def _run_pass(self, number: int, work: Pass, scores: Future[Candidates]) -> None:
+        found = await self._scored(work, scores)
+        seconds, since_last = self.lanes.end(number, has_failed=not found)
+        # All that a queue waits for: from the end of the pass before, or from when there was something to do.
+        self.queue.rate.account(work.tokens, min(since_last, time.monotonic() - self._busy_since))
+        self._changed.set()
+        self._observe(PassReport(len(work.rows), work.tokens, work.padded_tokens, seconds))
+        if found:
+            await self._choose(work.rows, found)
+
+    async def _scored(self, work: Pass, scores: Future[Candidates]) -> list[Candidates]:
+        """A pass that fails is halved until the row that makes it fail stands alone; only its text fails."""
+        rows = work.rows
+        try:
+            return [await asyncio.wrap_future(scores)]
+        except Exception as error:
+            if len(rows) == 1:
+                self.queue.fail(rows[0].text, error)
+                return []
+        found = []
+        middle = len(rows) // 2
+        for half in (rows[:middle], rows[middle:]):
+            part = await self._prepare(half)
+            found += await self._scored(part, self._extractor.scorer.submit(part))
+        return found
+
+    async def _choose(self, rows: list[Row], found: list[Candidates]) -> None:
+        loop = asyncio.get_running_loop()
+        parts = await loop.run_in_executor(self._chooser, _by_text, rows, found)
+        if ready := self.queue.add_found(rows, parts):
+            results = await loop.run_in_executor(self._chooser, _choose_all, ready)
+            for text, result in zip(ready, results, strict=True):
+                text.finish(result)
+
+
+def _estimate(extractor: Extractor, text: str, settings: Settings) -> int:
+    groups, prompt_tokens = extractor.prompt_size(settings)
+    own = len(text) // _CHARACTERS_PER_TOKEN + 1
+    windows = 1 + own // extractor.package.config.max_tokens
+    return groups * own + windows * prompt_tokens
+
+
+def _plan_all(
+    extractor: Extractor, texts: Sequence[tuple[int, str, Settings]]
+) -> list[tuple[PlannedText, list[Row]] | Exception]:
+    plans: list[tuple[PlannedText, list[Row]] | Exception] = []
+    for index, text, settings in texts:
+        try:
+            plans.append(extractor.plan(index, text, settings))
+        except Exception as error:
+            plans.append(error)
+    return plans
+
+
+def _by_text(rows: Sequence[Row], found: Sequence[Candidates]) -> dict[int, Candidates]:
+    indexes = sorted({row.text for row in rows})
+    return dict(zip(indexes, join(found).by_text(indexes), strict=True))
+
+
+def _choose_all(texts: Sequence[Text]) -> list[list[Entity] | Exception]:
+    results: list[list[Entity] | Exception] = []
+    for text in texts:
+        try:
+            assert text.planned is not None
+            results.append(choose(text.planned, text.settings, join(text.found)))
+        except Exception as error:
+            results.append(error)
+    return results
