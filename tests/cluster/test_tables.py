@@ -13,6 +13,7 @@ from typing import Any
 
 import pyarrow as pa
 import pyarrow.dataset as ds
+import pyarrow.parquet as pq
 import pytest
 from commands import ROOT
 from deltalake import DeltaTable, write_deltalake
@@ -156,3 +157,14 @@ def test_json_lines_to_redacted_mentions_and_into_delta(
     assert [(error["source_row"], error["key"]) for error in errors] == [(60, None)]
     assert sorted((m["key"], m["start"], m["end"], m["label"]) for m in mentions) == sorted(expected)
     assert expected and all(m["text"].startswith(f"[{m['label'].upper()}:") for m in mentions)
+
+
+def test_what_a_table_cannot_hold_is_refused_before_anything_is_written(
+    tiny_model_dir: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    at = pa.array([1_700_000_000_000_000_000, 1_700_000_000_000_000_001], pa.timestamp("ns", "America/Chicago"))
+    pq.write_table(pa.table({"text": ["a", "b"], "at": at}), tmp_path / "in.parquet")
+    arguments = ["extract", str(tmp_path / "in.parquet"), str(tmp_path / "out"), "--labels", "person"]
+    assert cli.main([*arguments, "--model", str(tiny_model_dir), "--into", f"delta:{tmp_path}/found"]) == 2
+    assert "The column at of in.parquet has a time that is no number of microseconds" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists() and not (tmp_path / "found").exists()

@@ -95,6 +95,7 @@ def _run_extract(args: argparse.Namespace) -> int:
     if find_spec("ray") is None:
         raise UserError("`spanlake extract` needs Ray, which is not installed: pip install 'spanlake[ray]'.")
     request = _request(args)
+    from spanlake.extraction.output.fit import check_values
     from spanlake.extraction.output.lease import check_free
     from spanlake.extraction.output.ledger import discard, read_ledger
     from spanlake.extraction.output.publish import open_target, publish
@@ -104,6 +105,8 @@ def _run_extract(args: argparse.Namespace) -> int:
 
     model = os.path.abspath(args.model) if os.path.isdir(args.model) else args.model  # workers have their own directory
     target = open_target(args.into, request.output_schema, request.source.uri) if args.into else None
+    if target:
+        check_values(str(target.name), request.source, request.output_schema)
     if args.dry_run:
         return _dry_run(request, args)
     if request.source.ignored:

@@ -16,12 +16,14 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from spanlake.errors import ShortfallError, UserError, one_line
+from spanlake.extraction.output.fit import fit
 from spanlake.extraction.output.ledger import FOLDER, SUFFIX, Ledger
 from spanlake.extraction.output.plan import units_of
 from spanlake.extraction.output.rows import unit_footer
 from spanlake.extraction.source.model import Unit
 from spanlake.extraction.source.table_types import plain
 from spanlake.extraction.source.tables import TableName, load_iceberg
+from spanlake.extraction.source.widening import stored_type
 from spanlake.storage import Place
 
 _BATCH_ROWS = 1024
@@ -34,8 +36,8 @@ class Target(Protocol):
 
     name: TableName
 
-    def check(self, schema: pa.Schema) -> None:
-        """Raises: UserError for columns that cannot be written to it."""
+    def fitted(self, schema: pa.Schema) -> pa.Schema:
+        """The types in which rows of a schema are written to it. Raises: UserError for columns that cannot be."""
         ...
 
     def holds(self, mark: str) -> bool: ...
@@ -58,7 +60,7 @@ def open_target(uri: str, schema: pa.Schema, source: str = "") -> Target:
         raise UserError(f"--into {uri} is the source itself, which would then hold its rows twice: choose another.")
     target: Target = _Delta(name) if name.kind == "delta" else _Iceberg(name)
     try:
-        target.check(_table_schema(schema))
+        target.fitted(schema)
     except UserError:
         raise
     except Exception as error:  # of many kinds
@@ -78,7 +80,7 @@ def publish(ledger: Ledger, target: Target) -> int:
         units = [unit for unit in units_of(ledger.plan) if unit.name not in held]
         mark = _mark(ledger, ledger.manifest["plan"])
         if units or not target.holds(mark):
-            schema = _table_schema(ledger.schema)
+            schema = target.fitted(ledger.schema)
             target.append(pa.RecordBatchReader.from_batches(schema, _rows(ledger, units, schema)), mark)
     except ShortfallError:
         raise
@@ -101,10 +103,6 @@ def _published_plans(ledger: Ledger, target: Target) -> Iterator[pa.Table]:
 
 def _mark(ledger: Ledger, plan: str) -> str:
     return f"spanlake.{ledger.manifest['id']}.{plan.removesuffix('.parquet')}"
-
-
-def _table_schema(schema: pa.Schema) -> pa.Schema:
-    return pa.schema([field.remove_metadata().with_nullable(True) for field in plain(schema)])
 
 
 def _rows(ledger: Ledger, units: list[Unit], schema: pa.Schema) -> Iterator[pa.RecordBatch]:
@@ -130,13 +128,12 @@ class _Delta:
     def __init__(self, name: TableName) -> None:
         self.name = name
 
-    def check(self, schema: pa.Schema) -> None:
-        from deltalake import DeltaTable, Schema
+    def fitted(self, schema: pa.Schema) -> pa.Schema:
+        from deltalake import DeltaTable
 
-        Schema.from_arrow(schema)
-        if DeltaTable.is_deltatable(self.name.table):
-            fields = {field.name: field.type for field in pa.schema(DeltaTable(self.name.table).schema().to_arrow())}
-            _check_types(self.name, schema, fields)
+        exists = DeltaTable.is_deltatable(self.name.table)
+        there = pa.schema(DeltaTable(self.name.table).schema().to_arrow()) if exists else pa.schema([])
+        return fit(str(self.name), schema, there, _in_delta)
 
     def holds(self, mark: str) -> bool:
         from deltalake import DeltaTable
@@ -163,6 +160,22 @@ class _Delta:
         )
 
 
+def _in_delta(schema: pa.Schema) -> pa.Schema:
+    """Returns the types in which a Delta table has new columns. Raises: UserError for types that it does not have."""
+    from deltalake import Schema
+
+    fields: list[pa.Field] = []
+    for field in schema:
+        try:
+            stored = Schema.from_arrow(pa.schema([field.with_type(stored_type(field.type))]))
+        except Exception as error:  # a plain Exception is what it raises
+            raise UserError(
+                f"A Delta table cannot hold the column {field.name} of type {field.type}: cast it in the source."
+            ) from error
+        fields += pa.schema(stored.to_arrow())
+    return pa.schema(fields)
+
+
 class _Iceberg:
     """The mark is a property of the table."""
 
@@ -170,16 +183,29 @@ class _Iceberg:
         self.name = name
         self._catalog, self._identifier = load_iceberg(name)
 
-    def check(self, schema: pa.Schema) -> None:
+    def fitted(self, schema: pa.Schema) -> pa.Schema:
         from pyiceberg.io.pyarrow import schema_to_pyarrow
 
         if not self._catalog.table_exists(self._identifier):
-            self._catalog.create_table_transaction(self._identifier, schema)  # which is not committed
-            return
+            return fit(str(self.name), schema, pa.schema([]), self._in_new_table)
         table = self._catalog.load_table(self._identifier)
         if table.spec().fields:
             raise UserError(f"{self.name} is partitioned, and rows can only be added to one that is not.")
-        _check_types(self.name, schema, {field.name: field.type for field in plain(schema_to_pyarrow(table.schema()))})
+
+        def added(columns: pa.Schema) -> pa.Schema:
+            transaction = table.transaction()  # which is not committed
+            with transaction.update_schema() as update:
+                update.union_by_name(columns)
+            known = plain(schema_to_pyarrow(transaction.table_metadata.schema()))
+            return pa.schema([known.field(name) for name in columns.names])
+
+        return fit(str(self.name), schema, plain(schema_to_pyarrow(table.schema())), added)
+
+    def _in_new_table(self, columns: pa.Schema) -> pa.Schema:
+        from pyiceberg.io.pyarrow import schema_to_pyarrow
+
+        transaction = self._catalog.create_table_transaction(self._identifier, columns)  # which is not committed
+        return plain(schema_to_pyarrow(transaction.table_metadata.schema()))
 
     def holds(self, mark: str) -> bool:
         return self._catalog.table_exists(self._identifier) and (
@@ -252,12 +278,3 @@ def _file_tables(rows: pa.RecordBatchReader) -> Iterator[pa.Table]:
 
 def _held(name: TableName) -> ShortfallError:
     return ShortfallError(f"another run has added the same rows to {name}")
-
-
-def _check_types(name: TableName, schema: pa.Schema, there: dict[str, pa.DataType]) -> None:
-    for field in schema:
-        found = there.get(field.name, field.type)
-        if str(found).replace("element: ", "item: ") != str(field.type).replace("element: ", "item: "):
-            raise UserError(
-                f"The column {field.name} is {found} in {name} and {field.type} in the output: choose another table."
-            )

@@ -17,6 +17,7 @@ from spanlake.extraction.source.model import (
     ADDED_COLUMNS,
     BATCH_BYTES,
     BATCH_ROWS,
+    ColumnPlaces,
     Constant,
     FileColumn,
     SourceFile,
@@ -157,8 +158,11 @@ class RowReader:
     so units cut out of one large row group do not decode it from its start each time.
     """
 
-    def __init__(self, root: Place) -> None:
+    def __init__(self, root: Place, columns: Sequence[str] | None = None) -> None:
+        """`columns`: those of the source that are read, where their files have them; all, if it is None."""
         self._root = root
+        self._columns = columns
+        self._names: list[str] | None = None  # of the columns in the file that are read
         self._file: pq.ParquetFile | None = None
         self._digest = ""
         self._batches: Iterator[pa.RecordBatch] | None = None
@@ -211,6 +215,7 @@ class RowReader:
             page_checksum_verification=True,
         )
         self._digest = unit.digest
+        self._names = None if self._columns is None else _names(unit.columns, self._columns)
 
     def _group_of(self, row: int) -> tuple[int, int]:
         """The row group that holds a row, and the group's first row."""
@@ -226,7 +231,9 @@ class RowReader:
     def _read_from(self, group: int, group_first: int) -> None:
         assert self._file is not None
         groups = list(range(group, self._file.metadata.num_row_groups))
-        self._batches = self._file.iter_batches(_batch_rows(self._file.metadata), row_groups=groups, use_threads=False)
+        self._batches = self._file.iter_batches(
+            _batch_rows(self._file.metadata), row_groups=groups, columns=self._names, use_threads=False
+        )
         self._held, self._next_row = None, group_first
 
     def _take_all(self, count: int) -> pa.RecordBatch:
@@ -253,11 +260,17 @@ def _batch_rows(metadata: pq.FileMetaData) -> int:
     return max(1, min(BATCH_ROWS, BATCH_BYTES * metadata.num_rows // max(1, size)))
 
 
+def _names(places: ColumnPlaces, columns: Sequence[str]) -> list[str]:
+    """Returns the names that columns of the source have in a file."""
+    found = [places.get(column, FileColumn(column)) for column in columns]
+    return [place.name for place in found if isinstance(place, FileColumn)]
+
+
 class ParquetReader:
     """Reads units of Parquet files with the source's columns: null in files that lack them."""
 
     def __init__(self, root: Place, schema: pa.Schema) -> None:
-        self._rows = RowReader(root)
+        self._rows = RowReader(root, schema.names)
         self._schema = schema
 
     def read(self, unit: Unit) -> Iterator[pa.RecordBatch]:

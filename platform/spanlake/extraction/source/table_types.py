@@ -8,9 +8,15 @@ from spanlake.errors import UserError
 def plain(schema: pa.Schema) -> pa.Schema:
     """The schema in the types that both formats have: no large or dictionary-encoded ones, no unsigned integers.
 
-    Raises: UserError for a type that neither can hold.
+    Raises: UserError for types that neither can hold, with all of their columns.
     """
-    return pa.schema([field.with_type(_plain(field.type, field.name)) for field in schema])
+    lost = [f"{field.name} ({', '.join(_lost(field.type))})" for field in schema if _lost(field.type)]
+    if lost:
+        raise UserError(
+            f"A table cannot hold the types of the column{'s' * (len(lost) > 1)} {', '.join(lost)}: "
+            "cast them in the source."
+        )
+    return pa.schema([field.with_type(_plain(field.type)) for field in schema])
 
 
 _PLAIN = {
@@ -22,23 +28,52 @@ _PLAIN = {
     pa.uint8(): pa.int16(),
     pa.uint16(): pa.int32(),
     pa.uint32(): pa.int64(),
+    pa.uint64(): pa.decimal128(20, 0),
     pa.float16(): pa.float32(),
+    pa.date64(): pa.date32(),
 }
+_DECIMAL_DIGITS = 38
 
 
-def _plain(kind: pa.DataType, name: str) -> pa.DataType:
+def _plain(kind: pa.DataType) -> pa.DataType:
     if pa.types.is_dictionary(kind):
-        return _plain(kind.value_type, name)
+        return _plain(kind.value_type)
     if pa.types.is_timestamp(kind):
-        return pa.timestamp("us", kind.tz)
+        return pa.timestamp("us", kind.tz and "UTC")  # the same instants
     if pa.types.is_struct(kind):
-        return pa.struct([field.with_type(_plain(field.type, name)) for field in kind])
-    if pa.types.is_list(kind) or pa.types.is_large_list(kind):
-        return pa.list_(kind.value_field.with_type(_plain(kind.value_type, name)))
+        return pa.struct([field.with_type(_plain(field.type)) for field in kind])
+    if pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind):
+        return pa.list_(kind.value_field.with_type(_plain(kind.value_type)))
     if pa.types.is_map(kind):
-        return pa.map_(_plain(kind.key_type, name), _plain(kind.item_type, name))
+        return pa.map_(_plain(kind.key_type), _plain(kind.item_type))
     if pa.types.is_time(kind):
         return pa.time64("us")
-    if kind == pa.uint64() or pa.types.is_duration(kind):
-        raise UserError(f"The column {name} holds {kind}, which a table cannot: cast it in the source.")
+    if pa.types.is_decimal(kind):
+        return pa.decimal128(kind.precision, kind.scale)
     return _PLAIN.get(kind, kind)
+
+
+def _lost(kind: pa.DataType) -> list[str]:
+    """Returns the types in a type, itself among them, that no table has."""
+    if pa.types.is_duration(kind) or pa.types.is_interval(kind) or pa.types.is_union(kind) or _is_view(kind):
+        return [str(kind)]
+    if pa.types.is_decimal(kind) and kind.precision > _DECIMAL_DIGITS:
+        return [str(kind)]
+    inner = [kind.value_type] if pa.types.is_dictionary(kind) else [part.type for part in _parts(kind)]
+    return [name for part in inner for name in _lost(part)]
+
+
+def _is_view(kind: pa.DataType) -> bool:
+    """Arrow's cast from these to lists loses their items."""
+    return pa.types.is_list_view(kind) or pa.types.is_large_list_view(kind)
+
+
+def _parts(kind: pa.DataType) -> list[pa.Field]:
+    return [kind.field(index) for index in range(kind.num_fields)]
+
+
+def may_lose(kind: pa.DataType) -> bool:
+    """Whether a value of the type may be none of its plain type: times, which are counted in microseconds there."""
+    if pa.types.is_timestamp(kind) or pa.types.is_time64(kind):
+        return bool(kind.unit != "us")
+    return any(may_lose(part.type) for part in _parts(kind))

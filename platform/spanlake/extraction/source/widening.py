@@ -65,7 +65,7 @@ def widened(one: pa.DataType, other: pa.DataType) -> pa.DataType | None:
     if pa.types.is_null(one):
         return other
     if isinstance(one, pa.BaseExtensionType) or isinstance(other, pa.BaseExtensionType):
-        return widened(_stored(one), _stored(other))
+        return widened(stored_type(one), stored_type(other))
     if pa.types.is_dictionary(one) or pa.types.is_dictionary(other):
         return widened(_values(one), _values(other))
     for applies, join in _JOINS:
@@ -74,7 +74,8 @@ def widened(one: pa.DataType, other: pa.DataType) -> pa.DataType | None:
     return None
 
 
-def _stored(kind: pa.DataType) -> pa.DataType:
+def stored_type(kind: pa.DataType) -> pa.DataType:
+    """Returns the type in which an extension type keeps its values; any other type as it is."""
     return kind.storage_type if isinstance(kind, pa.BaseExtensionType) else kind
 
 

@@ -7,8 +7,11 @@ import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
+from datetime import date, datetime, timezone
+from decimal import Decimal
 from pathlib import Path
 from typing import Any
+from zoneinfo import ZoneInfo
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -22,6 +25,7 @@ from pyiceberg.utils.config import Config
 from spanlake.decoding import Entity
 from spanlake.errors import ShortfallError, UserError
 from spanlake.extraction.output import publish as publish_module
+from spanlake.extraction.output.fit import check_values
 from spanlake.extraction.output.layout import Layout
 from spanlake.extraction.output.ledger import Ledger, Request, prepare, read_ledger
 from spanlake.extraction.output.plan import cut, units_of
@@ -228,6 +232,119 @@ def test_columns_that_have_come_are_added_to_the_table(tmp_path: Path, table: tu
     assert [row["redacted_text"] for row in rows[:2]] == [None, "[A]"]
 
 
+LOCAL = datetime(2024, 11, 3, 1, 30, 0, 250_000, ZoneInfo("America/Chicago"), fold=1)  # of the hour that comes twice
+INSTANT = datetime(2024, 11, 3, 7, 30, 0, 250_000, timezone.utc)
+OTHER_TOOLS: dict[str, tuple[pa.DataType, Any, Any]] = {  # a type, a value as it is written, and as a table has it
+    "zoned": (pa.timestamp("us", "America/Chicago"), LOCAL, INSTANT),
+    "nanoseconds": (pa.timestamp("ns"), 1_700_000_000_000_001_000, datetime(2023, 11, 14, 22, 13, 20, 1)),
+    "zoned_ns": (pa.timestamp("ns", "+05:30"), LOCAL, INSTANT),
+    "milliseconds": (pa.timestamp("ms"), datetime(9999, 12, 31), datetime(9999, 12, 31)),
+    "fixed": (pa.binary(3), b"abc", b"abc"),
+    "day": (pa.date64(), date(2024, 2, 29), date(2024, 2, 29)),
+    "kind": (pa.dictionary(pa.int8(), pa.string()), "k", "k"),
+    "kinds": (pa.list_(pa.dictionary(pa.int8(), pa.string())), ["k", None], ["k", None]),
+    "large": (pa.large_string(), "l", "l"),
+    "view": (pa.string_view(), "v", "v"),
+    "pair": (pa.list_(pa.int8(), 2), [1, 2], [1, 2]),
+    "unsigned": (pa.uint64(), 2**64 - 1, Decimal(2**64 - 1)),
+    "short": (pa.int16(), -7, -7),
+    "half": (pa.float16(), 0.5, 0.5),
+    "price": (pa.decimal64(10, 2), Decimal("1.25"), Decimal("1.25")),
+    "inner": (pa.struct([("at", pa.timestamp("ns", "Asia/Tokyo"))]), {"at": LOCAL}, {"at": INSTANT}),
+}
+
+
+def test_types_of_other_tools_reach_a_table_on_the_first_run_and_on_a_later_one(
+    tmp_path: Path, table: tuple[str, Callable]
+) -> None:
+    name, read = table
+    (tmp_path / "source").mkdir()
+    columns = {name: pa.array([value], kind) for name, (kind, value, _) in OTHER_TOOLS.items()}
+    for number in range(2):
+        pq.write_table(pa.table({"text": ["t"], **columns}), tmp_path / "source" / f"{number}.parquet")
+        source = read_source(str(tmp_path / "source"), "text")
+        ledger = extract(tmp_path)
+        check_values(name, source, ledger.schema)
+        assert publish(ledger, open_target(name, ledger.schema)) == 1
+        rows = read().to_pylist()
+        assert len(rows) == number + 1
+        for row in rows:
+            found = {name: row[name] for name in OTHER_TOOLS}
+            assert found == {name: value for name, (_, _, value) in OTHER_TOOLS.items()}
+    assert read().schema.field("zoned").type == pa.timestamp("us", "UTC")
+
+
+@pytest.mark.parametrize(
+    ("kind", "value"),
+    [
+        (pa.timestamp("ns"), 1_700_000_000_000_001_001),
+        (pa.timestamp("ms", "UTC"), 2**62),
+        (pa.time64("ns"), 1),
+        (pa.struct([("at", pa.list_(pa.timestamp("ns")))]), {"at": [0, 1]}),
+    ],
+    ids=str,
+)
+def test_a_time_that_a_table_cannot_hold_is_found_before_anything_is_extracted(
+    tmp_path: Path, kind: pa.DataType, value: Any
+) -> None:
+    for number, values in enumerate(([None], [None, value])):
+        taken = pa.array(values, kind)
+        pq.write_table(pa.table({"text": ["t"] * len(values), "taken": taken}), tmp_path / f"{number}.parquet")
+    source = read_source(str(tmp_path), "text")
+    with pytest.raises(UserError, match=r"column taken of 1\.parquet has a time .* delta:t would hold it .*: round it"):
+        check_values("delta:t", source, source.schema)
+    check_values("delta:t", source, pa.schema([("text", pa.string())]))  # where the output has no such column
+
+
+def test_a_table_takes_what_its_own_types_hold(tmp_path: Path, table: tuple[str, Callable], catalog: Catalog) -> None:
+    name, read = table
+    held = pa.schema([pa.field("text", pa.string()), pa.field("n", pa.int64()), pa.field("x", pa.float64())])
+    if name.startswith("delta"):
+        DeltaTable.create(tmp_path / "table", held)
+    else:
+        catalog.create_table("web.found", held)
+    (tmp_path / "source").mkdir()
+    narrow = {"n": pa.array([5], pa.int16()), "x": pa.array([0.5], pa.float32())}
+    pq.write_table(pa.table({"text": ["t"], **narrow}), tmp_path / "source" / "a.parquet")
+    ledger = extract(tmp_path)
+    assert publish(ledger, open_target(name, ledger.schema)) == 1
+    assert [(row["n"], row["x"]) for row in read().to_pylist()] == [(5, 0.5)]
+    assert read().schema.field("n").type == pa.int64()
+
+
+def test_all_columns_that_a_table_cannot_take_are_named(
+    tmp_path: Path, table: tuple[str, Callable], catalog: Catalog
+) -> None:
+    name, _ = table
+    held = pa.schema([pa.field("id", pa.int32()), pa.field("must", pa.string(), nullable=False), ("x", pa.float32())])
+    if name.startswith("delta"):
+        DeltaTable.create(tmp_path / "table", held)
+    else:
+        catalog.create_table("web.found", held)
+    with pytest.raises(UserError) as caught:
+        open_target(name, pa.schema([("id", pa.int64()), ("x", pa.float64())]))
+    message = str(caught.value)
+    assert message.startswith("The columns id is int32 in ") and "and int64 in the output" in message
+    assert "; x is float in " in message and "; must is required in " in message
+    with pytest.raises(UserError, match="must is required in .* and may be null in the output"):
+        open_target(name, pa.schema([("must", pa.string())]))
+    open_target(name, pa.schema([pa.field("must", pa.string(), nullable=False)]))
+
+
+@pytest.mark.parametrize("kind", [pa.decimal256(40, 2), pa.list_view(pa.int8()), pa.struct([("a", pa.duration("s"))])])
+def test_types_that_no_table_holds_are_refused_with_their_columns(tmp_path: Path, kind: pa.DataType) -> None:
+    schema = pa.schema([("one", kind), ("two", kind)])
+    with pytest.raises(UserError, match=r"cannot hold the types of the columns one \(.*\), two \(.*\): cast them"):
+        open_target(f"delta:{tmp_path}/table", schema)
+
+
+def test_a_type_that_only_delta_lacks_is_refused_with_its_column(tmp_path: Path, catalog: Catalog) -> None:
+    schema = pa.schema([("id", pa.int64()), ("clock", pa.time64("us"))])
+    with pytest.raises(UserError, match=r"A Delta table cannot hold the column clock of type time64\[us\]"):
+        open_target(f"delta:{tmp_path}/table", schema)
+    open_target("iceberg:lake.web.found", schema)
+
+
 def test_a_table_as_source_and_as_target(tmp_path: Path, catalog: Catalog) -> None:
     """What the table gains while an output is made is not in it: the snapshot is the one that it was begun with."""
     write_deltalake(tmp_path / "in", pa.table({"id": [1, 2], "text": ["a", "b"]}))
@@ -253,7 +370,7 @@ def test_a_table_as_source_and_as_target(tmp_path: Path, catalog: Catalog) -> No
 
 def test_tables_that_cannot_take_an_output(tmp_path: Path, catalog: Catalog) -> None:
     schema = pa.schema([("id", pa.int64()), ("took", pa.duration("s"))])
-    with pytest.raises(UserError, match="column took holds duration"):
+    with pytest.raises(UserError, match=r"cannot hold the types of the column took \(duration\[s\]\)"):
         open_target(f"delta:{tmp_path}/table", schema)
     with pytest.raises(UserError, match="names no table to add to"):
         open_target(str(tmp_path), schema)

@@ -1,0 +1,71 @@
+"""Whether a table can hold an output: the types of its columns, and the values in them. Both are known beforehand."""
+
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+
+import pyarrow as pa
+
+from spanlake.errors import UserError, one_line
+from spanlake.extraction.source.model import Source, SourceFile, SourceReadError, Unit
+from spanlake.extraction.source.parquet import ParquetReader
+from spanlake.extraction.source.table_types import may_lose, plain
+from spanlake.extraction.source.widening import widened
+
+_FILES_AT_ONCE = 8
+
+
+def fit(table: str, schema: pa.Schema, there: pa.Schema, in_table: Callable[[pa.Schema], pa.Schema]) -> pa.Schema:
+    """Returns the types in which rows of an output are written to a table: each holds every value of its column.
+
+    `there` are the columns that the table has, and `in_table` gives the types in which it would have others.
+    Raises: UserError that names all columns that have no such type, or that the table requires and the output may lack.
+    """
+    wanted = plain(schema.remove_metadata())
+    new = [column.remove_metadata().with_nullable(True) for column in wanted if column.name not in there.names]
+    held = {column.name: column for column in [*there, *(in_table(pa.schema(new)) if new else ())]}
+    problems = [
+        f"{column.name} is {held[column.name].type} in {table} and {schema.field(column.name).type} in the output"
+        for column in wanted
+        if widened(held[column.name].type, column.type) != held[column.name].type
+    ]
+    sure = {column.name for column in wanted if not column.nullable}
+    required = [column.name for column in there if not column.nullable]
+    problems += [
+        f"{name} is required in {table} and may be null in the output" for name in required if name not in sure
+    ]
+    if problems:
+        raise UserError(
+            f"The column{'s' * (len(problems) > 1)} {'; '.join(problems)}: "
+            "choose another table, or change the columns of the source."
+        )
+    return pa.schema([held[name].remove_metadata() for name in wanted.names])
+
+
+def check_values(table: str, source: Source, schema: pa.Schema) -> None:
+    """Read those columns of an output's source whose values a table may not hold: times of other units than its own.
+
+    Raises: UserError that names a column with such a value, and the file.
+    """
+    columns = pa.schema([column for column in source.schema if column.name in schema.names and may_lose(column.type)])
+
+    def check(file: SourceFile) -> None:
+        unit = Unit(file.path, file.size, file.digest, 0, file.rows, file.columns)
+        with suppress(SourceReadError):  # which the unit of those rows reports
+            for batch in ParquetReader(source.root, columns).read(unit):
+                _check_batch(table, batch, file)
+
+    if columns.names:
+        with ThreadPoolExecutor(_FILES_AT_ONCE) as pool:
+            list(pool.map(check, source.files))
+
+
+def _check_batch(table: str, batch: pa.RecordBatch, file: SourceFile) -> None:
+    for column in plain(batch.schema):
+        try:
+            batch.column(column.name).cast(column.type)
+        except pa.ArrowException as error:
+            raise UserError(
+                f"The column {column.name} of {file.path} has a time that is no number of microseconds, as which "
+                f"{table} would hold it ({one_line(error)}): round it in the source."
+            ) from error
