@@ -243,7 +243,7 @@ class Spanlake:
         return batches
 
     def _tokenized(self, passage: Passage) -> TokenizedExample:
-        return TokenizedExample(tuple(self._prompts.words(passage.words)), tuple(passage.mentions), ())
+        return TokenizedExample(self._prompts.words(passage.words), tuple(passage.mentions), ())
 
     def round(self, batches: list[list[Passage]]) -> None:
         self._model.train()

@@ -24,8 +24,9 @@ from transformers import PreTrainedTokenizerFast
 from transformers import logging as transformers_logging
 
 from spanlake.inference.extractor import Extractor
-from spanlake.inference.planning import Row, group_labels, plan_rows, plan_text
+from spanlake.inference.planning import Row, group_labels, plan_rows
 from spanlake.inference.settings import Settings
+from spanlake.modeling.cutting import cut_text
 from spanlake.package import open_package
 
 SENTENCES = (
@@ -302,9 +303,8 @@ class Ours:
 
     def rows(self, text: str, labels: list[str]) -> list[Row]:
         tokenizer, config = self.package.tokenizer, self.package.config
-        planned, cut = plan_text(text, tokenizer)
         groups = group_labels(Settings.make(labels), tokenizer, config)
-        return list(plan_rows(0, planned, cut, groups, tokenizer, config))
+        return list(plan_rows(0, cut_text(text, tokenizer), groups, tokenizer, config))
 
     @torch.inference_mode()
     def logits(self, rows: list[Row]) -> list[torch.Tensor]:

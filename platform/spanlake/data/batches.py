@@ -16,8 +16,9 @@ from spanlake.data.examples import Example
 from spanlake.data.sampling import Sampling, sample_types
 from spanlake.errors import UserError, shown
 from spanlake.modeling.config import ModelConfig
+from spanlake.modeling.cutting import cut_text
 from spanlake.modeling.tokens import Batch, Prompt, PromptTokenizer
-from spanlake.text import plan_windows, replace_surrogates, sentence_starts, word_offsets
+from spanlake.modeling.words import Words
 
 # The share of a window that is kept for the prompt; a text that fills less of the window leaves more.
 _PROMPT_SHARE = 0.25
@@ -27,14 +28,14 @@ _PROMPT_SHARE = 0.25
 class TokenizedExample:
     """A text, or one window of it."""
 
-    words: tuple[tuple[int, ...], ...]  # the sub-words of each word
+    words: Words
     spans: tuple[tuple[int, int, str], ...]  # first word, last word, label
     inventory: tuple[str, ...]  # its own negatives: those it states, or every type of its data set
     where: str = ""  # what a message calls it
 
     @property
     def tokens(self) -> int:
-        return sum(map(len, self.words))
+        return len(self.words.ids)
 
 
 def tokenize(
@@ -48,20 +49,14 @@ def tokenize(
 ) -> list[TokenizedExample]:
     """Cuts a text into words and sub-words and places its mentions on words; none for a text without words.
 
-    A text longer than the model's window becomes several examples that overlap by more than the widest span, so each
-    mention lies wholly in one of them, or in two. `types` are those of its data set. `untrained` counts the mentions
+    A text longer than the model's window becomes several examples, and each mention lies wholly in one of them, or in
+    two. `types` are those of its data set. `untrained` counts the mentions
     that no span stands for, by reason.
     """
     lost = Counter[str]() if untrained is None else untrained
-    offsets = word_offsets(example.text)
-    text = replace_surrogates(example.text)
-    cut = tokenizer.words([text[start:end] for start, end in offsets.tolist()])
-    seen = [i for i, ids in enumerate(cut) if ids]
-    offsets = offsets[seen]
-    room = int((config.max_tokens - tokenizer.special_tokens) * (1 - _PROMPT_SHARE))
-    words = [cut[i][:room] for i in seen]  # a word beyond the window is read by its first sub-words, as in inference
-    first = {start: place for place, start in enumerate(offsets[:, 0].tolist())}
-    last = {end: place for place, end in enumerate(offsets[:, 1].tolist())}
+    cut = cut_text(example.text, tokenizer)
+    first = {start: place for place, start in enumerate(cut.offsets[:, 0].tolist())}
+    last = {end: place for place, end in enumerate(cut.offsets[:, 1].tolist())}
     spans = []
     for mention in example.mentions:
         start, end = first.get(mention.start), last.get(mention.end)
@@ -71,15 +66,7 @@ def tokenize(
             lost["wider_than_max_width"] += 1
         else:
             spans.append((start, end, mention.label))
-    lengths = np.array([len(ids) for ids in words], dtype=np.int64)
-    fits = len(words) <= config.max_words and lengths.sum() <= room
-    windows = plan_windows(
-        lengths,
-        np.zeros(len(words), dtype=np.bool_) if fits else sentence_starts(example.text, offsets),
-        max_words=config.max_words,
-        max_tokens=room,
-        overlap=min(config.max_width, config.max_words - 1),
-    )
+    words, windows = cut.windows(int((config.max_tokens - tokenizer.special_tokens) * (1 - _PROMPT_SHARE)), config)
     examples = []
     covered: set[tuple[int, int, str]] = set()
     for number, window in enumerate(windows):
@@ -87,7 +74,7 @@ def tokenize(
         covered.update(inside)
         examples.append(
             TokenizedExample(
-                tuple(words[window.first : window.stop]),
+                words[window.first : window.stop],
                 tuple((start - window.first, end - window.first, label) for start, end, label in inside),
                 example.negatives or types,
                 where if len(windows) == 1 else f"{where}, window {number + 1}",

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from spanlake.decoding import Entity, select, to_entities
-from spanlake.inference.planning import PlannedText
 from spanlake.inference.settings import Settings
+from spanlake.modeling.cutting import CutText
 
 
 @dataclass(frozen=True)
@@ -37,8 +37,8 @@ def join(parts: Sequence[Candidates]) -> Candidates:
     return Candidates(*map(np.concatenate, columns))
 
 
-def choose(planned: PlannedText, settings: Settings, found: Candidates) -> list[Entity]:
+def choose(cut: CutText, settings: Settings, found: Candidates) -> list[Entity]:
     """The entities of a text, chosen among the candidates of all its windows and label groups."""
     spans = (found.start, found.end, found.label, found.score)
     chosen = select(*spans, nested=settings.nested, multi_label=settings.multi_label)
-    return to_entities(planned.text, planned.offsets, settings.names, *(values[chosen] for values in spans))
+    return to_entities(cut.text, cut.offsets, settings.names, *(values[chosen] for values in spans))

@@ -16,10 +16,11 @@ from spanlake.decoding import Entity
 from spanlake.errors import UserError, shown
 from spanlake.inference.candidates import Candidates, choose, join
 from spanlake.inference.hardware import choose_device, choose_precision
-from spanlake.inference.planning import PlannedText, Row, group_labels, plan_batches, plan_rows, plan_text
+from spanlake.inference.planning import Row, group_labels, plan_batches, plan_rows
 from spanlake.inference.scoring import Pass, Scorer
 from spanlake.inference.settings import Settings
 from spanlake.labels import Labels, Threshold
+from spanlake.modeling.cutting import CutText, cut_text
 from spanlake.package import Package, open_package
 
 # Padded sub-words in one forward pass.
@@ -45,7 +46,7 @@ class _Begun:
 class _Scored:
     """Follows the last pass over these texts: their entities can be chosen."""
 
-    texts: list[tuple[PlannedText, Settings]]
+    texts: list[tuple[CutText, Settings]]
 
 
 class Extractor:
@@ -186,18 +187,18 @@ class Extractor:
 
     def _plan(self, requests: Iterable[tuple[str, Settings]]) -> Iterator[Pass | _Scored]:
         for chunk in _chunked(requests):
-            texts: list[tuple[PlannedText, Settings]] = []
+            texts: list[tuple[CutText, Settings]] = []
             rows: list[Row] = []
             for index, (text, settings) in enumerate(chunk):
-                planned, own = self.plan(index, text, settings)
-                texts.append((planned, settings))
+                cut, own = self.plan(index, text, settings)
+                texts.append((cut, settings))
                 rows += own
             a_lane = sum(row.tokens for row in rows) // self.lanes  # so that a few rows keep all of them busy
             for batch in plan_batches(rows, min(self.batch_tokens, max(1, a_lane))):
                 yield self.scorer.prepare(batch)
             yield _Scored(texts)
 
-    def plan(self, index: int, text: str, settings: Settings) -> tuple[PlannedText, list[Row]]:
+    def plan(self, index: int, text: str, settings: Settings) -> tuple[CutText, list[Row]]:
         """The rows that score a text, each marked with `index`; a text without words has none.
 
         For callers that form passes themselves: the `scorer` prepares and runs rows of any texts together, and
@@ -206,8 +207,8 @@ class Extractor:
         Raises `UserError` for a label that the model cannot read.
         """
         tokenizer, config = self.package.tokenizer, self.package.config
-        planned, cut = plan_text(text, tokenizer)
-        return planned, list(plan_rows(index, planned, cut, self._groups(settings), tokenizer, config))
+        cut = cut_text(text, tokenizer)
+        return cut, list(plan_rows(index, cut, self._groups(settings), tokenizer, config))
 
     def prompt_size(self, settings: Settings) -> tuple[int, int]:
         """How many prompts the labels need, and their sub-words in all. Raises `UserError` as `plan` does."""
@@ -215,12 +216,12 @@ class Extractor:
         return len(groups), sum(len(group.prompt.ids) for group in groups)
 
 
-def _choose_all(texts: Sequence[tuple[PlannedText, Settings]], found: Sequence[Candidates]) -> Iterator[list[Entity]]:
+def _choose_all(texts: Sequence[tuple[CutText, Settings]], found: Sequence[Candidates]) -> Iterator[list[Entity]]:
     if not found:
         yield from ([] for _ in texts)
         return
-    for (planned, settings), own in zip(texts, join(found).by_text(range(len(texts))), strict=True):
-        yield choose(planned, settings, own)
+    for (cut, settings), own in zip(texts, join(found).by_text(range(len(texts))), strict=True):
+        yield choose(cut, settings, own)
 
 
 def _one_for_all(labels: Labels | Sequence[Labels]) -> bool:

@@ -9,18 +9,15 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
-import numpy as np
-
 from spanlake.errors import UserError, shown
 from spanlake.inference.settings import Settings
 from spanlake.modeling.config import ModelConfig
+from spanlake.modeling.cutting import CutText
 from spanlake.modeling.tokens import Prompt, PromptTokenizer
-from spanlake.text import IntArray, plan_windows, replace_surrogates, sentence_starts, word_offsets
+from spanlake.modeling.words import Words
 
 # The share of a pass that the labels may take before they are split into groups.
 _PROMPT_SHARE = 0.5
-# Words beyond the widest span by which neighbouring windows overlap, for context.
-_CONTEXT = 20
 
 
 @dataclass(frozen=True)
@@ -35,28 +32,17 @@ class LabelGroup:
 
 
 @dataclass(frozen=True)
-class PlannedText:
-    text: str
-    offsets: IntArray  # [W, 2] code points of the words that the model sees
-
-
-@dataclass(frozen=True)
 class Row:
     """One text's window beside one label group: one row of a batch."""
 
-    text: int  # index in the texts being planned
+    text_index: int  # in the texts being planned
     first: int  # the window's first word in the text
     stop: int  # the word after its last
     own_from: int  # the span (i, j) of the text, inclusive words, is this row's to score if own_from <= i + j < own_to
     own_to: int
-    cut: Sequence[tuple[int, ...]]  # sub-words of all words of the text; shared by its rows
+    words: Words  # the window's
     group: LabelGroup
     tokens: int  # sub-words, special tokens included
-
-    @property
-    def words(self) -> Sequence[tuple[int, ...]]:
-        """The sub-words of the window's words."""
-        return self.cut[self.first : self.stop]
 
 
 def group_labels(settings: Settings, tokenizer: PromptTokenizer, config: ModelConfig) -> list[LabelGroup]:
@@ -84,52 +70,16 @@ def group_labels(settings: Settings, tokenizer: PromptTokenizer, config: ModelCo
     return groups
 
 
-def plan_text(text: str, tokenizer: PromptTokenizer) -> tuple[PlannedText, list[tuple[int, ...]]]:
-    """The words of a text and their sub-words. Words that the tokenizer cannot see are left out of both."""
-    offsets = word_offsets(text)
-    readable = replace_surrogates(text)
-    starts, ends = offsets.T.tolist()
-    cut = tokenizer.words([readable[start:end] for start, end in zip(starts, ends, strict=True)])
-    if not all(cut):
-        seen = [i for i, ids in enumerate(cut) if ids]
-        offsets, cut = offsets[seen], [cut[i] for i in seen]
-    return PlannedText(text, offsets), cut
-
-
 def plan_rows(
-    index: int,
-    planned: PlannedText,
-    cut: Sequence[tuple[int, ...]],
-    groups: Iterable[LabelGroup],
-    tokenizer: PromptTokenizer,
-    config: ModelConfig,
+    text_index: int, cut: CutText, groups: Iterable[LabelGroup], tokenizer: PromptTokenizer, config: ModelConfig
 ) -> Iterator[Row]:
-    """The rows that score every span of the text against every label group once.
-
-    A single word of more sub-words than a window holds is read by its first ones: its vector is that of the first.
-    """
-    if not cut:
-        return
-    lengths = np.fromiter(map(len, cut), dtype=np.int64, count=len(cut))
-    starts = None
+    """Yields the rows that score every span of the text against every label group once."""
     for group in groups:
         beside = len(group.prompt.ids) + tokenizer.special_tokens
-        room = config.max_tokens - beside
-        tokens = np.minimum(lengths, room)
-        clipped = [ids[:room] for ids in cut] if lengths.max() > room else cut
-        before = np.concatenate(([0], np.cumsum(tokens)))  # sub-words before each word
-        if starts is None and (len(cut) > config.max_words or before[-1] > room):
-            starts = sentence_starts(planned.text, planned.offsets)
-        windows = plan_windows(
-            tokens,
-            np.zeros(len(cut), dtype=np.bool_) if starts is None else starts,
-            max_words=config.max_words,
-            max_tokens=room,
-            overlap=min(config.max_width + _CONTEXT, config.max_words - 1),
-        )
+        words, windows = cut.windows(config.max_tokens - beside, config)
         for first, stop, own_from, own_to in windows:
-            cost = int(before[stop] - before[first]) + beside
-            yield Row(index, first, stop, own_from, own_to, clipped, group, cost)
+            part = words[first:stop]
+            yield Row(text_index, first, stop, own_from, own_to, part, group, len(part.ids) + beside)
 
 
 def plan_batches(rows: Sequence[Row], batch_tokens: int) -> list[list[Row]]:

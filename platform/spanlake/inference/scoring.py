@@ -104,7 +104,7 @@ class Scorer:
         at = row_at.cpu().numpy()
         start_word = start.cpu().numpy() + np.array([row.first for row in rows], dtype=np.int64)[at]
         return Candidates(
-            text=np.array([row.text for row in rows], dtype=np.int64)[at],
+            text=np.array([row.text_index for row in rows], dtype=np.int64)[at],
             start=start_word,
             end=start_word + extra.cpu().numpy(),
             label=column.cpu().numpy() + np.array([row.group.first for row in rows], dtype=np.int64)[at],

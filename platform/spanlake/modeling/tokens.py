@@ -17,6 +17,7 @@ import torch
 from tokenizers import Tokenizer
 
 from spanlake.errors import PackageError, UserError, shown
+from spanlake.modeling.words import Words
 
 # What is remembered of words seen before. Longer ones are rare, and could fill the memory.
 _CACHED_WORDS = 200_000
@@ -88,8 +89,8 @@ class PromptTokenizer:
         """How many tokens surround the prompt and the words."""
         return len(self._before) + len(self._after)
 
-    def words(self, words: Sequence[str]) -> list[tuple[int, ...]]:
-        """The sub-words of each word; empty for a word that the tokenizer cannot see, such as a zero-width character.
+    def words(self, words: Sequence[str]) -> Words:
+        """Returns the sub-words of words. One that the tokenizer cannot see, such as a zero-width character, has none.
 
         The words must hold no lone surrogates.
         """
@@ -104,7 +105,7 @@ class PromptTokenizer:
                 cache = self._words = {}  # not emptied: another thread may be reading it
             cache.update((word, ids) for word, ids in cut.items() if len(word) <= _CACHED_LENGTH)
             found |= cut
-        return [found[word] for word in words]
+        return Words.of([found[word] for word in words])
 
     def _word(self, word: str) -> tuple[int, ...]:
         return tuple(self.backend.encode([word], is_pretokenized=True, add_special_tokens=False).ids)
@@ -135,9 +136,9 @@ class PromptTokenizer:
         ids.append(self._separator_id)
         return Prompt(tuple(ids), tuple(positions))
 
-    def collate(self, rows: Sequence[tuple[Prompt, Sequence[tuple[int, ...]]]], pad_id: int) -> Batch:
-        """Each row is a prompt and the sub-words of the words beside it, every word with at least one."""
-        length = max(len(prompt.ids) + sum(map(len, words)) for prompt, words in rows) + self.special_tokens
+    def collate(self, rows: Sequence[tuple[Prompt, Words]], pad_id: int) -> Batch:
+        """Lays out a batch. Each row is a prompt and the words beside it, every word with at least one sub-word."""
+        length = max(len(prompt.ids) + len(words.ids) for prompt, words in rows) + self.special_tokens
         count = max(len(words) for _, words in rows)
         types = max(len(prompt.type_positions) for prompt, _ in rows)
         input_ids = np.full((len(rows), length), pad_id, dtype=np.int64)
@@ -146,15 +147,14 @@ class PromptTokenizer:
         type_positions = np.zeros((len(rows), types), dtype=np.int64)
         lead = len(self._before)
         for row, (prompt, words) in enumerate(rows):
-            ids = [*self._before, *prompt.ids]
-            start = len(ids)
-            for word in words:
-                ids += word
-            ids += self._after
-            input_ids[row, : len(ids)] = ids
-            mask[row, : len(ids)] = 1
-            word_lengths = np.fromiter(map(len, words), dtype=np.int64, count=len(words))
-            word_positions[row, : len(words)] = start + np.cumsum(word_lengths) - word_lengths
+            start = lead + len(prompt.ids)
+            stop = start + len(words.ids)
+            end = stop + len(self._after)
+            input_ids[row, :start] = (*self._before, *prompt.ids)
+            input_ids[row, start:stop] = words.ids
+            input_ids[row, stop:end] = self._after
+            mask[row, :end] = 1
+            word_positions[row, : len(words)] = start + words.edges[:-1]
             type_positions[row, : len(prompt.type_positions)] = np.asarray(prompt.type_positions) + lead
         return Batch(
             torch.from_numpy(input_ids),

@@ -16,8 +16,9 @@ from functools import partial
 from spanlake.decoding import Entity
 from spanlake.errors import ShortfallError
 from spanlake.inference.candidates import Candidates
-from spanlake.inference.planning import PlannedText, Row
+from spanlake.inference.planning import Row
 from spanlake.inference.settings import Settings
+from spanlake.modeling.cutting import CutText
 
 _LABELS = 25  # of a row are free; with more of them, scoring its spans costs as much as reading its words
 _LENGTHS_APART = 2.0  # rows of one pass differ in length at most by this factor from the oldest
@@ -51,7 +52,7 @@ class Text:
     deadline: float  # time.monotonic()
     cost: int
     answer: asyncio.Future[list[Entity]]
-    planned: PlannedText | None = None
+    cut: CutText | None = None
     rows_left: int = 0
     found: list[Candidates] = field(default_factory=list)
 
@@ -154,12 +155,12 @@ class Queue:
                 room -= text.cost
         return taken
 
-    def add_rows(self, text: Text, planned: PlannedText, rows: Sequence[Row]) -> None:
+    def add_rows(self, text: Text, cut: CutText, rows: Sequence[Row]) -> None:
         """The text's rows wait for passes; a text without rows has no entities."""
         if not rows:
             text.finish([])
             return
-        text.planned, text.rows_left = planned, len(rows)
+        text.cut, text.rows_left = cut, len(rows)
         cost = sum(row.tokens for row in rows)
         self._rows.extend(rows)
         self._row_tokens += cost
@@ -179,7 +180,7 @@ class Queue:
         while self._rows and len(passed_over) < _LOOK_AHEAD:
             row = self._rows.popleft()
             self._row_tokens -= row.tokens
-            text = self._alive.get(row.text)
+            text = self._alive.get(row.text_index)
             if text is None or not text.is_wanted():
                 continue
             longer, more = max(longest, row.tokens), max(labels, row.group.count)
@@ -201,7 +202,7 @@ class Queue:
 
     def add_found(self, rows: Sequence[Row], parts: dict[int, Candidates]) -> list[Text]:
         """Notes what a pass over these rows has found, by text; returns the texts that wait for no further pass."""
-        counts = Counter(row.text for row in rows)
+        counts = Counter(row.text_index for row in rows)
         ready = []
         for index, part in parts.items():
             if text := self._alive.get(index):

@@ -18,9 +18,10 @@ from typing import Any
 from spanlake.decoding import Entity
 from spanlake.inference.candidates import Candidates, choose, join
 from spanlake.inference.extractor import Extractor
-from spanlake.inference.planning import PlannedText, Row
+from spanlake.inference.planning import Row
 from spanlake.inference.scoring import Pass
 from spanlake.inference.settings import Settings
+from spanlake.modeling.cutting import CutText
 from spanlake.serving.lanes import Lanes
 from spanlake.serving.queue import Queue, StoppedError, Text
 
@@ -171,7 +172,7 @@ class Runner:
             return [await asyncio.wrap_future(scores)]
         except Exception as error:
             if len(rows) == 1:
-                self.queue.fail(rows[0].text, error)
+                self.queue.fail(rows[0].text_index, error)
                 return []
         found = []
         middle = len(rows) // 2
@@ -198,8 +199,8 @@ def _estimate(extractor: Extractor, text: str, settings: Settings) -> int:
 
 def _plan_all(
     extractor: Extractor, texts: Sequence[tuple[int, str, Settings]]
-) -> list[tuple[PlannedText, list[Row]] | Exception]:
-    plans: list[tuple[PlannedText, list[Row]] | Exception] = []
+) -> list[tuple[CutText, list[Row]] | Exception]:
+    plans: list[tuple[CutText, list[Row]] | Exception] = []
     for index, text, settings in texts:
         try:
             plans.append(extractor.plan(index, text, settings))
@@ -209,7 +210,7 @@ def _plan_all(
 
 
 def _by_text(rows: Sequence[Row], found: Sequence[Candidates]) -> dict[int, Candidates]:
-    indexes = sorted({row.text for row in rows})
+    indexes = sorted({row.text_index for row in rows})
     return dict(zip(indexes, join(found).by_text(indexes), strict=True))
 
 
@@ -217,8 +218,8 @@ def _choose_all(texts: Sequence[Text]) -> list[list[Entity] | Exception]:
     results: list[list[Entity] | Exception] = []
     for text in texts:
         try:
-            assert text.planned is not None
-            results.append(choose(text.planned, text.settings, join(text.found)))
+            assert text.cut is not None
+            results.append(choose(text.cut, text.settings, join(text.found)))
         except Exception as error:
             results.append(error)
     return results

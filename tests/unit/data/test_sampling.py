@@ -14,6 +14,7 @@ from spanlake.data.sampling import Sampling, sample_types
 from spanlake.errors import UserError
 from spanlake.modeling.config import ModelConfig
 from spanlake.modeling.tokens import PromptTokenizer
+from spanlake.modeling.words import Words
 
 
 @pytest.fixture
@@ -83,7 +84,7 @@ def test_long_texts_are_trained_in_windows_that_lose_no_mention(tokenizer: Promp
     letters = {i: token for token, i in tokenizer.backend.get_vocab().items()}
     for window in windows:
         for first, last, label in window.spans:
-            inside = ["".join(letters[i] for i in ids) for ids in window.words[first : last + 1]]
+            inside = [letters[i] for i in window.words[first : last + 1].ids.tolist()]
             assert "".join(inside) == whole[label].replace(" ", "")
     assert windows[1].where == "x, row 1, window 2"
 
@@ -155,8 +156,8 @@ def test_an_epoch_holds_every_example_once_within_the_budget() -> None:
     assert padded < 1.1 * sum(lengths)
 
 
-def words_of(tokenizer: PromptTokenizer, *words: str) -> tuple[tuple[int, ...], ...]:
-    return tuple(tokenizer.words(words))
+def words_of(tokenizer: PromptTokenizer, *words: str) -> Words:
+    return tokenizer.words(words)
 
 
 def names_in(tokenizer: PromptTokenizer, batch: object, row: int) -> list[str]:

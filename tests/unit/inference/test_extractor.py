@@ -85,7 +85,8 @@ def formula(tiny: Extractor) -> Extractor:
 
 def every_span(extractor: Extractor, text: str, names: list[str]) -> Iterator[tuple[int, int, int, float]]:
     """First and last word, label and score of every span of at most 4 words that the tokenizer sees."""
-    first_ids = [ids[0] for ids in extractor.package.tokenizer.words(text.split())]
+    words = extractor.package.tokenizer.words(text.split())
+    first_ids = words.ids[words.edges[:-1]].tolist()
     label_ids = torch.tensor([extractor.package.tokenizer.label(name)[0] for name in names])
     for start in range(len(first_ids)):
         for k in range(min(4, len(first_ids) - start)):

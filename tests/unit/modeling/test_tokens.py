@@ -24,27 +24,32 @@ def prompts(backend: Tokenizer) -> PromptTokenizer:
     return PromptTokenizer(backend, entity_token="<<ENT>>", separator_token="<<SEP>>", entity_token_id=10)
 
 
+def pieces(prompts: PromptTokenizer, *words: str) -> list[list[int]]:
+    cut = prompts.words(words)
+    return [cut[i : i + 1].ids.tolist() for i in range(len(cut))]
+
+
 def test_words_are_cut_one_by_one(prompts: PromptTokenizer):
-    expected = [(2, 7), (3,), (), (2, 7), (1,)]
-    assert prompts.words(["ab", "b", " ", "ab", "ż"]) == expected
-    assert prompts.words(["ab", "b", " ", "ab", "ż"]) == expected  # from the cache
-    assert prompts.words([]) == []
+    expected = [[2, 7], [3], [], [2, 7], [1]]
+    assert pieces(prompts, "ab", "b", " ", "ab", "ż") == expected
+    assert pieces(prompts, "ab", "b", " ", "ab", "ż") == expected  # from the cache
+    assert pieces(prompts) == []
 
 
 def test_the_cache_is_bounded_in_words_and_in_their_length(prompts: PromptTokenizer, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(module, "_CACHED_WORDS", 3)
     for word in ("a", "b", "c", "d", "ab", "abc"):
-        assert prompts.words([word, "dd"]) == [tuple(prompts.label(word)), (5, 9)]
+        assert pieces(prompts, word, "dd") == [[*prompts.label(word)], [5, 9]]
         assert len(prompts._words) <= 3
     long = "a" * (module._CACHED_LENGTH + 1)
-    assert prompts.words([long, "a"]) == [(2, *[6] * module._CACHED_LENGTH), (2,)]
+    assert pieces(prompts, long, "a") == [[2, *[6] * module._CACHED_LENGTH], [2]]
     assert long not in prompts._words and "a" in prompts._words
 
 
 def test_a_cached_word_is_not_cut_again(prompts: PromptTokenizer, monkeypatch: pytest.MonkeyPatch):
     prompts.words(["ab", " "])
     monkeypatch.setattr(prompts, "backend", None)
-    assert prompts.words([" ", "ab"]) == [(), (2, 7)]
+    assert pieces(prompts, " ", "ab") == [[], [2, 7]]
 
 
 @pytest.mark.parametrize("label", ["<<ENT>>", "a <<SEP>> b", "<<SEP>>"])

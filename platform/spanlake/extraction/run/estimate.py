@@ -20,7 +20,7 @@ from spanlake.extraction.run.unit import annotate
 from spanlake.extraction.source.model import Unit
 from spanlake.extraction.source.open import SourceHandle, read_texts
 from spanlake.inference.extractor import Extractor
-from spanlake.inference.planning import plan_text
+from spanlake.modeling.cutting import cut_text
 
 ROWS = 128  # read at most, about
 PLACES = 32  # in the source, spread evenly, where they are read
@@ -125,8 +125,7 @@ def _count(
     for text, found in zip(texts, entities, strict=True):
         if found is None:
             continue
-        _, cut = plan_text(text.as_py(), extractor.package.tokenizer)
-        taken.tokens += sum(map(len, cut))
+        taken.tokens += len(cut_text(text.as_py(), extractor.package.tokenizer).words.ids)
         taken.by_label.update(entity.label for entity in found)
         if found and len(taken.passages) < _PASSAGES:
             taken.passages.append(cropped(text.as_py(), [entity.to_dict() for entity in found]))
