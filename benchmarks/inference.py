@@ -21,7 +21,7 @@ import torch
 from machine import machine
 
 from spanlake.inference.extractor import Extractor
-from spanlake.modeling.published import write_published
+from spanlake.modeling.gliner_format import write_gliner
 from spanlake.package import open_package
 from spanlake.text import word_offsets
 
@@ -55,7 +55,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as directory:
         checkpoint = Path(directory) / "checkpoint"
         package = open_package(args.model)
-        write_published(checkpoint, package.model, package.tokenizer.backend)
+        write_gliner(checkpoint, package.model, package.tokenizer.backend)
         theirs = gliner.GLiNER.from_pretrained(str(checkpoint)).eval()
 
     print(f"{'texts':<22}{'labels':>7}{'gliner':>10}{'float32':>10}{'ratio':>7}{'bfloat16':>10}{'ratio':>7}  texts/s")

@@ -202,11 +202,11 @@ def wait_until_it_answers(side: Side, process: subprocess.Popen[bytes], log: Pat
 
 def exported(model: str, directory: Path) -> tuple[Path, int]:
     """The checkpoint that the peer loads, and the words that it may read at once."""
-    from spanlake.modeling.published import write_published
+    from spanlake.modeling.gliner_format import write_gliner
     from spanlake.package import open_package
 
     package = open_package(model)
-    write_published(directory / "checkpoint", package.model, package.tokenizer.backend)
+    write_gliner(directory / "checkpoint", package.model, package.tokenizer.backend)
     return directory / "checkpoint", package.config.max_words
 
 

@@ -48,7 +48,6 @@ PLACES = listed(
     area capital place location settlement commune parish borough neighborhood continent nation territory
     """
 )
-PRONOUNS = ("It", "This", "He", "She", "There", "They")
 NEGATIVES = 40  # for each text
 
 

@@ -163,12 +163,12 @@ def _package_import(args: argparse.Namespace) -> int:
 
 
 def _package_export(args: argparse.Namespace) -> int:
-    from spanlake.modeling.published import write_published
+    from spanlake.modeling.gliner_format import write_gliner
     from spanlake.package import open_package, refuse_existing
 
     refuse_existing(args.directory)
     package = open_package(args.model)
-    write_published(args.directory, package.model, package.tokenizer.backend)
+    write_gliner(args.directory, package.model, package.tokenizer.backend)
     print(f"{args.directory} holds the checkpoint; GLiNER.from_pretrained reads it.")
     return 0
 

@@ -30,8 +30,8 @@ from tokenizers import Tokenizer
 
 from spanlake.errors import PackageError, one_line, shown
 from spanlake.modeling.config import ModelConfig
+from spanlake.modeling.gliner_format import is_gliner_directory, read_gliner
 from spanlake.modeling.model import SpanModel, unfilled_model
-from spanlake.modeling.published import is_published, read_published
 from spanlake.modeling.tokens import PromptTokenizer
 from spanlake.modeling.weights import load_weights
 from spanlake.storage import locate
@@ -148,9 +148,9 @@ def open_package(model: str) -> Package:
     Raises `PackageError` as `find_model` and `load_package` do.
     """
     directory = find_model(model)
-    if not is_published(directory):
+    if not is_gliner_directory(directory):
         return load_package(directory)
-    span_model, tokenizer = read_published(directory)
+    span_model, tokenizer = read_gliner(directory)
     return Package(
         directory.name,
         span_model,

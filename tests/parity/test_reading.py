@@ -11,7 +11,7 @@ import torch
 from safetensors.torch import load_file
 
 from spanlake.errors import PackageError
-from spanlake.modeling.published import is_published, read_published
+from spanlake.modeling.gliner_format import is_gliner_directory, read_gliner
 from spanlake.package import open_package
 
 TEXTS = [
@@ -43,8 +43,8 @@ def same(ours, theirs):
 
 
 def test_a_directory_without_a_configuration_is_not_published(deberta, tmp_path):
-    assert is_published(deberta.directory)
-    assert not is_published(tmp_path)
+    assert is_gliner_directory(deberta.directory)
+    assert not is_gliner_directory(tmp_path)
 
 
 def test_an_old_configuration_without_tokenizer_or_numbers(deberta, workshop, changed):
@@ -99,7 +99,7 @@ def test_half_precision_weights_and_both_files(deberta, workshop, changed):
 
     half = changed(deberta.directory, tensors=halve)
     torch.save({"nonsense": torch.zeros(1)}, half / "pytorch_model.bin")  # safetensors are preferred
-    model, _ = read_published(half)
+    model, _ = read_gliner(half)
     reference = load_file(half / "model.safetensors")["prompt_rep_layer.3.weight"].float()
     assert model.types[3].weight.dtype == torch.float32
     assert torch.equal(model.types[3].weight, reference)
@@ -136,7 +136,7 @@ REFUSED = {
 @pytest.mark.parametrize(("key", "value"), [(key, value) for key, values in REFUSED.items() for value in values])
 def test_other_architectures_are_refused_by_name(deberta, changed, key, value):
     with pytest.raises(PackageError) as refusal:
-        read_published(changed(deberta.directory, **{key: value}))
+        read_gliner(changed(deberta.directory, **{key: value}))
     message = str(refusal.value)
     assert key in message or (key == "max_len" and "max_words" in message)
     assert json.dumps(value) in message or f"{value!r}" in message
@@ -145,12 +145,12 @@ def test_other_architectures_are_refused_by_name(deberta, changed, key, value):
 
 def test_an_encoder_with_a_decoder_is_refused(deberta, changed):
     with pytest.raises(PackageError, match="'t5' has a decoder too"):
-        read_published(changed(deberta.directory, encoder_config={"model_type": "t5"}))
+        read_gliner(changed(deberta.directory, encoder_config={"model_type": "t5"}))
 
 
 def test_an_unknown_encoder_is_refused(deberta, changed):
     with pytest.raises(PackageError, match="'no-such-encoder'"):
-        read_published(changed(deberta.directory, encoder_config={"model_type": "no-such-encoder"}))
+        read_gliner(changed(deberta.directory, encoder_config={"model_type": "no-such-encoder"}))
 
 
 def remove(name):
@@ -188,7 +188,7 @@ EMBEDDINGS = "token_rep_layer.bert_layer.model.embeddings.word_embeddings.weight
 )
 def test_tensors_that_do_not_fit_are_named(deberta, changed, change, message):
     with pytest.raises(PackageError, match=message):
-        read_published(changed(deberta.directory, tensors=change))
+        read_gliner(changed(deberta.directory, tensors=change))
 
 
 def test_a_tokenizer_of_another_size_is_refused(deberta, bert, changed):
@@ -197,7 +197,7 @@ def test_a_tokenizer_of_another_size_is_refused(deberta, bert, changed):
     for name in ("tokenizer.json", "tokenizer_config.json"):
         shutil.copy(bert.directory / name, other / name)
     with pytest.raises(PackageError, match="fetch the tokenizer that the checkpoint was trained with"):
-        read_published(other)
+        read_gliner(other)
 
 
 def test_an_entity_token_of_another_number_is_refused(deberta, changed):
@@ -211,13 +211,13 @@ def test_a_missing_tokenizer_is_explained(deberta, changed):
     files = ("tokenizer.json", "tokenizer_config.json")
     lonely = changed(deberta.directory, without=files, model_name="somebody/some-encoder")
     with pytest.raises(PackageError, match="holds no tokenizer.*`hf download somebody/some-encoder` where"):
-        read_published(lonely)
+        read_gliner(lonely)
 
 
 def test_a_missing_encoder_configuration_is_explained(deberta, changed):
     lonely = changed(deberta.directory, encoder_config=None, model_name="somebody/some-encoder")
     with pytest.raises(PackageError, match="no encoder_config.*`hf download somebody/some-encoder config.json`"):
-        read_published(lonely)
+        read_gliner(lonely)
 
 
 def test_damaged_files_are_named(deberta, changed, tmp_path):
@@ -231,11 +231,11 @@ def test_damaged_files_are_named(deberta, changed, tmp_path):
         before = (damaged / name).read_bytes()
         (damaged / name).write_bytes(content)
         with pytest.raises(PackageError, match=message):
-            read_published(damaged)
+            read_gliner(damaged)
         (damaged / name).write_bytes(before)
     (damaged / "model.safetensors").unlink()
     with pytest.raises(PackageError, match=r"has no model.safetensors and no pytorch_model.bin"):
-        read_published(damaged)
+        read_gliner(damaged)
 
 
 class Trap:
@@ -249,7 +249,7 @@ def test_no_code_of_a_pickled_checkpoint_runs(deberta, changed, tmp_path, monkey
     for write in (torch.save, lambda value, path: path.write_bytes(pickle.dumps(value))):
         write({"weight": Trap()}, trapped / "pytorch_model.bin")
         with pytest.raises(PackageError, match="pytorch_model.bin cannot be read as tensors"):
-            read_published(trapped)
+            read_gliner(trapped)
     assert not (tmp_path / "sprung").exists()
 
 

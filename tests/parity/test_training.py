@@ -16,7 +16,7 @@ from transformers import BertConfig, BertModel, PreTrainedTokenizerFast
 
 import spanlake
 from spanlake.data.batches import TokenizedExample
-from spanlake.modeling.published import write_published
+from spanlake.modeling.gliner_format import write_gliner
 from spanlake.package import open_package
 from spanlake.training.loss import span_loss
 from spanlake.training.recipe import OptimSection
@@ -56,7 +56,7 @@ def examples(count: int, seed: int = 1) -> list[dict]:
 @pytest.mark.parametrize("focal", [False, True])
 def test_the_loss_and_its_gradient_are_the_library_s(tiny_model_dir: Path, tmp_path: Path, focal: bool) -> None:
     package = open_package(str(tiny_model_dir))
-    write_published(tmp_path / "published", package.model, package.tokenizer.backend)
+    write_gliner(tmp_path / "published", package.model, package.tokenizer.backend)
     reference = GLiNER.from_pretrained(str(tmp_path / "published")).eval()
     rows = examples(4)
     collated = reference._create_data_collator()(rows)

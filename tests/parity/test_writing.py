@@ -10,8 +10,8 @@ from tokenizers import AddedToken
 
 from spanlake.errors import PackageError
 from spanlake.modeling.config import ModelConfig
+from spanlake.modeling.gliner_format import read_gliner, write_gliner
 from spanlake.modeling.model import SpanModel, encoder_config, encoder_values
-from spanlake.modeling.published import read_published, write_published
 from spanlake.package import load_package, save_package
 
 TEXTS = [
@@ -25,13 +25,13 @@ LABELS = ["person", "organization", "date", "Sports Team"]
 
 def test_there_and_back_again(oracle, ours, workshop, tmp_path):
     package = ours.package
-    write_published(tmp_path / "written", package.model, package.tokenizer.backend)
+    write_gliner(tmp_path / "written", package.model, package.tokenizer.backend)
     theirs = type(oracle)(tmp_path / "written")
     for threshold in (0.2, 0.4):
         again = theirs.entities(TEXTS, LABELS, threshold=threshold)
         assert again == oracle.entities(TEXTS, LABELS, threshold=threshold)
         assert sum(map(len, again)) > 3
-    model, tokenizer = read_published(tmp_path / "written")
+    model, tokenizer = read_gliner(tmp_path / "written")
     assert model.config == package.config
     for (name, tensor), (_, other) in zip(model.state_dict().items(), package.model.state_dict().items(), strict=True):
         assert torch.equal(tensor, other), name
@@ -61,7 +61,7 @@ def test_a_model_of_ours(deberta, tmp_path, workshop, head, lstm):
         torch.nn.init.normal_(parameter, std=0.2)
     save_package(tmp_path / "package", model, tokenizer, name="x", metadata={}, card="", int8=True)
     package = load_package(tmp_path / "package")
-    write_published(tmp_path / "published", package.model, package.tokenizer.backend)
+    write_gliner(tmp_path / "published", package.model, package.tokenizer.backend)
     theirs = type(deberta)(tmp_path / "published").entities(TEXTS, LABELS, threshold=0.1)
     ours = type(workshop.ours(deberta.directory))(tmp_path / "package").entities(TEXTS, LABELS, threshold=0.1)
     assert [[each[:4] for each in found] for found in ours] == [[each[:4] for each in found] for found in theirs]
@@ -70,7 +70,7 @@ def test_a_model_of_ours(deberta, tmp_path, workshop, head, lstm):
 
 def test_every_tensor_has_its_place(deberta, workshop, tmp_path):
     package = workshop.ours(deberta.directory).package
-    write_published(tmp_path / "strict", package.model, package.tokenizer.backend)
+    write_gliner(tmp_path / "strict", package.model, package.tokenizer.backend)
     type(deberta)(tmp_path / "strict", strict=True)
 
 
@@ -78,7 +78,7 @@ def test_a_limit_of_the_encoder_is_written_and_one_of_ours_is_not(deberta, bert,
     for oracle, limit in ((deberta, None), (bert, 512)):
         package = workshop.ours(oracle.directory).package
         directory = tmp_path / str(limit)
-        write_published(directory, package.model, package.tokenizer.backend)
+        write_gliner(directory, package.model, package.tokenizer.backend)
         assert json.loads((directory / "tokenizer_config.json").read_text()).get("model_max_length") == limit
 
 
@@ -86,18 +86,18 @@ def test_the_papers_head_has_no_published_form(deberta, workshop, tmp_path):
     package = workshop.ours(deberta.directory).package
     config = ModelConfig.from_dict({**package.config.to_dict(), "span_head": "paper"})
     with pytest.raises(PackageError, match="'paper' has no published form; only marker_v0 and marker have one"):
-        write_published(tmp_path / "none", SpanModel(config), package.tokenizer.backend)
+        write_gliner(tmp_path / "none", SpanModel(config), package.tokenizer.backend)
     assert not (tmp_path / "none").exists()
 
 
 def test_nothing_is_overwritten(deberta, workshop):
     package = workshop.ours(deberta.directory).package
     with pytest.raises(PackageError, match="is not empty"):
-        write_published(deberta.directory, package.model, package.tokenizer.backend)
+        write_gliner(deberta.directory, package.model, package.tokenizer.backend)
 
 
 def test_a_place_that_cannot_be_written_is_named(deberta, workshop, tmp_path):
     package = workshop.ours(deberta.directory).package
     (tmp_path / "file").write_text("")
     with pytest.raises(PackageError, match="file/checkpoint cannot be written"):
-        write_published(tmp_path / "file" / "checkpoint", package.model, package.tokenizer.backend)
+        write_gliner(tmp_path / "file" / "checkpoint", package.model, package.tokenizer.backend)

@@ -22,7 +22,6 @@ from spanlake.modeling.dropout import dropped, generator, rounded
 NAME = "spanlake_cpu"
 # Encoders whose attention is plain: every sub-word sees every other of its text, and positions are in the input.
 PLAIN = ("albert", "bert", "camembert", "electra", "roberta", "xlm-roberta")
-_SIGN = -(1 << 15)  # of a 16-bit float
 
 
 def attention(

@@ -134,7 +134,7 @@ class Part:
     path: str  # of the file, relative to the source
     first: int  # row of the file
     batch: pa.RecordBatch
-    texts: pa.Array
+    texts: Sequence[str | None]  # None where the row could not be read
     entities: Sequence[Sequence[Entity] | None]  # None where the row could not be read
     errors: Sequence[str | None]  # why
 
@@ -142,7 +142,7 @@ class Part:
 def _redacted(redaction: Redaction, part: Part) -> pa.Array:
     """Of each row that could be read; null for the others, so that nothing slips through."""
     redacted = [
-        None if found is None else redaction.text(text.as_py(), found)
+        None if found is None or text is None else redaction.text(text, found)
         for text, found in zip(part.texts, part.entities, strict=True)
     ]
     return pa.array(redacted, pa.string())

@@ -1,19 +1,19 @@
 """One HTML file about an output: what was found, how surely, what stands together, what failed."""
 
-from collections.abc import Iterator
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup, escape
 
 from spanlake.extraction.output.ledger import Ledger
-from spanlake.extraction.output.statistics import BINS, Passage, Statistics, gather, pairs
+from spanlake.extraction.output.passages import Mark, Passage, Piece
+from spanlake.extraction.output.statistics import BINS, Statistics, gather, pairs
 
 _FORMS_SHOWN = 12
 _PAIRS_SHOWN = 15
-_PASSAGE = 600  # characters of a long text that are shown
+_LENGTH = 600  # characters of a long text that are shown
 _MARGIN = 120  # of them before the first mention of the label
 _HUES = 12  # colours that labels share in turn
 
@@ -68,7 +68,10 @@ def _view(found: Statistics, index: int, hues: dict[str, int]) -> _LabelView:
         bars=[round(100 * int(height) / max(1, int(histogram.max()))) for height in histogram],
         median=_median(histogram),
         forms=forms.counts.most_common(_FORMS_SHOWN),
-        passages=[(passage.source, _passage(passage, name, hues)) for passage in found.samples[name].chosen],
+        passages=[
+            (chosen.source, mark(chosen.passage.cropped(_LENGTH, _MARGIN, name), hues))
+            for chosen in found.samples[name].chosen
+        ],
     )
 
 
@@ -80,30 +83,17 @@ def _median(histogram: np.ndarray) -> str:
     return f"{bin_ / BINS:.2f} to {(bin_ + 1) / BINS:.2f}"
 
 
-def _passage(passage: Passage, label: str, hues: dict[str, int]) -> Markup:
-    """The text around the first mention of a label, with all its entities marked."""
-    first = min(entity["start"] for entity in passage.entities if entity["label"] == label)
-    start = max(0, first - _MARGIN) if len(passage.text) > _PASSAGE else 0
-    stop = min(len(passage.text), start + _PASSAGE)
-    inside = [entity for entity in passage.entities if start <= entity["start"] and entity["end"] <= stop]
-    marked = Markup().join(mark(passage.text, start, stop, inside, hues))
-    return Markup("{}{}{}").format("… " if start else "", marked, " …" if stop < len(passage.text) else "")
+def mark(passage: Passage, hues: dict[str, int]) -> Markup:
+    """Returns the text with each entity in a <mark>."""
+    return _marked(passage.pieces(), hues)
 
 
-def mark(text: str, start: int, stop: int, entities: list[dict[str, Any]], hues: dict[str, int]) -> Iterator[Markup]:
-    """`text[start:stop]` with each entity in a <mark>; one that lies inside another is marked within it."""
-    ordered = sorted(entities, key=lambda entity: (entity["start"], -entity["end"]))
-    position = start
-    while ordered:
-        outer, *ordered = ordered
-        inner = [entity for entity in ordered if entity["end"] <= outer["end"]]
-        ordered = [entity for entity in ordered if entity["start"] >= outer["end"]]
-        yield escape(text[position : outer["start"]])
-        yield Markup('<mark class="h{}">{}<span class="tag">{} {:.2f}</span></mark>').format(
-            hues[outer["label"]],
-            Markup().join(mark(text, outer["start"], outer["end"], inner, hues)),
-            outer["label"],
-            outer["score"],
-        )
-        position = outer["end"]
-    yield escape(text[position:stop])
+def _marked(pieces: Sequence[Piece], hues: dict[str, int]) -> Markup:
+    return Markup().join(escape(piece) if isinstance(piece, str) else _mark(piece, hues) for piece in pieces)
+
+
+def _mark(piece: Mark, hues: dict[str, int]) -> Markup:
+    entity = piece.entity
+    return Markup('<mark class="h{}">{}<span class="tag">{} {:.2f}</span></mark>').format(
+        hues[entity["label"]], _marked(piece.pieces, hues), entity["label"], entity["score"]
+    )

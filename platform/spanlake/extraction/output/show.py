@@ -5,7 +5,6 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import chain
 from shlex import quote
-from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -16,14 +15,15 @@ from rich.text import Text
 
 from spanlake.errors import UserError
 from spanlake.extraction.output.ledger import Ledger
+from spanlake.extraction.output.passages import Passage
 from spanlake.extraction.output.rows import batches, committed_units
 from spanlake.extraction.source.texts import decoded, text_path, text_type, text_values
 
 ROWS = 200_000  # read at most, from the beginning: a glance, where `audit` counts all
 _FREQUENT = 4
 _CANDIDATES = 50  # passages of a batch that are looked at
-_PASSAGE = 320  # characters of an example
-_MARGIN = 40  # of them before its first entity
+LENGTH = 320  # characters of an example
+MARGIN = 40  # of them before its first entity
 _STYLES = ("bold cyan", "bold green", "bold magenta", "bold yellow", "bold blue", "bold red")
 
 
@@ -33,7 +33,7 @@ class Glance:
 
     rows: int = 0
     forms: dict[str, Counter[str]] = field(default_factory=dict)  # label -> surface form -> mentions
-    passages: list[tuple[str, list[dict[str, Any]]]] = field(default_factory=list)  # text, entities
+    passages: list[Passage] = field(default_factory=list)
 
 
 def glance(ledger: Ledger, examples: int) -> Glance:
@@ -51,7 +51,7 @@ def glance(ledger: Ledger, examples: int) -> Glance:
     columns = [text_path(ledger.schema.names, text_column)[0], "entities"]
     for batch in chain.from_iterable(batches(ledger, unit, columns) for unit in committed_units(ledger)):
         _count_forms(found, batch.column("entities"))
-        _keep_passages(found, decoded(text_values(batch, text_column))[0], batch.column("entities"), examples)
+        _keep_passages(found, decoded(text_values(batch, text_column)), batch.column("entities"), examples)
         found.rows += batch.num_rows
         if found.rows >= ROWS:
             break
@@ -69,33 +69,12 @@ def _keep_passages(found: Glance, texts: pa.Array, entities: pa.Array, examples:
     """Keep the passages with most kinds of entity, then most entities; of equals, the first."""
     counts = pc.fill_null(pc.list_value_length(entities), 0).to_pylist()
     rows = sorted((row for row, count in enumerate(counts) if count), key=lambda row: -counts[row])[:_CANDIDATES]
-    passages = [cropped(texts[row].as_py(), entities[row].as_py()) for row in rows]
+    passages = [Passage(texts[row].as_py(), entities[row].as_py()).cropped(LENGTH, MARGIN) for row in rows]
     found.passages = sorted([*found.passages, *passages], key=_richness, reverse=True)[:examples]
 
 
-def cropped(text: str, entities: list[dict[str, Any]]) -> tuple[str, list[dict[str, Any]]]:
-    """The part of a long text that begins a little before its first entity, and the entities inside it."""
-    if len(text) <= _PASSAGE:
-        return text, entities
-    start = _cut_at_space(text, max(0, min(entity["start"] for entity in entities) - _MARGIN))
-    stop = _cut_at_space(text, min(len(text), start + _PASSAGE))
-    before, after = "… " if start else "", "…" if stop < len(text) else ""
-    shift = len(before) - start
-    inside = [entity for entity in entities if entity["end"] <= stop]
-    shifted = [entity | {"start": entity["start"] + shift, "end": entity["end"] + shift} for entity in inside]
-    return before + text[start:stop] + after, shifted
-
-
-def _cut_at_space(text: str, position: int) -> int:
-    """A position at most _MARGIN before the given one where a word begins; the given one, where there is none."""
-    if position in (0, len(text)):
-        return position
-    space = text.rfind(" ", max(0, position - _MARGIN), position)
-    return position if space < 0 else space + 1
-
-
-def _richness(passage: tuple[str, list[dict[str, Any]]]) -> tuple[int, int]:
-    return len({entity["label"] for entity in passage[1]}), len(passage[1])
+def _richness(passage: Passage) -> tuple[int, int]:
+    return len({entity["label"] for entity in passage.entities}), len(passage.entities)
 
 
 # --- drawing ------------------------------------------------------------------------------------------------------
@@ -110,9 +89,9 @@ def draw(ledger: Ledger, found: Glance, console: Console) -> None:
     console.print(_next_steps(ledger), soft_wrap=True)
 
 
-def examples(passages: Sequence[tuple[str, list[dict[str, Any]]]], labels: Sequence[str]) -> Panel:
-    """Passages, each a text and its entities, with these marked."""
-    marked = [_marked(text, entities, _styles(labels)) for text, entities in passages]
+def examples(passages: Sequence[Passage], labels: Sequence[str]) -> Panel:
+    """Returns the passages with their entities marked."""
+    marked = [_marked(passage, _styles(labels)) for passage in passages]
     return Panel(Group(*_with_gaps(marked)), title="examples", title_align="left", border_style="dim")
 
 
@@ -138,24 +117,17 @@ def _caption(ledger: Ledger, found: Glance) -> str:
     return f"{part} {rows:,} rows, read with {model['name']} ({model['fingerprint'][:12]})"
 
 
-def _marked(text: str, entities: list[dict[str, Any]], styles: dict[str, str]) -> Text:
-    """The text with each entity in brackets, followed by its label; of entities that overlap, the longest."""
-    drawn, position = Text(), 0
-    for entity in _apart(entities):
-        style = styles.get(entity["label"], _STYLES[0])
-        drawn.append(_on_one_line(text[position : entity["start"]]))
-        drawn.append(f"[{_on_one_line(entity['text'])}]", style=style)
+def _marked(passage: Passage, styles: dict[str, str]) -> Text:
+    """The text with each entity in brackets, followed by its label. An entity within another is not marked."""
+    drawn = Text()
+    for piece in passage.pieces():
+        if isinstance(piece, str):
+            drawn.append(_on_one_line(piece))
+            continue
+        entity = piece.entity
+        drawn.append(f"[{_on_one_line(entity['text'])}]", style=styles.get(entity["label"], _STYLES[0]))
         drawn.append(f" {entity['label']} {entity['score']:.2f}", style="dim italic")
-        position = entity["end"]
-    return drawn.append(_on_one_line(text[position:]))
-
-
-def _apart(entities: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    chosen: list[dict[str, Any]] = []
-    for entity in sorted(entities, key=lambda entity: (entity["start"] - entity["end"], entity["start"])):
-        if all(entity["end"] <= other["start"] or other["end"] <= entity["start"] for other in chosen):
-            chosen.append(entity)
-    return sorted(chosen, key=lambda entity: entity["start"])
+    return drawn
 
 
 def _on_one_line(text: str) -> str:

@@ -7,13 +7,13 @@ import random
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
 from spanlake.extraction.output.ledger import Ledger
+from spanlake.extraction.output.passages import Passage
 from spanlake.extraction.output.rows import batches, committed_units
 from spanlake.extraction.source.texts import decoded, text_path, text_type, text_values
 
@@ -45,10 +45,9 @@ class FrequentForms:
 
 
 @dataclass(frozen=True)
-class Passage:
+class Example:
     source: str  # the file that the row comes from
-    text: str
-    entities: list[dict[str, Any]]
+    passage: Passage
 
 
 @dataclass(frozen=True)
@@ -62,7 +61,7 @@ class Sample:
 
     def __init__(self, size: int, seed: str) -> None:
         self.seen = 0
-        self.chosen: list[Passage] = []
+        self.chosen: list[Example] = []
         self._size = size
         self._random = random.Random(seed)
 
@@ -74,8 +73,8 @@ class Sample:
         place = self._random.randrange(self.seen)
         return place if place < self._size else None
 
-    def put(self, place: int, passage: Passage) -> None:
-        self.chosen[place : place + 1] = [passage]
+    def put(self, place: int, example: Example) -> None:
+        self.chosen[place : place + 1] = [example]
 
 
 @dataclass
@@ -149,7 +148,8 @@ class Statistics:
             for row in np.flatnonzero(present_RL[:, label]).tolist():
                 place = self.samples[name].place()
                 if place is not None:
-                    self.samples[name].put(place, Passage(source, texts[row].as_py(), entities[row].as_py()))
+                    passage = Passage(texts[row].as_py(), entities[row].as_py())
+                    self.samples[name].put(place, Example(source, passage))
 
     def _note_failures(self, source: str, errors: pa.Array) -> None:
         failed = pc.drop_null(errors)
@@ -176,7 +176,7 @@ def _gather_rows(ledger: Ledger, found: Statistics) -> None:
     columns = [text_path(ledger.schema.names, text)[0]] if has_texts else []
     for unit in committed_units(ledger):
         for batch in batches(ledger, unit, [*columns, "entities", "error"]):
-            texts = decoded(text_values(batch, text))[0] if has_texts else None
+            texts = decoded(text_values(batch, text)) if has_texts else None
             found.add_rows(unit.path, texts, batch.column("entities"), batch.column("error"))
 
 

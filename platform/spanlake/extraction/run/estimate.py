@@ -14,17 +14,19 @@ from rich.console import Console
 from spanlake.decoding import Entity
 from spanlake.extraction.output.layout import Part
 from spanlake.extraction.output.ledger import Request, prepare
+from spanlake.extraction.output.passages import Passage
 from spanlake.extraction.output.plan import units_of
-from spanlake.extraction.output.show import cropped, examples
+from spanlake.extraction.output.show import LENGTH, MARGIN, examples
 from spanlake.extraction.run.unit import annotate
 from spanlake.extraction.source.model import Unit
-from spanlake.extraction.source.open import SourceHandle, read_texts
+from spanlake.extraction.source.open import SourceHandle
+from spanlake.extraction.source.texts import read_texts
 from spanlake.inference.extractor import Extractor
 from spanlake.modeling.cutting import cut_text
 
 ROWS = 128  # read at most, about
 PLACES = 32  # in the source, spread evenly, where they are read
-BYTES = 1 << 18  # of text, after which no more rows are read
+CHARACTERS = 1 << 18  # of text, after which no more rows are read
 
 _PASSAGES = 5
 
@@ -43,7 +45,7 @@ class Sample:
     output_bytes: int = 0  # of the sampled rows in a file
     file_bytes: int = 0  # of a file without rows
     by_label: Counter[str] = field(default_factory=Counter)
-    passages: list[tuple[str, list[dict[str, Any]]]] = field(default_factory=list)  # the first with entities
+    passages: list[Passage] = field(default_factory=list)  # the first with entities
 
     def as_json(self, workers: int) -> dict[str, Any]:
         """The sample, and what the pending rows take if they are like it."""
@@ -77,9 +79,9 @@ def sample(request: Request, extractor: Extractor) -> Sample:
     parts = list(_parts(request, _spread(pending)))
     if not parts:
         return taken
-    texts = pa.concat_arrays([part.texts for part in parts])
+    texts = [text for part in parts for text in part.texts]
     reasons = [reason for part in parts for reason in part.errors]
-    annotate(extractor, request.settings, texts.slice(0, 1))  # what is slow the first time only
+    annotate(extractor, request.settings, texts[:1])  # what is slow the first time only
     started = time.monotonic()
     entities, errors = annotate(extractor, request.settings, texts)
     taken.seconds = time.monotonic() - started
@@ -108,27 +110,28 @@ def _parts(request: Request, units: list[Unit]) -> Iterator[Part]:
             texts, reasons = read_texts(batch, request.text_column)
             yield Part(unit.path, first, batch, texts, [], reasons)
             first += batch.num_rows
-            size += texts.nbytes
-        if size >= BYTES:
+            size += sum(len(text or "") for text in texts)
+        if size >= CHARACTERS:
             return
 
 
 def _count(
     taken: Sample,
     extractor: Extractor,
-    texts: pa.Array,
+    texts: list[str | None],
     entities: list[list[Entity] | None],
     errors: list[str | None],
 ) -> None:
     taken.rows = len(texts)
     taken.failed_rows = sum(error is not None for error in errors)
     for text, found in zip(texts, entities, strict=True):
-        if found is None:
+        if found is None or text is None:
             continue
-        taken.tokens += len(cut_text(text.as_py(), extractor.package.tokenizer).words.ids)
+        taken.tokens += len(cut_text(text, extractor.package.tokenizer).words.ids)
         taken.by_label.update(entity.label for entity in found)
         if found and len(taken.passages) < _PASSAGES:
-            taken.passages.append(cropped(text.as_py(), [entity.to_dict() for entity in found]))
+            passage = Passage(text, [entity.to_dict() for entity in found])
+            taken.passages.append(passage.cropped(LENGTH, MARGIN))
 
 
 def _output(

@@ -5,7 +5,7 @@ import os
 import time
 import uuid
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -18,8 +18,8 @@ from spanlake.extraction.output.layout import Layout, Part
 from spanlake.extraction.output.ledger import SUFFIX, Ledger, Request
 from spanlake.extraction.output.rows import FOOTER_KEY
 from spanlake.extraction.source.model import Unit
-from spanlake.extraction.source.open import SourceHandle, read_texts
-from spanlake.extraction.source.texts import not_utf8
+from spanlake.extraction.source.open import SourceHandle
+from spanlake.extraction.source.texts import read_texts
 from spanlake.inference.settings import Settings
 from spanlake.storage import Place
 
@@ -151,16 +151,19 @@ class UnitRunner:
 
 
 def annotate(
-    extractor: TextExtractor, settings: Settings, column: pa.Array, on_pass: Callable[[int], None] | None = None
+    extractor: TextExtractor,
+    settings: Settings,
+    texts: Sequence[str | None],
+    on_pass: Callable[[int], None] | None = None,
 ) -> tuple[list[list[Entity] | None], list[str | None]]:
-    """Entities and error for each value of a text column: of the two, one is None and the other is not.
+    """Returns the entities of each text, and why a text has none: the model failed on it. None has neither.
 
     `on_pass` is told how many sub-words each forward pass has read.
-    Raises: ShortfallError where the extractor fails on any text, so that no row is blamed for it.
+    Raises ShortfallError where the extractor fails on any text, so that no row is blamed for it.
     """
-    texts, errors = _read_texts(column)
     readable = [row for row, text in enumerate(texts) if text is not None]
     entities: list[list[Entity] | None] = [None] * len(texts)
+    errors: list[str | None] = [None] * len(texts)
     answers = _extract(extractor, settings, [text for text in texts if text is not None], on_pass)
     if any(isinstance(answer, str) for answer in answers):
         _check_alive(extractor, settings)
@@ -173,40 +176,29 @@ def annotate(
 
 
 def _annotate_warily(
-    extractor: TextExtractor, settings: Settings, column: pa.Array, counts: UnitCounts, may_read: Callable[[int], bool]
+    extractor: TextExtractor,
+    settings: Settings,
+    texts: Sequence[str | None],
+    counts: UnitCounts,
+    may_read: Callable[[int], bool],
 ) -> tuple[list[list[Entity] | None], list[str | None]]:
-    """As `annotate`, and with its very scores, which depend in their last bits on what is read together: so the rows
-    that have been read one by one are read again. `counts` are those of the unit before the column's rows.
+    """Annotates each text by itself, then those that are safe together.
+
+    The last bits of a score depend on what is read together, so the second reading gives the scores that `annotate`
+    gives. `counts` are those of the unit before these rows.
     """
     entities: list[list[Entity] | None] = []
     errors: list[str | None] = []
-    deadly: list[bool] = []
-    for row in range(len(column)):
-        deadly.append(not may_read(counts.rows + row))
-        found, reasons = ([None], [_DEADLY]) if deadly[-1] else annotate(extractor, settings, column.slice(row, 1))
+    for row, text in enumerate(texts):
+        deadly = not may_read(counts.rows + row)
+        found, reasons = ([None], [_DEADLY]) if deadly else annotate(extractor, settings, [text])
         entities += found
         errors += reasons
     if may_read(ALL_ROWS):
-        alive = column.take(pa.array([None if dead else row for row, dead in enumerate(deadly)], pa.int64()))
-        entities, errors = annotate(extractor, settings, alive, counts.add_tokens)
-        errors = [_DEADLY if dead else error for dead, error in zip(deadly, errors, strict=True)]
+        alive = [None if error == _DEADLY else text for text, error in zip(texts, errors, strict=True)]
+        entities, reasons = annotate(extractor, settings, alive, counts.add_tokens)
+        errors = [_DEADLY if error == _DEADLY else reason for error, reason in zip(errors, reasons, strict=True)]
     return entities, errors
-
-
-def _read_texts(column: pa.Array) -> tuple[list[str | None], list[str | None]]:
-    """Each value as text, or None and the reason."""
-    texts: list[str | None] = []
-    errors: list[str | None] = []
-    for value in column:
-        try:
-            text = value.as_py()
-        except UnicodeDecodeError as error:
-            texts.append(None)
-            errors.append(not_utf8(error))
-            continue
-        texts.append(text)
-        errors.append("text is null" if text is None else None)
-    return texts, errors
 
 
 def _extract(

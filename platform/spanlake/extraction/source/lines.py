@@ -19,10 +19,9 @@ import pyarrow as pa
 
 from spanlake.errors import UserError, one_line
 from spanlake.extraction.source.model import BATCH_BYTES, BATCH_ROWS, SourceFile, SourceReadError, Unit
+from spanlake.extraction.source.texts import READ_ERROR
 from spanlake.storage import Place
 from spanlake.text import replace_surrogates
-
-READ_ERROR = "spanlake read error"  # a column that a reader adds where lines are no rows
 
 _FIELD_CHARACTERS = 1 << 28  # of one CSV field: a quote that is never closed must not take the rest of a large file
 _BUFFER_BYTES = 1 << 20

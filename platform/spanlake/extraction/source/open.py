@@ -9,16 +9,14 @@ from functools import partial
 from typing import NamedTuple, Protocol
 
 import pyarrow as pa
-import pyarrow.compute as pc
 from fsspec.utils import glob_translate
 from pyarrow import fs
 
 from spanlake.errors import UserError, one_line
-from spanlake.extraction.source.lines import READ_ERROR, LineReader, read_line_files
+from spanlake.extraction.source.lines import LineReader, read_line_files
 from spanlake.extraction.source.model import Source, Unit, check_names, file_format, sort_files
 from spanlake.extraction.source.parquet import ParquetReader, read_parquet_files, with_partitions
 from spanlake.extraction.source.tables import TableName, read_table
-from spanlake.extraction.source.texts import decoded, text_values
 from spanlake.storage import Place, locate
 
 _START_BYTES = 1 << 10  # of a file, by which its format is told where its name does not tell it
@@ -165,12 +163,3 @@ class SourceHandle:
         if self.format in ("parquet", "table"):
             return ParquetReader(self.root, self.schema)
         return LineReader(self.root, self.format, self.schema, self.text_column)
-
-
-def read_texts(batch: pa.RecordBatch, text_column: str) -> tuple[pa.Array, list[str | None]]:
-    """The texts, null where there is none; and for each, what the reader found instead."""
-    texts, reasons = decoded(text_values(batch, text_column))
-    if READ_ERROR not in batch.schema.names:
-        return texts, reasons
-    errors = batch.column(READ_ERROR)
-    return pc.if_else(pc.is_null(errors), texts, pa.scalar(None, texts.type)), errors.to_pylist()

@@ -5,6 +5,8 @@ from collections.abc import Sequence
 import pyarrow as pa
 import pyarrow.compute as pc
 
+READ_ERROR = "spanlake read error"  # a column that a reader adds: why a line is no row
+
 
 def text_path(columns: Sequence[str], name: str) -> list[str]:
     """The names to follow from a table's columns: a column whose own name has a dot comes first."""
@@ -51,26 +53,32 @@ def text_values(batch: pa.RecordBatch, name: str) -> pa.Array:
     return pc.struct_field(values, inner) if inner else values
 
 
-def decoded(values: pa.Array) -> tuple[pa.Array, list[str | None]]:
-    """Bytes as strings, and of each why it is none, where it is none; strings as they are."""
+def decoded(values: pa.Array) -> pa.Array:
+    """Returns bytes as strings, null where they are not UTF-8; strings as they are."""
     if not is_bytes(values.type):
-        return values, [None] * len(values)
+        return values
     try:
-        return values.cast(pa.large_string()), [None] * len(values)
+        return values.cast(pa.large_string())
     except pa.ArrowInvalid:
-        pass
-    texts: list[str | None] = []
-    reasons: list[str | None] = []
-    for value in values.to_pylist():
-        try:
-            texts.append(None if value is None else value.decode())
-            reasons.append(None)
-        except UnicodeDecodeError as error:
-            texts.append(None)
-            reasons.append(not_utf8(error))
-    return pa.array(texts, pa.large_string()), reasons
+        texts = [_text(value)[0] for value in values]
+        return pa.array(texts, pa.large_string())
 
 
-def not_utf8(error: UnicodeDecodeError) -> str:
-    """Why a row's text cannot be read."""
-    return f"text is not valid UTF-8 (byte {error.start})"
+def read_texts(batch: pa.RecordBatch, name: str) -> tuple[list[str | None], list[str | None]]:
+    """Returns the text of each row, and why a row has no text; of the two, one is None and the other is not."""
+    read = [_text(value) for value in text_values(batch, name)]
+    if READ_ERROR in batch.schema.names:
+        read = [
+            pair if error is None else (None, error)
+            for pair, error in zip(read, batch.column(READ_ERROR).to_pylist(), strict=True)
+        ]
+    return [text for text, _ in read], [error for _, error in read]
+
+
+def _text(value: pa.Scalar) -> tuple[str | None, str | None]:
+    try:
+        text = value.as_py()  # Arrow does not check that its strings are UTF-8
+        text = text.decode() if isinstance(text, bytes) else text
+    except UnicodeDecodeError as error:
+        return None, f"text is not valid UTF-8 (byte {error.start})"
+    return text, "text is null" if text is None else None

@@ -12,6 +12,7 @@ import pyarrow as pa
 import pytest
 
 from spanlake.extraction.output.layout import ENTITIES
+from spanlake.extraction.output.passages import Passage
 from spanlake.extraction.output.report import mark, render
 from spanlake.extraction.output.statistics import FrequentForms, Sample, Statistics, pairs
 
@@ -102,7 +103,7 @@ def test_an_unfinished_output_is_called_so() -> None:
 
 
 def test_marks_lie_within_each_other_and_keep_the_text() -> None:
-    html = "".join(mark(TEXT, 0, len(TEXT), ROWS[0][1], HUES))
+    html = str(mark(Passage(TEXT, ROWS[0][1]), HUES))
     assert html.startswith('<mark class="h0">Ada of <mark class="h1">Paris<span class="tag">place 0.55</span></mark>')
     plain = re.sub(r"<[^>]*>", "", re.sub(r'<span class="tag">[^<]*</span>', "", html))
     assert unescape(plain) == TEXT

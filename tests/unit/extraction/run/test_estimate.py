@@ -87,7 +87,7 @@ def test_rows_come_from_all_files_until_there_is_enough(source: Path, tiny_model
     request = make_request(source, tiny_model_dir)
     plan = prepare(request).plan
     assert {unit.path for unit in estimate._spread(plan)} == {"a.parquet", "b.parquet", "c.parquet"}
-    monkeypatch.setattr(estimate, "BYTES", 1)
+    monkeypatch.setattr(estimate, "CHARACTERS", 1)
     extractor = Extractor.load(str(tiny_model_dir), device="cpu", precision="float32")
     assert estimate.sample(request, extractor).rows == 4
 

@@ -75,7 +75,7 @@ def test_a_text_inside_structs(tmp_path: Path) -> None:
     assert [row["page"] for row in found] == pages
     assert [names(row) for row in found] == [["Ada"], None, None, ["Babbage"]]
     assert [row["error"] for row in found] == [None, "text is null", "text is null", None]
-    assert [text for text, _ in glance(ledger, 2).passages] == ["Ada wrote", "to Babbage"]
+    assert [passage.text for passage in glance(ledger, 2).passages] == ["Ada wrote", "to Babbage"]
     assert gather(ledger).failed_rows == 2
 
 
@@ -115,7 +115,7 @@ def test_bytes_are_read_as_utf8(tmp_path: Path, kind: pa.DataType) -> None:
         None,
     ]
     assert [row["redacted_text"] for row in found] == ["[REDACTED] met [REDACTED]", None, None, None, ""]
-    assert [text for text, _ in glance(ledger, 1).passages] == ["Émile met Zoë"]
+    assert [passage.text for passage in glance(ledger, 1).passages] == ["Émile met Zoë"]
     assert gather(ledger).failed_rows == 3
 
 

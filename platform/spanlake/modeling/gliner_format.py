@@ -91,11 +91,11 @@ _UNUSED = re.compile(
 )
 
 
-def is_published(directory: Path) -> bool:
+def is_gliner_directory(directory: Path) -> bool:
     return (Path(directory) / CONFIG).is_file()
 
 
-def read_published(directory: Path) -> tuple[SpanModel, Tokenizer]:
+def read_gliner(directory: Path) -> tuple[SpanModel, Tokenizer]:
     """The checkpoint in `directory`: float32, on the CPU, in evaluation mode.
 
     Raises `PackageError` for another architecture, for a tensor that is missing, extra or misshapen, and for a
@@ -125,15 +125,15 @@ def read_published(directory: Path) -> tuple[SpanModel, Tokenizer]:
     )
     model = unfilled_model(config)
     _check_vocabulary(model, tokenizer, tensors, directory)
-    load_weights(model, tensors, _published_names(model), str(directory))
+    load_weights(model, tensors, _gliner_names(model), str(directory))
     return model, tokenizer
 
 
-def write_published(directory: Path, model: SpanModel, tokenizer: Tokenizer) -> None:
-    """Writes `model` into `directory` in the published form, whole enough to be read without a network.
+def write_gliner(directory: Path, model: SpanModel, tokenizer: Tokenizer) -> None:
+    """Writes `model` into `directory` in the gliner library's format, whole enough to be read without a network.
 
-    Raises `PackageError` for the `paper` head, which has no published form, and for a directory that is not empty or
-    cannot be written.
+    Raises `PackageError` for the `paper` head, which that format does not have, and for a directory that is not empty
+    or cannot be written.
     """
     directory = Path(directory)
     config = model.config
@@ -162,7 +162,7 @@ def write_published(directory: Path, model: SpanModel, tokenizer: Tokenizer) -> 
         "subtoken_pooling": "first",
         "words_splitter_type": "whitespace",
     }
-    names = _published_names(model)
+    names = _gliner_names(model)
     tensors = {names[key]: tensor.detach().cpu().float().contiguous() for key, tensor in model.state_dict().items()}
     try:
         directory.mkdir(parents=True, exist_ok=True)
@@ -274,7 +274,7 @@ def _check_vocabulary(
     encoder: Any = model.encoder
     embeddings = encoder.get_input_embeddings().weight
     key = next(name for name, parameter in model.named_parameters() if parameter is embeddings)
-    name = _published_names(model)[key]
+    name = _gliner_names(model)[key]
     tokens, expected = tokenizer.get_vocab_size(), model.config.encoder["vocab_size"]
     rows = len(tensors[name]) if name in tensors else expected
     if rows != expected or tokens > rows:
@@ -284,8 +284,8 @@ def _check_vocabulary(
         )
 
 
-def _published_names(model: SpanModel) -> dict[str, str]:
-    """The published name of each tensor of `model`, by ours."""
+def _gliner_names(model: SpanModel) -> dict[str, str]:
+    """The name in the gliner library of each tensor of `model`, by ours."""
     table = _TENSORS | _JOINT_TENSORS[model.config.span_head]
     names = {}
     for key in model.state_dict():

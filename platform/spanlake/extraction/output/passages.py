@@ -1,0 +1,79 @@
+"""Passages with their entities, cropped and marked, for people to look at."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, TypeAlias
+
+_Entities: TypeAlias = Sequence[dict[str, Any]]
+
+
+@dataclass(frozen=True)
+class Passage:
+    text: str
+    entities: _Entities  # with `start` and `end` in this text
+
+    def cropped(self, length: int, margin: int, label: str | None = None) -> Passage:
+        """Returns about `length` characters of a longer text, and the entities inside them.
+
+        They begin at most `2 * margin` characters before the first entity, or the first of a label, between two words.
+        """
+        if len(self.text) <= length:
+            return self
+        first = min(entity["start"] for entity in self.entities if label in (None, entity["label"]))
+        start = _word_start(self.text, max(0, first - margin), margin)
+        stop = _word_start(self.text, min(len(self.text), start + length), margin)
+        before, after = "… " if start else "", "…" if stop < len(self.text) else ""
+        shift = len(before) - start
+        inside = [entity for entity in self.entities if start <= entity["start"] and entity["end"] <= stop]
+        shifted = [entity | {"start": entity["start"] + shift, "end": entity["end"] + shift} for entity in inside]
+        return Passage(before + self.text[start:stop] + after, shifted)
+
+    def pieces(self) -> list[Piece]:
+        """Returns the whole text as plain pieces and marked entities, those within others inside them.
+
+        Of entities that overlap in part, the longest are marked.
+        """
+        chosen: list[dict[str, Any]] = []
+        for entity in sorted(self.entities, key=lambda entity: (entity["start"] - entity["end"], entity["start"])):
+            if not any(_cross(entity, other) for other in chosen):
+                chosen.append(entity)
+        chosen.sort(key=lambda entity: (entity["start"], -entity["end"]))
+        return _pieces(self.text, 0, len(self.text), chosen)
+
+
+@dataclass(frozen=True)
+class Mark:
+    entity: dict[str, Any]
+    pieces: list[Piece]
+
+
+Piece: TypeAlias = "str | Mark"
+
+
+def _pieces(text: str, start: int, stop: int, entities: _Entities) -> list[Piece]:
+    """The pieces of `text[start:stop]`. The entities lie in it, the outer ones before those inside them."""
+    found: list[Piece] = []
+    left = list(entities)
+    while left:
+        outer = left.pop(0)
+        inner = [entity for entity in left if entity["end"] <= outer["end"]]
+        left = left[len(inner) :]
+        found += [text[start : outer["start"]], Mark(outer, _pieces(text, outer["start"], outer["end"], inner))]
+        start = outer["end"]
+    return [*found, text[start:stop]]
+
+
+def _cross(one: dict[str, Any], other: dict[str, Any]) -> bool:
+    """Whether the entities overlap, and neither lies in the other."""
+    first, second = sorted((one, other), key=lambda entity: (entity["start"], -entity["end"]))
+    return bool(second["start"] < first["end"] < second["end"])
+
+
+def _word_start(text: str, position: int, margin: int) -> int:
+    """Returns where a word begins, at most `margin` before a position; the position where no word does."""
+    if position in (0, len(text)):
+        return position
+    space = text.rfind(" ", max(0, position - margin), position)
+    return position if space < 0 else space + 1
