@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
 from spanlake.decoding import Entity
-from spanlake.evaluation.metrics import Score, Tally
+from spanlake.evaluation.metrics import Score, Span, Tally
 from spanlake.evaluation.sets import BenchmarkSet
 from spanlake.inference.extractor import Extractor
 from spanlake.inference.settings import Settings
@@ -57,9 +57,7 @@ class Outcome:
         return [[entity for entity in entities if entity.score > limit] for entities in self.found]
 
     def result(self, threshold: float) -> SetResult:
-        tally = Tally()
-        for entities, gold in zip(self.above(threshold), self.benchmark.gold, strict=True):
-            tally.add(((entity.start, entity.end, entity.label) for entity in entities), gold)
+        tally = tally_of(self.above(threshold), self.benchmark.gold)
         return SetResult(self.benchmark.name, len(self.found), tally.overall(), tally.by_label())
 
 
@@ -73,6 +71,14 @@ def evaluate(
     for benchmark in sets:
         asked = [benchmark.asked(example) for example in benchmark.examples]
         yield Outcome(benchmark, find(extractor, texts_of(benchmark), asked, threshold, nested or benchmark.nested))
+
+
+def tally_of(found: Sequence[Sequence[Entity]], gold: Sequence[Iterable[Span]]) -> Tally:
+    """Counts what was found in each text against its mentions."""
+    tally = Tally()
+    for entities, mentions in zip(found, gold, strict=True):
+        tally.add(((entity.start, entity.end, entity.label) for entity in entities), mentions)
+    return tally
 
 
 def texts_of(benchmark: BenchmarkSet) -> list[str]:

@@ -8,11 +8,13 @@ from tempfile import TemporaryDirectory
 
 import torch
 
-from spanlake.evaluation.metrics import Tally
+from spanlake.evaluation.scores import find, tally_of
 from spanlake.inference.extractor import Extractor
 from spanlake.package import Package, repack
 from spanlake.storage import Place
 from spanlake.training.data import DevSet
+
+_THRESHOLD = 0.5
 
 
 def dev_score(package: Package, sets: Sequence[DevSet]) -> float:
@@ -21,15 +23,10 @@ def dev_score(package: Package, sets: Sequence[DevSet]) -> float:
     extractor = Extractor(package, next(package.model.parameters()).device, torch.float32)
     scores = []
     for data in sets:
-        tally = Tally()
-        asked = [data.asked(example) for example in data.examples]
-        found = extractor.extract([example.text for example in data.examples], asked)
-        for example, entities in zip(data.examples, found, strict=True):
-            tally.add(
-                ((entity.start, entity.end, entity.label) for entity in entities),
-                ((mention.start, mention.end, mention.label) for mention in example.mentions),
-            )
-        scores.append(tally.overall().f1)
+        texts = [example.text for example in data.examples]
+        found = find(extractor, texts, [data.asked(example) for example in data.examples], _THRESHOLD, nested=False)
+        gold = [[(mention.start, mention.end, mention.label) for mention in e.mentions] for e in data.examples]
+        scores.append(tally_of(found, gold).overall().f1)
     return sum(scores) / len(scores)
 
 
