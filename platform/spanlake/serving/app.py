@@ -3,48 +3,35 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from fastapi import FastAPI, Request
-from fastapi.exceptions import RequestValidationError
-from fastapi.openapi.utils import get_openapi
-from pydantic import BaseModel
-from pydantic.json_schema import models_json_schema
+from starlette.applications import Starlette
 from starlette.concurrency import run_in_threadpool
 from starlette.exceptions import HTTPException
 from starlette.middleware.cors import CORSMiddleware
-from starlette.responses import FileResponse, HTMLResponse, Response
+from starlette.requests import Request
+from starlette.responses import FileResponse, HTMLResponse, JSONResponse, Response
+from starlette.routing import Route
 from starlette.types import ASGIApp
 
-import spanlake
 from spanlake.serving import schema
 from spanlake.serving.body import decode_json, read_body, require_type, unless_gone
 from spanlake.serving.config import ServeConfig
-from spanlake.serving.errors import ApiError, Gone, invalid
+from spanlake.serving.errors import ApiError, Gone
 from spanlake.serving.keys import Keys
 from spanlake.serving.middleware import Envelope, Observer, failure, log_access, record_of, send_error
+from spanlake.serving.openapi import JSON, NDJSON, openapi_document
 from spanlake.serving.reference import reference_page
 from spanlake.serving.service import Answer, Service
-from spanlake.serving.stream import NDJSON, StreamResponse
+from spanlake.serving.stream import StreamResponse
 
 _PAGE = Path(__file__).parent / "page"
 _TYPES = {".css": "text/css", ".js": "text/javascript", ".svg": "image/svg+xml"}
-_ERRORS = {
-    400: "The body is no JSON.",
-    401: "No API key, or an unknown one.",
-    404: "No such model.",
-    413: "The body, a text, or the number of texts or labels is over its limit.",
-    415: "The content type is not the expected one.",
-    422: "A value is not allowed.",
-    429: "The queue is full or the key's rate is used up: try again after `Retry-After` seconds.",
-    500: "The server failed over the request.",
-    503: "The server is starting or stopping: try again after `Retry-After` seconds.",
-    504: "The request was not answered within its time.",
-}
 
 Metrics = Callable[[], tuple[bytes, str]]
+Endpoint = Callable[[Request], Awaitable[Response]]
 
 
 def make_app(
@@ -58,16 +45,19 @@ def make_app(
     """`observers` are called with the record of each answered request; `metrics` gives a document and its type.
     `echo_request_id`: whether answers carry X-Request-ID, which a proxy before the application may see to.
     """
-    app = FastAPI(title="Spanlake", version=spanlake.__version__, docs_url=None, redoc_url=None)
-    _add_extraction(app, service)
-    _add_state(app, service)
-    _add_pages(app, metrics)
-    app.add_exception_handler(ApiError, _refuse)
-    app.add_exception_handler(HTTPException, _refuse_route)
-    app.add_exception_handler(RequestValidationError, _refuse_values)
-    app.add_exception_handler(Gone, _hang_up)
-    app.add_exception_handler(Exception, _report_failure)
-    app.openapi = lambda: _openapi(app, bool(keys))  # type: ignore[method-assign]
+    app = Starlette(
+        routes=[
+            *_api_routes(service),
+            *_page_routes(openapi_document(with_keys=bool(keys))),
+            *(_metrics_routes(metrics) if metrics else ()),
+        ],
+        exception_handlers={
+            ApiError: _refuse,
+            HTTPException: _refuse_route,
+            Gone: _hang_up,
+            Exception: _report_failure,
+        },
+    )
     answering = Envelope(app, keys, [log_access, *observers], echo_request_id)
     if not config.cors_origins:
         return answering
@@ -84,17 +74,18 @@ def make_app(
 # --- routes -----------------------------------------------------------------------------------------------------------
 
 
-def _add_extraction(app: FastAPI, service: Service) -> None:
+def _route(method: str, path: str, endpoint: Endpoint) -> Route:
+    route = Route(path, endpoint)
+    route.methods = {method}  # Starlette adds HEAD to GET, which the API does not take
+    return route
+
+
+def _api_routes(service: Service) -> list[Route]:
+    """Those that `openapi` describes."""
     limits = service.config.limits
 
-    @app.post(
-        "/v1/extract",
-        summary="Find entities in texts",
-        responses=_responses(schema.ExtractResponse, 400, 401, 404, 413, 415, 422, 429, 500, 503, 504),
-        openapi_extra=_request_body("application/json", "ExtractRequest"),
-    )
     async def extract(request: Request) -> Response:
-        require_type(request, "application/json")
+        require_type(request, JSON)
         service.admit()
         record = record_of(request.scope)
         asked = schema.parse(schema.ExtractRequest, decode_json(await read_body(request, limits.body_bytes)))
@@ -105,66 +96,66 @@ def _add_extraction(app: FastAPI, service: Service) -> None:
         record.entities = sum(len(result) for result in answer.results if isinstance(result, list))
         return _json(answer_json(answer))
 
-    @app.post(
-        "/v1/extract/stream",
-        summary="Find entities in many texts, one line of JSON each",
-        description='The first line is a Question, each further line a text: a JSON string, or `{"text": …}`. The '
-        'answer begins with `{"model": …}`, has a line `{"index", "entities"}` or `{"index", "error"}` for each text '
-        'in turn, and ends with `{"done": true, "texts": n}`; without that last line, it is not whole.',
-        responses={
-            200: {"content": {NDJSON: {"schema": {"type": "string"}}}, "description": "Lines of JSON."},
-            **_errors(400, 401, 404, 413, 415, 422, 429, 500, 503),
-        },
-        openapi_extra=_request_body(NDJSON, "Question"),
-    )
     async def stream(request: Request) -> Response:
         require_type(request, NDJSON)
         service.admit()
         return StreamResponse(service, request)
 
-
-def _add_state(app: FastAPI, service: Service) -> None:
-    @app.get("/v1/model", summary="The default model", responses=_responses(schema.ModelInfo, 401))
-    async def model() -> Response:
+    async def model(_: Request) -> Response:
         return _json(service.info().model_dump())
 
-    @app.get("/v1/models", summary="All models that a request may name", responses=_responses(schema.ModelList, 401))
-    async def models() -> Response:
+    async def models(_: Request) -> Response:
         return _json({"default": service.names[0], "models": service.names})
 
-    @app.get("/health", summary="Whether the process runs", responses=_responses(schema.Status))
-    async def health() -> Response:
+    async def health(_: Request) -> Response:
         return _json({"status": "ok"})
 
-    @app.get("/ready", summary="Whether the model answers", responses=_responses(schema.Status, 401, 503))
-    async def ready() -> Response:
+    async def ready(_: Request) -> Response:
         await service.check()
         return _json({"status": "ready"})
 
+    return [
+        _route("POST", "/v1/extract", extract),
+        _route("POST", "/v1/extract/stream", stream),
+        _route("GET", "/v1/model", model),
+        _route("GET", "/v1/models", models),
+        _route("GET", "/health", health),
+        _route("GET", "/ready", ready),
+    ]
 
-def _add_pages(app: FastAPI, metrics: Metrics | None) -> None:
-    @app.get("/docs", include_in_schema=False)
-    async def docs() -> Response:
-        return HTMLResponse(reference_page(app.openapi()))
 
-    @app.get("/", include_in_schema=False)
-    async def page() -> Response:
+def _page_routes(document: dict[str, Any]) -> list[Route]:
+    files = {file.name: file for file in _PAGE.iterdir() if file.suffix in _TYPES}
+
+    async def openapi(_: Request) -> Response:
+        return JSONResponse(document)
+
+    async def docs(_: Request) -> Response:
+        return HTMLResponse(reference_page(document))
+
+    async def page(_: Request) -> Response:
         return FileResponse(_PAGE / "index.html", media_type="text/html")
 
-    files = {file.name: file for file in _PAGE.iterdir() if file.suffix in _TYPES} if _PAGE.is_dir() else {}
-
-    @app.get("/page/{name}", include_in_schema=False)
-    async def page_file(name: str) -> Response:
+    async def page_file(request: Request) -> Response:
+        name = request.path_params["name"]
         if name not in files:
             raise HTTPException(404)
         return FileResponse(files[name], media_type=_TYPES[files[name].suffix])
 
-    if metrics is not None:
+    return [
+        Route("/openapi.json", openapi),
+        _route("GET", "/docs", docs),
+        _route("GET", "/", page),
+        _route("GET", "/page/{name}", page_file),
+    ]
 
-        @app.get("/metrics", include_in_schema=False)
-        async def metrics_page() -> Response:
-            content, kind = await run_in_threadpool(metrics)  # it asks other machines
-            return Response(content, media_type=kind)
+
+def _metrics_routes(metrics: Metrics) -> list[Route]:
+    async def metrics_page(_: Request) -> Response:
+        content, kind = await run_in_threadpool(metrics)  # it asks other machines
+        return Response(content, media_type=kind)
+
+    return [_route("GET", "/metrics", metrics_page)]
 
 
 def answer_json(answer: Answer) -> dict[str, Any]:
@@ -222,40 +213,3 @@ async def _hang_up(request: Request, error: Exception) -> Response:
 
 async def _report_failure(request: Request, error: Exception) -> Response:
     return _Refusal(failure(record_of(request.scope)))
-
-
-async def _refuse_values(request: Request, error: Exception) -> Response:
-    assert isinstance(error, RequestValidationError)
-    return _Refusal(invalid(str(error.errors()[0]["msg"])))
-
-
-# --- OpenAPI ----------------------------------------------------------------------------------------------------------
-
-
-def _request_body(kind: str, name: str) -> dict[str, Any]:
-    content = {kind: {"schema": {"$ref": f"#/components/schemas/{name}"}}}
-    return {"requestBody": {"required": True, "content": content}}
-
-
-def _responses(model: type[BaseModel], *errors: int) -> dict[int | str, dict[str, Any]]:
-    return {200: {"model": model}, **_errors(*errors)}
-
-
-def _errors(*statuses: int) -> dict[int | str, dict[str, Any]]:
-    return {status: {"model": schema.ErrorResponse, "description": _ERRORS[status]} for status in statuses}
-
-
-def _openapi(app: FastAPI, with_keys: bool) -> dict[str, Any]:
-    """FastAPI's, with the messages that this application reads itself."""
-    if app.openapi_schema is None:
-        document = get_openapi(title=app.title, version=app.version, routes=app.routes)
-        _, read_here = models_json_schema(
-            [(schema.ExtractRequest, "validation"), (schema.Question, "validation")],
-            ref_template="#/components/schemas/{model}",
-        )
-        document["components"]["schemas"] |= read_here["$defs"]
-        if with_keys:
-            document["components"]["securitySchemes"] = {"key": {"type": "http", "scheme": "bearer"}}
-            document["security"] = [{"key": []}]
-        app.openapi_schema = document
-    return app.openapi_schema

@@ -11,13 +11,17 @@ from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
+from prometheus_client.exposition import CONTENT_TYPE_PLAIN_0_0_4, generate_latest
+from prometheus_client.metrics_core import Metric
+from prometheus_client.parser import text_string_to_metric_families
+from prometheus_client.registry import Collector
+
 from spanlake.serving.middleware import RequestRecord
 from spanlake.serving.runner import PassReport
 
-CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 _SECONDS = [0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60]
 _ROWS = [1, 2, 4, 8, 16, 32, 64, 128, 256]
-_PREFIX = b"ray_spanlake_"
+_PREFIX = "ray_spanlake_"
 _COLLECT_SECONDS = 2.0  # a node that is slower is left out
 
 
@@ -76,39 +80,34 @@ def collect(agents: Iterable[str]) -> tuple[bytes, str]:
     """The metrics of Spanlake that these agents export, each given as host:port, and their content type. An agent that
     does not answer is named in a comment.
     """
+    families: dict[str, Metric] = {}
+    lost = []
     with ThreadPoolExecutor(16) as pool:
-        pages = pool.map(_read, dict.fromkeys(agents))
-    seen: set[bytes] = set()
-    lines = []
-    for line in (line for page in pages for line in page):
-        if line.startswith(b"# ") and line in seen:
-            continue  # a family that several nodes have is described once
-        seen.add(line)
-        lines.append(line)
-    return b"".join(line + b"\n" for line in _by_family(lines)), CONTENT_TYPE
+        for agent, page in pool.map(_read, dict.fromkeys(agents)):
+            if isinstance(page, Exception):
+                lost.append(f"# {agent} does not answer ({type(page).__name__})\n".encode())
+                continue
+            for family in page:
+                if family.name in families:
+                    families[family.name].samples += family.samples
+                else:
+                    families[family.name] = family
+    return b"".join([*lost, generate_latest(_Page(families.values()))]), CONTENT_TYPE_PLAIN_0_0_4
 
 
-def _read(agent: str) -> list[bytes]:
+class _Page(Collector):
+    def __init__(self, families: Iterable[Metric]) -> None:
+        self._families = families
+
+    def collect(self) -> Iterable[Metric]:
+        return self._families
+
+
+def _read(agent: str) -> tuple[str, list[Metric] | Exception]:
+    """The agent again, and the metrics of ours that it exports, or why there are none."""
     try:
         with urllib.request.urlopen(f"http://{agent}/metrics", timeout=_COLLECT_SECONDS) as response:
-            content: bytes = response.read()
-    except OSError as error:
-        return [f"# {agent} does not answer ({type(error).__name__})".encode()]
-    return [
-        line
-        for line in content.split(b"\n")
-        if line.removeprefix(b"# HELP ").removeprefix(b"# TYPE ").startswith(_PREFIX)
-    ]
-
-
-def _by_family(lines: list[bytes]) -> list[bytes]:
-    """The lines of each family together, as the format asks for, in the order in which families appear first."""
-    families: dict[bytes, list[bytes]] = {}
-    for line in lines:
-        words = line.split(b" ")
-        name = words[2] if line.startswith((b"# HELP ", b"# TYPE ")) else words[0].split(b"{")[0]
-        for suffix in (b"_bucket", b"_sum", b"_count"):
-            if name.removesuffix(suffix) in families:
-                name = name.removesuffix(suffix)
-        families.setdefault(name, []).append(line)
-    return [line for family in families.values() for line in family]
+            families = text_string_to_metric_families(response.read().decode())
+        return agent, [family for family in families if family.name.startswith(_PREFIX)]
+    except (OSError, ValueError) as error:
+        return agent, error

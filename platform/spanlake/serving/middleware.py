@@ -87,8 +87,17 @@ class Envelope:
         scope[_RECORD] = record
         started = finished = False
 
+        def conclude() -> None:
+            nonlocal finished
+            finished = True
+            record.seconds = time.monotonic() - began
+            if route := scope.get("route"):
+                record.route = getattr(route, "path", record.route)
+            for observe in self._observers:
+                observe(record)
+
         async def send_on(message: Message) -> None:
-            nonlocal started, finished
+            nonlocal started
             if message["type"] == "http.response.start":
                 started = True
                 record.status = message["status"]
@@ -97,8 +106,8 @@ class Envelope:
                     sent["X-Request-ID"] = record.request_id
                 for name, value in _HEADERS.items():
                     sent.setdefault(name, value)
-            else:
-                finished = not message.get("more_body", False)
+            elif not message.get("more_body", False) and not finished:
+                conclude()  # before a span around this application ends
             await send(message)
 
         try:
@@ -114,11 +123,8 @@ class Envelope:
             elif not finished:
                 raise
         finally:
-            record.seconds = time.monotonic() - began
-            if route := scope.get("route"):
-                record.route = getattr(route, "path", record.route)
-            for observe in self._observers:
-                observe(record)
+            if not finished:
+                conclude()
 
 
 def failure(record: RequestRecord) -> ApiError:

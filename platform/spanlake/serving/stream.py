@@ -16,10 +16,9 @@ from starlette.types import Receive, Scope, Send
 from spanlake.serving.body import decode_json, read_lines
 from spanlake.serving.errors import ApiError, Gone, invalid, malformed
 from spanlake.serving.middleware import RequestRecord, record_of, send_error
+from spanlake.serving.openapi import NDJSON
 from spanlake.serving.schema import ModelName, Question, StreamedText, check_text, parse
 from spanlake.serving.service import Service
-
-NDJSON = "application/x-ndjson"
 
 
 class StreamResponse(Response):

@@ -8,7 +8,6 @@ from __future__ import annotations
 import os
 from typing import TYPE_CHECKING
 
-from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from spanlake.errors import UserError
@@ -18,7 +17,8 @@ if TYPE_CHECKING:
     from opentelemetry.sdk.trace import TracerProvider
 
 _ENDPOINTS = ("OTEL_EXPORTER_OTLP_ENDPOINT", "OTEL_EXPORTER_OTLP_TRACES_ENDPOINT")
-_WATCHED = ("/health", "/ready", "/metrics")
+_WATCHED = "^[^/]*//[^/]*/(health|ready|metrics)$"  # a regular expression of URLs
+_WHOLE = "spanlake.scope"  # where the scope that the library sees holds the whole one
 
 
 def configured_provider() -> TracerProvider | None:
@@ -42,36 +42,48 @@ def configured_provider() -> TracerProvider | None:
 
 def traced(app: ASGIApp, provider: TracerProvider | None) -> ASGIApp:
     """The application with a span around each request but those that watch it, or itself without a provider."""
-    return app if provider is None else _Traced(app, provider)
+    if provider is None:
+        return app
+    os.environ.setdefault("OTEL_SEMCONV_STABILITY_OPT_IN", "http")  # the stable names of attributes, not the first ones
+    from opentelemetry.instrumentation.asgi import OpenTelemetryMiddleware
+    from opentelemetry.metrics import NoOpMeterProvider
+
+    async def with_whole_scope(seen: Scope, receive: Receive, send: Send) -> None:
+        await app(seen[_WHOLE], receive, send)
+
+    spans = OpenTelemetryMiddleware(
+        with_whole_scope,
+        excluded_urls=_WATCHED,
+        tracer_provider=provider,
+        meter_provider=NoOpMeterProvider(),
+        exclude_spans=["receive", "send"],
+    )
+
+    async def with_seen_scope(scope: Scope, receive: Receive, send: Send) -> None:
+        await spans(_seen(scope), receive, send)
+
+    return with_seen_scope
 
 
-class _Traced:
-    def __init__(self, app: ASGIApp, provider: TracerProvider) -> None:
-        self._app = app
-        self._tracer = provider.get_tracer("spanlake.serving")
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        from opentelemetry.propagate import extract
-        from opentelemetry.trace import SpanKind
-
-        if scope["type"] != "http" or scope["path"] in _WATCHED:
-            await self._app(scope, receive, send)
-            return
-        caller = extract(dict(Headers(scope=scope)))
-        with self._tracer.start_as_current_span(scope["method"], caller, SpanKind.SERVER):
-            await self._app(scope, receive, send)
+def _seen(scope: Scope) -> Scope:
+    """What the library is told of a request: no query, where a caller may have put a text, and no header that is not
+    ASCII, at which it may fail.
+    """
+    if scope["type"] != "http":
+        return {**scope, _WHOLE: scope}
+    headers = [(name, value) for name, value in scope["headers"] if value.isascii()]
+    return {**scope, "query_string": b"", "headers": headers, _WHOLE: scope}
 
 
 def observe_trace(record: RequestRecord) -> None:
     """Adds to the request's span what is known at its end."""
-    from opentelemetry.trace import Status, StatusCode, get_current_span
+    from opentelemetry.trace import get_current_span
 
     span = get_current_span()
     span.update_name(f"{record.method} {record.route}")
     span.set_attributes(
         {
-            "http.request.method": record.method,
-            "http.response.status_code": record.status,
+            "http.response.status_code": record.status,  # of a request whose caller is gone, too
             "http.route": record.route,
             "spanlake.request_id": record.request_id,
             "spanlake.texts": record.texts,
@@ -84,5 +96,3 @@ def observe_trace(record: RequestRecord) -> None:
         span.set_attribute("spanlake.model", record.model)
     if record.error_type:
         span.set_attribute("error.type", record.error_type)
-    if record.status >= 500:
-        span.set_status(Status(StatusCode.ERROR))

@@ -186,7 +186,8 @@ def test_a_request_is_one_span_of_its_callers_trace_without_its_text(tiny_model_
         async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://server") as client:
             body = {"texts": ["Ada met Babbage"], "labels": ["secret label"]}
             headers = {"traceparent": "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"}
-            await client.post("/v1/extract", json=body, headers=headers)
+            unreadable = headers | {"user-agent": b"\xff\\x"}  # which the library could not read
+            await client.post("/v1/extract?Babbage=secret", json=body, headers=unreadable)
             await client.post("/v1/extract", json={**body, "threshold": 2})
             await client.get("/health")
         await service.close(5)
@@ -198,4 +199,9 @@ def test_a_request_is_one_span_of_its_callers_trace_without_its_text(tiny_model_
     assert good.attributes is not None and bad.attributes is not None
     assert good.attributes["spanlake.texts"] == 1 and good.attributes["spanlake.model"] == "tiny"
     assert bad.attributes["error.type"] == "invalid"
+    for span, status in ((good, 200), (bad, 422)):
+        assert span.attributes is not None
+        assert span.attributes["http.request.method"] == "POST"
+        assert span.attributes["http.route"] == "/v1/extract"
+        assert span.attributes["http.response.status_code"] == status
     assert "Babbage" not in good.to_json() and "secret" not in good.to_json()
