@@ -148,7 +148,7 @@ def _labels(entities: pa.Array) -> pa.Array:
 def _misplaced(batch: pa.RecordBatch, footer: dict[str, Any]) -> int:
     """Mentions whose source file or row is none of the unit that their file says it is."""
     source = footer.get("source", {})
-    first, rows = source.get("first", 0), source.get("rows", 0)
+    first, rows = source.get("first", 0), source.get("span", source.get("rows", 0))
     place = batch.column(SOURCE_ROW)
     inside = pc.and_(pc.greater_equal(place, first), pc.less(place, first + rows))
     right = pc.and_(inside, pc.equal(batch.column(SOURCE_FILE), pa.scalar(source.get("path"), pa.string())))

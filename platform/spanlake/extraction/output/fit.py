@@ -7,7 +7,7 @@ from contextlib import suppress
 import pyarrow as pa
 
 from spanlake.errors import UserError, one_line
-from spanlake.extraction.source.model import Source, SourceFile, SourceReadError, Unit
+from spanlake.extraction.source.model import Source, SourceFile, SourceReadError
 from spanlake.extraction.source.parquet import ParquetReader
 from spanlake.extraction.source.table_types import may_lose, plain
 from spanlake.extraction.source.widening import widened
@@ -50,9 +50,8 @@ def check_values(table: str, source: Source, schema: pa.Schema) -> None:
     columns = pa.schema([column for column in source.schema if column.name in schema.names and may_lose(column.type)])
 
     def check(file: SourceFile) -> None:
-        unit = Unit(file.path, file.size, file.digest, 0, file.rows, file.columns)
         with suppress(SourceReadError):  # which the unit of those rows reports
-            for batch in ParquetReader(source.root, columns).read(unit):
+            for batch in ParquetReader(source.root, columns).read(file.whole()):
                 _check_batch(table, batch, file)
 
     if columns.names:

@@ -103,7 +103,7 @@ class Layout:
         mentions = [entity for found in part.entities for entity in ([None] if found is None else found)]
         columns = dict(zip(ENTITY.names, self._fields(mentions), strict=True))
         columns[SOURCE_FILE] = pa.array([part.path] * len(rows), pa.string())
-        columns[SOURCE_ROW] = pa.array([part.first + row for row in rows], pa.int64())
+        columns[SOURCE_ROW] = pa.array([part.places[row] for row in rows], pa.int64())
         columns["error"] = pa.array([part.errors[row] for row in rows], pa.string())
         taken = pa.array(rows, pa.int64())
         arrays = [
@@ -132,7 +132,7 @@ class Part:
     """Consecutive rows of a source file, and what was found in them. All but the place has one item per row."""
 
     path: str  # of the file, relative to the source
-    first: int  # row of the file
+    places: Sequence[int]  # of each row, its number in the file
     batch: pa.RecordBatch
     texts: Sequence[str | None]  # None where the row could not be read
     entities: Sequence[Sequence[Entity] | None]  # None where the row could not be read

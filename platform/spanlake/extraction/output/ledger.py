@@ -22,7 +22,7 @@ from pyarrow import fs
 import spanlake
 from spanlake.errors import UserError, one_line
 from spanlake.extraction.output.layout import Layout
-from spanlake.extraction.output.plan import cut, files_of, plan_table, units_of
+from spanlake.extraction.output.plan import complete_plan, cut, files_of, plan_table, units_of
 from spanlake.extraction.source.model import Source
 from spanlake.inference.settings import Settings
 from spanlake.storage import Place
@@ -156,16 +156,19 @@ def prepare(request: Request) -> Ledger:
     if recorded is None:
         _check_free(output)
         first = plan_table(unit for file in request.source.files for unit in cut(file, request.unit_rows))
+        if not first.num_rows:  # a unit without rows gives readers of the output its columns
+            first = plan_table(file.whole().head(0) for file in request.source.files[:1])
         plan = _with_schema(first, request.output_schema)
         return Ledger(output, asked | _plan_facts(plan), plan)
     _check_same(output, recorded, asked)
     plan = _read_plan(output, recorded)
     known = _check_unchanged(output, plan, request.source)
     added = [file for file in request.source.files if file.path not in known]
-    if not added:
+    new = [unit for file in added for unit in cut(file, recorded["unit_rows"])]
+    if not new:
         return Ledger(output, recorded, plan)
-    units = [*units_of(plan), *(unit for file in added for unit in cut(file, recorded["unit_rows"]))]
-    plan = _with_schema(plan_table(sorted(units, key=lambda unit: unit.name)), request.output_schema)
+    units = sorted([*units_of(plan), *new], key=lambda unit: unit.name)
+    plan = _with_schema(plan_table(units), request.output_schema)
     return Ledger(output, recorded | {"source": asked["source"]} | _plan_facts(plan), plan)
 
 
@@ -234,7 +237,7 @@ def _read_plan(output: Place, manifest: dict[str, Any]) -> pa.Table:
         raise UserError(f"{path} cannot be read ({one_line(error)}); choose another output directory.") from error
     if _SCHEMA_KEY not in (plan.schema.metadata or {}):
         raise UserError(f"{path} is not the plan that was written; choose another output directory.")
-    return plan
+    return complete_plan(plan)
 
 
 # --- what may not differ ------------------------------------------------------------------------------------------

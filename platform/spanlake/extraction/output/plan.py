@@ -5,9 +5,11 @@ from collections.abc import Iterable, Iterator
 from functools import lru_cache
 from itertools import groupby
 
+import numpy as np
 import pyarrow as pa
 
 from spanlake.extraction.source.model import ColumnPlaces, Constant, FileColumn, SourceFile, Unit
+from spanlake.extraction.source.selection import pack, unpack
 
 UNIT_ROWS = 2048  # rows of a unit in a large source, where the caller asks for nothing else
 SMALL_UNIT_ROWS = 64  # in a small one, so that several workers have something to do
@@ -21,6 +23,7 @@ _PLAN_SCHEMA = pa.schema(
         ("first", pa.int64()),
         ("rows", pa.int64()),
         ("columns", pa.dictionary(pa.int32(), pa.string())),
+        ("kept", pa.binary()),
     ]
 )
 
@@ -34,15 +37,30 @@ def default_unit_rows(source_rows: int) -> int:
 
 
 def cut(file: SourceFile, unit_rows: int) -> Iterator[Unit]:
-    """The units of one file, in order. They hold each of its rows once; a file without rows is one unit of none.
+    """The units of one file, in order. They hold each row that belongs to the source once.
 
+    A file without rows is one unit of none, and one whose rows are all left out has no unit.
     Whole row groups go together while they fit in `unit_rows` (fewer where rows are large); a larger one is cut evenly.
     """
     limit = min(unit_rows, max(1, UNIT_BYTES * file.rows // max(1, file.bytes))) if file.rows else unit_rows
+    if file.kept:
+        yield from _cut_kept(file, limit)
+        return
     first = 0
     for rows in _pieces(file.groups, limit) if file.rows else [0]:
         yield Unit(file.path, file.size, file.digest, first, rows, file.columns)
         first += rows
+
+
+def _cut_kept(file: SourceFile, limit: int) -> Iterator[Unit]:
+    mask = unpack(file.kept)
+    places = np.flatnonzero(mask)
+    ends = np.searchsorted(places, np.cumsum(file.groups))  # of each row group, among the kept rows
+    done = 0
+    for rows in _pieces(np.diff(ends, prepend=0).tolist(), limit):
+        first, last = int(places[done]), int(places[done + rows - 1])
+        yield Unit(file.path, file.size, file.digest, first, rows, file.columns, pack(mask[first : last + 1]))
+        done += rows
 
 
 def _pieces(groups: Iterable[int], limit: int) -> Iterator[int]:
@@ -69,12 +87,19 @@ def plan_table(units: Iterable[Unit]) -> pa.Table:
     return pa.table(columns, schema=_PLAN_SCHEMA)
 
 
+def complete_plan(table: pa.Table) -> pa.Table:
+    """Returns a plan with every column: one that an earlier version wrote lacks the last, and keeps all rows."""
+    if "kept" in table.column_names:
+        return table
+    return table.append_column("kept", pa.array([b""] * table.num_rows, pa.binary()))
+
+
 def units_of(table: pa.Table) -> Iterator[Unit]:
     """The units that a plan table (or a part of one) holds, in its order."""
     for batch in table.to_batches(max_chunksize=4096):
         columns = [batch.column(name).to_pylist() for name in _PLAN_SCHEMA.names]
-        for path, size, digest, first, rows, places in zip(*columns, strict=True):
-            yield Unit(path, size, digest, first, rows, _decoded(places))
+        for path, size, digest, first, rows, places, kept in zip(*columns, strict=True):
+            yield Unit(path, size, digest, first, rows, _decoded(places), kept)
 
 
 def files_of(table: pa.Table) -> Iterator[tuple[Unit, int]]:

@@ -3,7 +3,7 @@
 import time
 from collections import Counter
 from collections.abc import Iterator
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any
 
 import pyarrow as pa
@@ -98,18 +98,18 @@ def _spread(plan: pa.Table) -> list[Unit]:
     count = min(PLACES, plan.num_rows)
     chosen = plan.take(pa.array([plan.num_rows * index // count for index in range(count)], pa.int64()))
     rows = -(-ROWS // max(1, count))
-    return [replace(unit, rows=min(unit.rows, rows)) for unit in units_of(chosen)]
+    return [unit.head(rows) for unit in units_of(chosen)]
 
 
 def _parts(request: Request, units: list[Unit]) -> Iterator[Part]:
     reader = SourceHandle.of(request.source, request.text_column).open()
     size = 0
     for unit in units:
-        first = unit.first
+        places, done = unit.places(), 0
         for batch in reader.read(unit):
             texts, reasons = read_texts(batch, request.text_column)
-            yield Part(unit.path, first, batch, texts, [], reasons)
-            first += batch.num_rows
+            yield Part(unit.path, places[done : done + batch.num_rows], batch, texts, [], reasons)
+            done += batch.num_rows
             size += sum(len(text or "") for text in texts)
         if size >= CHARACTERS:
             return
@@ -141,7 +141,7 @@ def _output(
     tables = []
     for part in parts:
         last = first + part.batch.num_rows
-        found = Part(part.path, part.first, part.batch, part.texts, entities[first:last], errors[first:last])
+        found = Part(part.path, part.places, part.batch, part.texts, entities[first:last], errors[first:last])
         tables.append(request.layout.rows(found, schema))
         first = last
     return pa.concat_tables(tables)

@@ -111,6 +111,7 @@ class UnitRunner:
         """
         job, started = self._job, time.monotonic()
         counts = UnitCounts(by_label=Counter(dict.fromkeys(job.settings.names, 0)))
+        places = unit.places()
         name = unit.name + SUFFIX
         draft = f"{job.temporary}/{uuid.uuid4().hex}-{os.getpid()}{SUFFIX}"
         with job.output.replacing(name, draft) as path, _UnitWriter(job, path) as writer:
@@ -123,7 +124,8 @@ class UnitRunner:
                 else:
                     entities, errors = _annotate_warily(self._extractor, job.settings, texts, counts, may_read)
                 errors = [reason or error for reason, error in zip(reasons, errors, strict=True)]
-                part = Part(unit.path, unit.first + counts.rows, batch, texts, entities, errors)
+                inside = places[counts.rows : counts.rows + batch.num_rows]
+                part = Part(unit.path, inside, batch, texts, entities, errors)
                 _count(counts, entities, errors)
                 writer.write(job.layout.rows(part, job.schema))
                 on_stage("reading")
@@ -133,10 +135,13 @@ class UnitRunner:
         return counts
 
     def _footer(self, unit: Unit, counts: UnitCounts) -> dict[str, object]:
+        source = {"path": unit.path, "digest": unit.digest, "first": unit.first, "rows": unit.rows}
+        if unit.kept:
+            source["span"] = unit.span
         return {
             "unit": unit.name,
             "run": self._job.request_digest,
-            "source": {"path": unit.path, "digest": unit.digest, "first": unit.first, "rows": unit.rows},
+            "source": source,
             "rows": counts.rows,
             "failed_rows": counts.failed_rows,
             "entities": counts.entities,

@@ -12,13 +12,14 @@ import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from hashlib import sha256
-from itertools import islice
+from itertools import islice, repeat
 from typing import Any, NamedTuple, Protocol
 
 import pyarrow as pa
 
 from spanlake.errors import UserError, one_line
 from spanlake.extraction.source.model import BATCH_BYTES, BATCH_ROWS, SourceFile, SourceReadError, Unit
+from spanlake.extraction.source.selection import unpack
 from spanlake.extraction.source.texts import READ_ERROR
 from spanlake.storage import Place
 from spanlake.text import replace_surrogates
@@ -149,13 +150,19 @@ class LineReader:
             self._open(unit)
         for _ in islice(self._records, unit.first - self._next_row):
             self._next_row += 1
-        last = unit.first + unit.rows
-        while self._next_row < last:
-            held = list(_limited(islice(self._records, min(BATCH_ROWS, last - self._next_row))))
-            if not held:
-                raise UserError(f"the file ends before row {self._next_row:,}")
-            self._next_row += len(held)
+        kept = self._kept(unit)
+        while held := list(_limited(islice(kept, BATCH_ROWS))):
             yield self._batch(held)
+
+    def _kept(self, unit: Unit) -> Iterator[Record]:
+        """The records of a unit that begins with the next row of the file."""
+        for keep in unpack(unit.kept) if unit.kept else repeat(True, unit.rows):
+            record = next(self._records, None)
+            if record is None:
+                raise UserError(f"the file ends before row {self._next_row:,}")
+            self._next_row += 1
+            if keep:
+                yield record
 
     def _open(self, unit: Unit) -> None:
         self.close()

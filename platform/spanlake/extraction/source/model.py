@@ -1,12 +1,14 @@
 """The terms of a source: files, units of rows, and where a column's values come from."""
 
 import re
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 
+import numpy as np
 import pyarrow as pa
 
 from spanlake.errors import SpanlakeError, UserError
+from spanlake.extraction.source.selection import Packed, pack, packed_length, unpack
 from spanlake.extraction.source.texts import is_bytes, is_text, text_columns, text_type
 from spanlake.storage import Place
 
@@ -57,6 +59,15 @@ class SourceFile:
     groups: tuple[int, ...]  # rows of each row group
     bytes: int  # of its columns, uncompressed
     columns: ColumnPlaces = field(default_factory=dict)
+    kept: Packed = b""  # the packed mask of the rows that belong to the source; nothing where all do
+
+    @property
+    def kept_rows(self) -> int:
+        return int(unpack(self.kept).sum()) if self.kept else self.rows
+
+    def whole(self) -> "Unit":
+        """Returns all rows that belong to the source as one unit."""
+        return Unit(self.path, self.size, self.digest, 0, self.kept_rows, self.columns, self.kept)
 
 
 @dataclass(frozen=True)
@@ -73,12 +84,12 @@ class Source:
 
     @property
     def rows(self) -> int:
-        return sum(file.rows for file in self.files)
+        return sum(file.kept_rows for file in self.files)
 
 
 @dataclass(frozen=True, slots=True)
 class Unit:
-    """Rows `first` to `first + rows` of one source file. They are read, committed and counted together."""
+    """Rows of one source file, which are read, committed and counted together: from `first` on, `rows` of them."""
 
     path: str
     size: int
@@ -86,6 +97,26 @@ class Unit:
     first: int
     rows: int
     columns: ColumnPlaces = field(default_factory=dict)  # as of its file
+    kept: Packed = b""  # the packed mask, from `first` on, where rows between them do not belong to the source
+
+    @property
+    def span(self) -> int:
+        """Rows of the file from the first to the last."""
+        return packed_length(self.kept) if self.kept else self.rows
+
+    def places(self) -> Sequence[int]:
+        """Returns for each row its number in the file."""
+        if not self.kept:
+            return range(self.first, self.first + self.rows)
+        return (self.first + np.flatnonzero(unpack(self.kept))).tolist()
+
+    def head(self, rows: int) -> "Unit":
+        """Returns the first rows of the unit, at most so many."""
+        rows = min(rows, self.rows)
+        if not self.kept or not rows:
+            return replace(self, rows=rows, kept=b"")
+        span = self.places()[rows - 1] + 1 - self.first
+        return replace(self, rows=rows, kept=pack(unpack(self.kept)[:span]))
 
     @property
     def name(self) -> str:
@@ -94,7 +125,7 @@ class Unit:
 
     def describe(self) -> str:
         """Returns the unit in words."""
-        return f"rows {self.first:,} to {self.first + self.rows:,} of {self.path}"
+        return f"rows {self.first:,} to {self.first + self.span:,} of {self.path}"
 
 
 def sort_files(files: Iterable[SourceFile]) -> tuple[SourceFile, ...]:

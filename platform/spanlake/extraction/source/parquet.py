@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from hashlib import sha256
 from urllib.parse import unquote
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
@@ -26,6 +27,7 @@ from spanlake.extraction.source.model import (
     check_names,
     check_text_type,
 )
+from spanlake.extraction.source.selection import unpack
 from spanlake.extraction.source.widening import merged
 from spanlake.storage import Place
 
@@ -176,11 +178,9 @@ class RowReader:
         Raises: SourceReadError, after which the reader can still read other units.
         """
         try:
-            self._seek(unit)
-            last = unit.first + unit.rows
-            while self._next_row < last:
-                assert self._file is not None
-                yield self._take_all(min(_batch_rows(self._file.metadata), last - self._next_row))
+            if self._digest != unit.digest:
+                self._open(unit)
+            yield from self._kept_rows(unit) if unit.kept else self._all_rows(unit)
         except (OSError, UserError, pa.ArrowException) as error:
             self.close()
             raise SourceReadError(f"{unit.describe()} cannot be read ({one_line(error)})") from error
@@ -191,16 +191,38 @@ class RowReader:
         self._file, self._digest = None, ""
         self._batches, self._held, self._next_row = None, None, 0
 
-    def _seek(self, unit: Unit) -> None:
-        if self._digest != unit.digest:
-            self._open(unit)
-        if not unit.rows:
-            return
-        group, group_first = self._group_of(unit.first)
-        if self._batches is None or not group_first <= self._next_row <= unit.first:
+    def _all_rows(self, unit: Unit) -> Iterator[pa.RecordBatch]:
+        assert self._file is not None
+        last = unit.first + unit.rows
+        if unit.rows:
+            self._seek(unit.first)
+        while self._next_row < last:
+            yield self._take_all(min(_batch_rows(self._file.metadata), last - self._next_row))
+
+    def _kept_rows(self, unit: Unit) -> Iterator[pa.RecordBatch]:
+        """Batches of as many rows as those of other units have. Row groups between kept rows are not read."""
+        assert self._file is not None
+        mask, limit = unpack(unit.kept), _batch_rows(self._file.metadata)
+        waiting: list[pa.RecordBatch] = []
+        done = 0  # rows from the first on
+        while done < len(mask):
+            done += int(mask[done:].argmax())  # to the next that is kept
+            self._seek(unit.first + done)
+            count = int(np.flatnonzero(mask[done : done + limit])[-1]) + 1
+            part = self._take_all(count).filter(pa.array(mask[done : done + count]))
+            done += count
+            if sum(batch.num_rows for batch in waiting) + part.num_rows > limit:
+                yield pa.concat_batches(waiting)
+                waiting = []
+            waiting.append(part)
+        yield pa.concat_batches(waiting)
+
+    def _seek(self, row: int) -> None:
+        group, group_first = self._group_of(row)
+        if self._batches is None or not group_first <= self._next_row <= row:
             self._read_from(group, group_first)
-        while self._next_row < unit.first:
-            self._take(unit.first - self._next_row)  # rows of the group that other units read
+        while self._next_row < row:
+            self._take(row - self._next_row)  # rows of the group that other units read
 
     def _open(self, unit: Unit) -> None:
         self.close()

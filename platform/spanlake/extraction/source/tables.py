@@ -12,9 +12,11 @@ from importlib.util import find_spec
 from typing import Any
 from urllib.parse import unquote
 
+import numpy as np
 import pyarrow as pa
 
 from spanlake.errors import UserError, one_line
+from spanlake.extraction.source.deletes import delta_deletes, iceberg_deletes, kept_rows
 from spanlake.extraction.source.model import (
     ColumnPlaces,
     Constant,
@@ -34,6 +36,7 @@ _MODULES = {"delta": "deltalake", "iceberg": "pyiceberg"}
 _FOOTERS_AT_ONCE = 16
 _DELTA_FEATURES = {"timestampNtz", "deletionVectors", "v2Checkpoint", "vacuumProtocolCheck", "typeWidening"}
 _FIELD_ID = b"PARQUET:field_id"
+_NO_ROWS = np.empty(0, np.int64)
 
 
 @dataclass(frozen=True)
@@ -97,7 +100,8 @@ def read_table(name: TableName, text_column: str) -> Source:
                 f"{file.path} of {snapshot.name} cannot be read ({one_line(error)}): was the table vacuumed or expired?"
             ) from error
         described = describe_file(file.path, footer)
-        return replace(described, columns=_columns(file, footer.schema, snapshot))
+        columns = _columns(file, footer.schema, snapshot)
+        return replace(described, columns=columns, kept=kept_rows(described.rows, file.deleted))
 
     with ThreadPoolExecutor(_FOOTERS_AT_ONCE) as pool:
         files = list(pool.map(read, snapshot.files))
@@ -108,6 +112,7 @@ def read_table(name: TableName, text_column: str) -> Source:
 class _File:
     path: str  # relative to the snapshot's root
     constants: dict[str, str | None]  # values of columns that the file may lack, as strings
+    deleted: np.ndarray  # numbers of rows
 
 
 @dataclass(frozen=True)
@@ -188,6 +193,7 @@ def _delta_snapshot(name: TableName) -> _Snapshot:
         _check_delta(table, name)
         actions = pa.table(table.get_add_actions(flatten=True))
         schema = pa.schema(table.schema().to_arrow())
+        deleted = delta_deletes(table)
     except (DeltaError, OSError, ValueError) as error:
         if isinstance(error, UserError):
             raise
@@ -197,11 +203,15 @@ def _delta_snapshot(name: TableName) -> _Snapshot:
         for column in actions.column_names
         if column.startswith("partition.")
     }
-    paths = [unquote(path) for path in actions.column("path").to_pylist()]
+    encoded = actions.column("path").to_pylist()
+    paths = [unquote(path) for path in encoded]
     outside = [path for path in paths if "://" in path or path.startswith("/")]
     if outside:
         raise UserError(f"{name} has files outside its directory ({outside[0]}), which cannot be read: copy it first.")
-    files = [_File(path, {key: values[row] for key, values in parts.items()}) for row, path in enumerate(paths)]
+    files = [
+        _File(path, {key: values[row] for key, values in parts.items()}, deleted.get(encoded[row], _NO_ROWS))
+        for row, path in enumerate(paths)
+    ]
     return _Snapshot(replace(name, version=table.version()), root, schema, files)
 
 
@@ -211,8 +221,6 @@ def _check_delta(table: Any, name: TableName) -> None:
     if unknown or table.metadata().configuration.get("delta.columnMapping.mode", "none") != "none":
         feature = ", ".join(sorted(unknown)) or "columnMapping"
         raise UserError(f"{name} uses {feature}, which cannot be read: write it to a table without that first.")
-    if pa.table(table.deletion_vectors()).num_rows:
-        raise UserError(f"{name} has deletion vectors: run REORG TABLE ... APPLY (PURGE) on it first.")
 
 
 # --- Iceberg ------------------------------------------------------------------------------------------------------
@@ -246,16 +254,33 @@ def _iceberg_snapshot(name: TableName) -> _Snapshot:
         )
     scan = table.scan(snapshot_id=snapshot.snapshot_id)
     schema, root = scan.projection(), locate(table.location())
-    files = [_iceberg_file(task, table, schema, name) for task in scan.plan_files()]
+    try:
+        tasks = list(scan.plan_files())
+        deleted = iceberg_deletes(str(name), table.io, tasks)
+    except UserError:
+        raise
+    except Exception as error:  # of many kinds
+        if _has_equality_deletes(table, snapshot):
+            raise UserError(
+                f"{name} has equality deletes, as Flink writes them, which pyiceberg cannot read: "
+                "rewrite its data files (rewrite_data_files) first."
+            ) from error
+        raise UserError(f"{name} cannot be read ({one_line(error)}).") from error
+    files = [_iceberg_file(task, table, schema, name, deleted[task.file.file_path]) for task in tasks]
     return _Snapshot(
         replace(name, version=snapshot.snapshot_id), root, schema_to_pyarrow(schema, include_field_ids=True), files
     )
 
 
-def _iceberg_file(task: Any, table: Any, schema: Any, name: TableName) -> _File:
+def _has_equality_deletes(table: Any, snapshot: Any) -> bool:
+    from pyiceberg.manifest import DataFileContent
+
+    entries = (entry for manifest in snapshot.manifests(table.io) for entry in manifest.fetch_manifest_entry(table.io))
+    return any(entry.data_file.content == DataFileContent.EQUALITY_DELETES for entry in entries)
+
+
+def _iceberg_file(task: Any, table: Any, schema: Any, name: TableName, deleted: np.ndarray) -> _File:
     file, location = task.file, table.location().rstrip("/") + "/"
-    if task.delete_files:
-        raise UserError(f"{name} has deleted rows in its data files: rewrite them (rewrite_data_files) first.")
     if file.file_format.value.lower() != "parquet":
         raise UserError(f"{name} has data files that are {file.file_format.value}: only Parquet can be read.")
     if not file.file_path.startswith(location):
@@ -267,4 +292,5 @@ def _iceberg_file(task: Any, table: Any, schema: Any, name: TableName) -> _File:
     return _File(
         file.file_path.removeprefix(location),
         {key: None if value is None else str(value) for key, value in constants.items()},
+        deleted,
     )

@@ -1,7 +1,9 @@
 """Delta and Iceberg tables as sources: the rows of one snapshot, as the table's own library reads them."""
 
 import json
+import shutil
 import struct
+import zlib
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +12,8 @@ import pyarrow.parquet as pq
 import pytest
 from deltalake import DeltaTable, write_deltalake
 from pyiceberg.catalog import Catalog, load_catalog
+from pyiceberg.manifest import DataFile, DataFileContent, FileFormat
+from pyiceberg.typedef import Record
 from pyiceberg.types import LongType, StringType
 from pyiceberg.utils.config import Config
 
@@ -73,15 +77,19 @@ def test_delta_types_of_partitions(tmp_path: Path) -> None:
     assert rows_of(read_source(f"delta:{tmp_path}/table", "text")) == expected
 
 
-def test_a_delta_table_with_deletion_vectors_is_refused(tmp_path: Path) -> None:
-    """The third row is deleted by a vector that stands in the log itself, as the protocol describes it."""
+def delete_from_delta(path: Path, number: int, places: list[int]) -> None:
+    """Delete rows of the only file of a version, by a vector in the log itself, as the protocol describes it."""
     import pyroaring
 
-    write_deltalake(tmp_path / "table", rows(1, 2, 3))
-    log = tmp_path / "table" / "_delta_log" / "00000000000000000000.json"
+    log = path / "_delta_log" / f"{number:020}.json"
     actions = [json.loads(line) for line in log.read_text().splitlines()]
-    bitmap = struct.pack("<IqI", 1681511377, 1, 0) + pyroaring.BitMap([2]).serialize()
-    vector = {"storageType": "i", "pathOrInlineDv": z85(bitmap), "sizeInBytes": len(bitmap), "cardinality": 1}
+    bitmap = struct.pack("<IqI", 1681511377, 1, 0) + pyroaring.BitMap(places).serialize()
+    vector = {
+        "storageType": "i",
+        "pathOrInlineDv": z85(bitmap),
+        "sizeInBytes": len(bitmap),
+        "cardinality": len(places),
+    }
     features = {"readerFeatures": ["deletionVectors"], "writerFeatures": ["deletionVectors"]}
     for action in actions:
         if "protocol" in action:
@@ -89,8 +97,28 @@ def test_a_delta_table_with_deletion_vectors_is_refused(tmp_path: Path) -> None:
         if "add" in action:
             action["add"]["deletionVector"] = vector
     log.write_text("".join(json.dumps(action) + "\n" for action in actions))
-    with pytest.raises(UserError, match="has deletion vectors: run REORG TABLE"):
-        read_source(f"delta:{tmp_path}/table", "text")
+
+
+@pytest.mark.parametrize("name", ["table", "a table+100%"])
+def test_rows_of_delta_deletion_vectors_are_not_read(tmp_path: Path, name: str) -> None:
+    path = tmp_path / name
+    write_deltalake(path, rows(1, 2, 3, 4, day="x y/z"), partition_by=["day"])
+    delete_from_delta(path, 0, [1, 3])
+    write_deltalake(tmp_path / "more", rows(5, 6, day="b"), partition_by=["day"])  # whose file has no vector
+    shutil.copytree(tmp_path / "more" / "day=b", path / "day=b")
+    added = [json.loads(line) for line in (tmp_path / "more" / "_delta_log" / f"{0:020}.json").read_text().splitlines()]
+    added = [action for action in added if "add" in action]
+    (path / "_delta_log" / f"{1:020}.json").write_text("".join(json.dumps(action) + "\n" for action in added))
+    source = read_source(f"delta:{path}", "text")
+    assert source.rows == 4 and [row["id"] for row in rows_of(source)] == [1, 3, 5, 6]
+    assert [row["id"] for row in rows_of(read_source(f"delta:{path}@0", "text"))] == [1, 3]
+
+
+def test_a_delta_file_may_have_no_row_left(tmp_path: Path) -> None:
+    write_deltalake(tmp_path / "table", rows(1, 2))
+    delete_from_delta(tmp_path / "table", 0, [0, 1])
+    source = read_source(f"delta:{tmp_path}/table", "text")
+    assert source.rows == 0 and rows_of(source) == []
 
 
 def z85(content: bytes) -> str:
@@ -173,29 +201,90 @@ def test_files_that_another_tool_wrote_have_columns_by_name(catalog: Catalog, tm
     assert rows_of(read_source("iceberg:lake.web.pages", "text")) == rows(1, 2).to_pylist()
 
 
-def test_iceberg_row_deletes_are_refused(catalog: Catalog, tmp_path: Path) -> None:
-    from pyiceberg.manifest import DataFile, DataFileContent, FileFormat
-    from pyiceberg.typedef import Record
-
-    table = catalog.create_table("web.pages", schema=rows(1).schema)
-    table.append(rows(1, 2, 3))
-    data = next(iter(table.scan().plan_files())).file
-    path = tmp_path / "warehouse" / "deletes.parquet"
-    pq.write_table(pa.table({"file_path": [data.file_path], "pos": pa.array([1], pa.int64())}), path)
+def add_delete_file(table: Any, path: Path, content: DataFileContent, kind: FileFormat) -> None:
     deletes = DataFile.from_args(
-        content=DataFileContent.POSITION_DELETES,
+        content=content,
         file_path=f"file://{path}",
-        file_format=FileFormat.PARQUET,
+        file_format=kind,
         partition=Record(),
         record_count=1,
         file_size_in_bytes=path.stat().st_size,
+        equality_ids=[1] if content == DataFileContent.EQUALITY_DELETES else None,
     )
     deletes.spec_id = table.spec().spec_id
     with table.transaction() as transaction, transaction.update_snapshot().fast_append() as append:
         append.append_data_file(deletes)
-    assert [task.delete_files for task in table.refresh().scan().plan_files()][0]
-    with pytest.raises(UserError, match="has deleted rows in its data files"):
-        read_source("iceberg:lake.web.pages", "text")
+
+
+def position_deletes(path: Path, rows: list[tuple[str, int]]) -> None:
+    paths, places = zip(*rows, strict=True)
+    pq.write_table(pa.table({"file_path": paths, "pos": pa.array(places, pa.int64())}), path)
+
+
+def puffin(path: Path, data_file: str, places: list[int]) -> None:
+    """A file of one deletion vector, as the specifications of Puffin and of Iceberg, version 3, describe it."""
+    import pyroaring
+
+    vector = (1).to_bytes(8, "little") + (0).to_bytes(4, "little") + pyroaring.BitMap(places).serialize()
+    checked = b"\xd1\xd3\x39\x64" + vector
+    blob = len(checked).to_bytes(4, "big") + checked + zlib.crc32(checked).to_bytes(4, "big")
+    about = {"type": "deletion-vector-v1", "fields": [], "snapshot-id": -1, "sequence-number": -1}
+    about |= {"offset": 4, "length": len(blob), "properties": {"referenced-data-file": data_file, "cardinality": "1"}}
+    footer = json.dumps({"blobs": [about]}).encode()
+    tail = b"PFA1" + footer + len(footer).to_bytes(4, "little") + bytes(4) + b"PFA1"
+    path.write_bytes(b"PFA1" + blob + tail)
+
+
+def test_rows_of_iceberg_position_deletes_are_not_read(catalog: Catalog, tmp_path: Path) -> None:
+    table = catalog.create_table("web.pages", schema=rows(1).schema)
+    table.append(rows(1, 2, 3))
+    table.append(rows(4, 5, 6))
+    later, first = (task.file.file_path for task in table.scan().plan_files())
+    position_deletes(tmp_path / "warehouse" / "a.parquet", [(first, 1), (later, 0), ("file:///another", 2)])
+    add_delete_file(table, tmp_path / "warehouse" / "a.parquet", DataFileContent.POSITION_DELETES, FileFormat.PARQUET)
+    position_deletes(tmp_path / "warehouse" / "b.parquet", [(first, 0), (first, 1)])
+    add_delete_file(table, tmp_path / "warehouse" / "b.parquet", DataFileContent.POSITION_DELETES, FileFormat.PARQUET)
+    table.append(rows(7))
+    source = read_source("iceberg:lake.web.pages", "text")
+    expected = table.scan().to_arrow().to_pylist()
+    assert rows_of(source) == sorted(expected, key=lambda row: row["id"]) and source.rows == 4
+    assert [row["id"] for row in expected if row["id"] < 4] == [3]
+    before = read_source(f"iceberg:lake.web.pages@{table.snapshots()[1].snapshot_id}", "text")
+    assert [row["id"] for row in rows_of(before)] == [1, 2, 3, 4, 5, 6]
+
+
+def test_rows_of_iceberg_deletion_vectors_are_not_read(catalog: Catalog, tmp_path: Path) -> None:
+    table = catalog.create_table("web.pages", schema=rows(1).schema)
+    table.append(rows(1, 2, 3, 4))
+    (task,) = table.scan().plan_files()
+    path = tmp_path / "warehouse" / "vectors.puffin"
+    puffin(path, task.file.file_path, [0, 2])
+    add_delete_file(table, path, DataFileContent.POSITION_DELETES, FileFormat.PUFFIN)
+    assert [row["id"] for row in rows_of(read_source("iceberg:lake.web.pages", "text"))] == [2, 4]
+
+
+def test_deletes_that_pyiceberg_cannot_apply_are_refused(catalog: Catalog, tmp_path: Path) -> None:
+    path = tmp_path / "warehouse" / "deletes.parquet"
+    pq.write_table(pa.table({"id": [2]}), path)
+    for name, content, kind in (
+        ("equal", DataFileContent.EQUALITY_DELETES, FileFormat.PARQUET),
+        ("orc", DataFileContent.POSITION_DELETES, FileFormat.ORC),
+    ):
+        table = catalog.create_table(f"web.{name}", schema=rows(1).schema)
+        table.append(rows(1, 2, 3))
+        add_delete_file(table, path, content, kind)
+    with pytest.raises(UserError, match="web.equal has equality deletes, .* rewrite its data files"):
+        read_source("iceberg:lake.web.equal", "text")
+    with pytest.raises(UserError, match="web.orc has position deletes in orc files, .* rewrite its data files"):
+        read_source("iceberg:lake.web.orc", "text")
+    path.unlink()
+    table = catalog.create_table("web.gone", schema=rows(1).schema)
+    table.append(rows(1, 2, 3))
+    position_deletes(path, [("file:///another", 0)])
+    add_delete_file(table, path, DataFileContent.POSITION_DELETES, FileFormat.PARQUET)
+    path.unlink()
+    with pytest.raises(UserError, match="iceberg:lake.web.gone cannot be read"):
+        read_source("iceberg:lake.web.gone", "text")
 
 
 def test_iceberg_tables_that_cannot_be_read(catalog: Catalog) -> None:

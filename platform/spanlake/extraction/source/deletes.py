@@ -1,0 +1,67 @@
+"""Rows that a table has deleted and its data files still hold: found by the table's own library, for every file."""
+
+from collections.abc import Iterable
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from spanlake.errors import UserError
+from spanlake.extraction.source.selection import Packed, pack
+
+Deleted = dict[str, np.ndarray]  # by a data file's path, the numbers of rows in it
+
+
+def delta_deletes(table: Any) -> Deleted:
+    """Returns what the deletion vectors of a `DeltaTable` delete, by paths as its log writes them."""
+    root = table.table_uri.rstrip("/") + "/"
+    vectors = pa.table(table.deletion_vectors())
+    paths = [path.removeprefix(root) for path in vectors.column("filepath").to_pylist()]
+    masks = [vector.values.to_numpy(zero_copy_only=False) for vector in vectors.column("selection_vector")]
+    return {path: np.flatnonzero(~mask) for path, mask in zip(paths, masks, strict=True)}
+
+
+def iceberg_deletes(name: str, io: Any, tasks: Iterable[Any]) -> Deleted:
+    """Returns what position deletes and deletion vectors delete in the data files of pyiceberg's `FileScanTask`s.
+
+    Raises: UserError for delete files in another format than Parquet and Puffin; what pyiceberg and Arrow raise.
+    """
+    read: dict[str, Deleted] = {}
+    deleted: Deleted = {}
+    for task in tasks:
+        for file in task.delete_files:
+            if file.file_path not in read:
+                read[file.file_path] = _read_delete_file(name, io, file)
+        parts = [read[file.file_path].get(task.file.file_path) for file in task.delete_files]
+        deleted[task.file.file_path] = np.concatenate(
+            [np.empty(0, np.int64), *(part for part in parts if part is not None)]
+        )
+    return deleted
+
+
+def _read_delete_file(name: str, io: Any, file: Any) -> Deleted:
+    from pyiceberg.table.deletion_vector import deletion_vectors_from_puffin_file
+    from pyiceberg.table.puffin import PuffinFile
+
+    kind = file.file_format.value.lower()
+    if kind not in ("parquet", "puffin"):
+        raise UserError(
+            f"{name} has position deletes in {kind} files, of which only Parquet and Puffin can be read: "
+            "rewrite its data files (rewrite_data_files) first."
+        )
+    with io.new_input(file.file_path).open() as stream:
+        if kind == "puffin":
+            vectors = deletion_vectors_from_puffin_file(PuffinFile(stream.read()))
+            return {vector.referenced_data_file: vector.to_vector().to_numpy() for vector in vectors}
+        rows = pq.read_table(stream, columns=["file_path", "pos"])
+    by_path = rows.group_by("file_path").aggregate([("pos", "list")])
+    paths, places = by_path.column("file_path").to_pylist(), by_path.column("pos_list")
+    return {path: place.values.to_numpy() for path, place in zip(paths, places, strict=True)}
+
+
+def kept_rows(rows: int, deleted: np.ndarray) -> Packed:
+    """Returns the packed mask of a file's rows that are not deleted."""
+    mask = np.ones(rows, bool)
+    mask[deleted[deleted < rows]] = False
+    return pack(mask)
