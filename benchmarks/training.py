@@ -36,7 +36,7 @@ from machine import machine
 from transformers import TrainerCallback
 
 from spanlake.data.batches import TokenizedExample, plan_epoch, training_batch
-from spanlake.data.sampling import Sampling, sample_types
+from spanlake.data.sampling import Sampling, SetTypes, sample_types
 from spanlake.modeling.cpu import prepare_cpu_training
 from spanlake.package import prompt_tokenizer
 from spanlake.training.encoders import starting_model
@@ -238,12 +238,13 @@ class Spanlake:
             known = sorted({label for passage in batch for *_, label in passage.mentions})
             for index, passage in enumerate(batch):
                 rng = np.random.default_rng((0, 2, step, index))  # as `training_batch` draws them
-                own = [label for *_, label in passage.mentions]
+                own = [(label,) for *_, label in passage.mentions]
                 passage.types = sample_types(own, known, Sampling(), rng)[0]
         return batches
 
     def _tokenized(self, passage: Passage) -> TokenizedExample:
-        return TokenizedExample(self._prompts.words(passage.words), tuple(passage.mentions), ())
+        spans = tuple((first, last, (label,)) for first, last, label in passage.mentions)
+        return TokenizedExample(self._prompts.words(passage.words), spans)
 
     def round(self, batches: list[list[Passage]]) -> None:
         self._model.train()
@@ -268,7 +269,7 @@ class Spanlake:
 
         examples = [self._tokenized(passage) for passage in passages]
         batch, targets = training_batch(
-            examples, range(len(examples)), self._prompts, Sampling(), self._model.config, seed=0, step=step
+            examples, range(len(examples)), self._prompts, [SetTypes(Sampling())], self._model.config, seed=0, step=step
         )
         assert batch.type_counts == [len(passage.types) for passage in passages]
         mark("data")

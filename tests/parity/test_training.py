@@ -64,7 +64,10 @@ def test_the_loss_and_its_gradient_are_the_library_s(tiny_model_dir: Path, tmp_p
     expected = reference(**settings, reduction="sum", masking="none", negatives=1.0, **collated).loss
 
     tokenizer, config = package.tokenizer, package.config
-    ours = [TokenizedExample(tokenizer.words(row["tokenized_text"]), tuple(map(tuple, row["ner"])), ()) for row in rows]
+    ours = [
+        TokenizedExample(tokenizer.words(row["tokenized_text"]), tuple((i, j, (label,)) for i, j, label in row["ner"]))
+        for row in rows
+    ]
     prompts = [tokenizer.prompt([tokenizer.label(label) for label in row["ner_labels"]]) for row in rows]
     batch = tokenizer.collate([(prompt, row.words) for prompt, row in zip(prompts, ours, strict=True)], 0)
     targets = torch.zeros(4, batch.word_positions.shape[1], config.max_width, batch.type_positions.shape[1])

@@ -6,14 +6,14 @@ Shapes: B texts, W words, K span width, C types.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 
 from spanlake.data.examples import Example
-from spanlake.data.sampling import Sampling, sample_types
+from spanlake.data.sampling import SetTypes, Types, sample_levels, sample_types
 from spanlake.errors import UserError, shown
 from spanlake.modeling.config import ModelConfig
 from spanlake.modeling.cutting import cut_text
@@ -29,8 +29,10 @@ class TokenizedExample:
     """A text, or one window of it."""
 
     words: Words
-    spans: tuple[tuple[int, int, str], ...]  # first word, last word, label
-    inventory: tuple[str, ...]  # its own negatives: those it states, or every type of its data set
+    spans: tuple[tuple[int, int, Types], ...]  # first word, last word, types from specific to broad
+    absent: tuple[str, ...] = ()  # types that it states as absent
+    elsewhere: tuple[str, ...] = ()  # types that only other parts of its passage mention
+    source: int = 0  # the place of its data set among those of the run
     where: str = ""  # what a message calls it
 
     @property
@@ -40,48 +42,54 @@ class TokenizedExample:
 
 def tokenize(
     example: Example,
-    types: tuple[str, ...],
     tokenizer: PromptTokenizer,
     config: ModelConfig,
     *,
+    source: int = 0,
     where: str = "",
     untrained: Counter[str] | None = None,
 ) -> list[TokenizedExample]:
     """Cuts a text into words and sub-words and places its mentions on words; none for a text without words.
 
     A text longer than the model's window becomes several examples, and each mention lies wholly in one of them, or in
-    two. `types` are those of its data set. `untrained` counts the mentions
-    that no span stands for, by reason.
+    two. `untrained` counts the mentions that no span stands for, by reason.
     """
     lost = Counter[str]() if untrained is None else untrained
     cut = cut_text(example.text, tokenizer)
     first = {start: place for place, start in enumerate(cut.offsets[:, 0].tolist())}
     last = {end: place for place, end in enumerate(cut.offsets[:, 1].tolist())}
-    spans = []
+    spans: list[tuple[int, int, Types]] = []
+    unplaced = set[str]()
     for mention in example.mentions:
         start, end = first.get(mention.start), last.get(mention.end)
-        if start is None or end is None:
-            lost["inside_a_word"] += 1
-        elif end - start >= config.max_width:
-            lost["wider_than_max_width"] += 1
-        else:
-            spans.append((start, end, mention.label))
+        if start is not None and end is not None and end - start < config.max_width:
+            spans.append((start, end, mention.types))
+            continue
+        lost["inside_a_word" if start is None or end is None else "wider_than_max_width"] += 1
+        unplaced.update(mention.types)
     words, windows = cut.windows(int((config.max_tokens - tokenizer.special_tokens) * (1 - _PROMPT_SHARE)), config)
     examples = []
-    covered: set[tuple[int, int, str]] = set()
+    covered: set[tuple[int, int, Types]] = set()
     for number, window in enumerate(windows):
         inside = [span for span in spans if window.first <= span[0] and span[1] < window.stop]
+        outside = [span for span in spans if span[1] < window.first or window.stop <= span[0]]
         covered.update(inside)
         examples.append(
             TokenizedExample(
                 words[window.first : window.stop],
-                tuple((start - window.first, end - window.first, label) for start, end, label in inside),
-                example.negatives or types,
+                tuple((start - window.first, end - window.first, types) for start, end, types in inside),
+                example.negatives,
+                tuple(sorted({*example.elsewhere, *_labels(outside)} - _labels(inside) - unplaced)),
+                source,
                 where if len(windows) == 1 else f"{where}, window {number + 1}",
             )
         )
     lost["wider_than_window"] += len({*spans} - covered)  # in sub-words
     return examples
+
+
+def _labels(spans: Iterable[tuple[int, int, Types]]) -> set[str]:
+    return {label for *_, types in spans for label in types}
 
 
 def plan_epoch(
@@ -107,7 +115,7 @@ def training_batch(
     examples: Sequence[TokenizedExample],
     chosen: Sequence[int],
     tokenizer: PromptTokenizer,
-    sampling: Sampling,
+    sources: Sequence[SetTypes],
     config: ModelConfig,
     *,
     seed: int,
@@ -116,35 +124,38 @@ def training_batch(
 ) -> tuple[Batch, torch.Tensor]:
     """The `chosen` of a step's examples as a batch with freshly sampled types, and its targets [B, W, K, C] float32.
 
+    `sources` are the data sets that the examples name; `frequencies` says how often types occur in all of them.
     `examples` are those of all workers, for negatives come from all of them. What is sampled for an example depends on
     the seed, the step and its place among them, not on which worker does it or what else is chosen.
 
     Raises `UserError` for a label or description that leaves no room for the words beside it.
     """
-    batch_types = sorted({label for example in examples for *_, label in example.spans})
+    batch_types = sorted({label for example in examples for label in _labels(example.spans)})
     cut: dict[str, tuple[int, ...]] = {}
     rows, places = [], []
     for index in chosen:
         example = examples[index]
-        names, place = sample_types(
-            [label for *_, label in example.spans],
-            batch_types if sampling.negatives == "batch" and batch_types else example.inventory,
-            sampling,
-            np.random.default_rng((seed, 2, step, index)),
-            frequencies,
-        )
+        source = sources[example.source]
+        own = [types for *_, types in example.spans]
+        rng = np.random.default_rng((seed, 2, step, index))
+        if source.sampling.levels:
+            names, place = sample_levels(own, example.absent, example.elsewhere, source, rng)
+        else:
+            of_batch = source.sampling.negatives == "batch" and batch_types
+            candidates = batch_types if of_batch else example.absent or source.names
+            names, place = sample_types(own, candidates, source.sampling, rng, frequencies)
         for name in names:
             if name not in cut:
                 cut[name] = tokenizer.label(name)
         prompt = _fitting_prompt(names, cut, tokenizer, config.max_tokens - tokenizer.special_tokens - example.tokens)
         rows.append((prompt, example.words))
-        places.append({label: at for label, at in place.items() if at < len(prompt.type_positions)})
+        places.append({types: at for types, at in place.items() if at < len(prompt.type_positions)})
     batch = tokenizer.collate(rows, config.pad_token_id)
     targets = torch.zeros(len(rows), batch.word_positions.shape[1], config.max_width, batch.type_positions.shape[1])
     for row, (index, place) in enumerate(zip(chosen, places, strict=True)):
-        for start, end, label in examples[index].spans:
-            if label in place:
-                targets[row, start, end - start, place[label]] = 1.0
+        for start, end, types in examples[index].spans:
+            if types in place:
+                targets[row, start, end - start, place[types]] = 1.0
     return batch, targets
 
 

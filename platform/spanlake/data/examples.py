@@ -4,11 +4,16 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from spanlake.errors import UserError, one_line, shown
+from spanlake.text import sentence_starts, word_offsets
+
+_SHORTEST_SENTENCE = 3  # words
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,7 +35,8 @@ class Mention:
 class Example:
     text: str
     mentions: tuple[Mention, ...]
-    negatives: tuple[str, ...] = ()  # labels that the text is known not to mention
+    negatives: tuple[str, ...] = ()  # types that the text is known not to mention
+    elsewhere: tuple[str, ...] = ()  # types that only other parts of the passage mention, where the text is a part
 
 
 def checked_mention(text: str, start: int, end: int, types: object, reads: object = None) -> Mention:
@@ -91,6 +97,34 @@ def example_of_words(record: Mapping[str, Any]) -> Example:
         mentions.append(checked_mention(text, starts[first], ends[last], label))
     negatives = tuple(map(checked_label, record.get("negatives") or record.get("ner_negatives") or ()))
     return Example(text, tuple(mentions), negatives)
+
+
+def sentences_of(example: Example) -> list[Example]:
+    """The sentences of a text, each a text of its own. A mention is never cut: sentences that share one stay together,
+    as do those of one or two words with what follows, which are mostly abbreviations."""
+    offsets = word_offsets(example.text)
+    pieces, begin = [], 0
+    for word in np.flatnonzero(sentence_starts(example.text, offsets))[1:].tolist():
+        cut = int(offsets[word, 0])
+        if word - begin >= _SHORTEST_SENTENCE and not any(m.start < cut < m.end for m in example.mentions):
+            pieces.append((begin, word))
+            begin = word
+    if not pieces:
+        return [example]
+    pieces.append((begin, len(offsets)))
+    return [_part(example, int(offsets[first, 0]), int(offsets[stop - 1, 1])) for first, stop in pieces]
+
+
+def _part(example: Example, start: int, end: int) -> Example:
+    inside = [mention for mention in example.mentions if start <= mention.start and mention.end <= end]
+    here = {label for mention in inside for label in mention.types}
+    named = {label for mention in example.mentions for label in mention.types}
+    return Example(
+        example.text[start:end],
+        tuple(replace(mention, start=mention.start - start, end=mention.end - start) for mention in inside),
+        example.negatives,
+        tuple(sorted({*example.elsewhere, *named} - here)),
+    )
 
 
 def read_sentences(path: Path) -> list[Example]:

@@ -21,7 +21,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from spanlake.data.batches import TokenizedExample, plan_epoch, tokenize
-from spanlake.data.examples import Example, mention_of
+from spanlake.data.examples import Example, mention_of, sentences_of
 from spanlake.data.prepared import examples_of, read_statistics
 from spanlake.errors import UserError, one_line
 from spanlake.modeling.config import ModelConfig
@@ -144,6 +144,7 @@ class ExampleStream:
     batch_texts: int
     held_out: int = 0
     ignored_types: frozenset[str] = field(default_factory=frozenset)
+    sentence_rates: Sequence[float] = ()  # for each set, passages of which one sentence is taken; without any, 0
     pool_rows: int = _POOL_ROWS
 
     def batches(
@@ -201,23 +202,25 @@ class ExampleStream:
         with ExitStack() as opened:
             places = {self.sets[number].place.path: self.sets[number].place for number, *_ in plan.pieces}
             files = {path: opened.enter_context(_Files(place)) for path, place in sorted(places.items())}
-            for number, group, share in plan.pieces:
+            for piece, (number, group, share) in enumerate(plan.pieces):
                 prepared = self.sets[number]
-                types = tuple(sorted(set(prepared.types) - self.ignored_types))
                 held_out = prepared.held_out(self.held_out, self.seed)
                 file, index, size = prepared.groups[group]
                 first = sum(rows for *_, rows in prepared.groups[:group])
                 kept = np.ones(size, dtype=bool)
                 if share < 1:
                     kept = np.random.default_rng((self.seed, 4, plan.epoch, number, group)).random(size) < share
+                rate = self.sentence_rates[number] if self.sentence_rates else 0.0
+                rng = np.random.default_rng((self.seed, 5, plan.epoch, plan.number, piece))
                 rows = examples_of(files[prepared.place.path].row_group(file, index))
                 for row, (example, keep) in enumerate(zip(rows, kept, strict=True), first):
                     if keep and row not in held_out:
+                        parts = sentences_of(example) if rng.random() < rate else [example]
                         examples += tokenize(
-                            without_types(example, self.ignored_types),
-                            types,
+                            without_types(parts[int(rng.integers(len(parts)))], self.ignored_types),
                             self.tokenizer,
                             self.config,
+                            source=number,
                             where=f"{prepared.name}, row {row + 1}",
                             untrained=untrained,
                         )
@@ -242,6 +245,7 @@ def without_types(example: Example, ignored: frozenset[str]) -> Example:
         example.text,
         tuple(mention_of(mention.start, mention.end, types) for mention, types in kept if types),
         tuple(label for label in example.negatives if label not in ignored),
+        tuple(label for label in example.elsewhere if label not in ignored),
     )
 
 

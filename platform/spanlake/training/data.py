@@ -14,7 +14,7 @@ from pathlib import Path
 from spanlake.data.examples import Example
 from spanlake.data.prepare import prepare
 from spanlake.data.prepared import read_statistics
-from spanlake.data.sampling import Sampling
+from spanlake.data.sampling import SetTypes
 from spanlake.data.stream import ExampleStream, PreparedSet, open_prepared, without_types
 from spanlake.errors import UserError, one_line, shown
 from spanlake.modeling.config import ModelConfig
@@ -54,7 +54,7 @@ class RecipeData:
     sets: tuple[PreparedSet, ...]
     weights: tuple[float, ...]  # one for each set
     dev: tuple[DevSet, ...]
-    sampling: Sampling  # the recipe's, with the descriptions of `data.descriptions`
+    set_types: tuple[SetTypes, ...]  # one for each set, with the descriptions of `data.descriptions`
 
     @cached_property
     def frequencies(self) -> Mapping[str, int]:
@@ -81,7 +81,9 @@ class RecipeData:
             )
         for label in self.types(recipe.data.ignored_types):
             tokenizer.label(label)
-            tokenizer.label(self.sampling.descriptions.get(label, label))
+        for of_set in self.set_types:
+            for label in of_set.names:
+                tokenizer.label(of_set.sampling.descriptions.get(label, label))
         return ExampleStream(
             self.sets,
             self.weights,
@@ -92,6 +94,7 @@ class RecipeData:
             batch_texts=recipe.schedule.batch_texts,
             held_out=0 if recipe.data.dev else recipe.data.held_out,
             ignored_types=frozenset(recipe.data.ignored_types),
+            sentence_rates=tuple(of_set.sampling.sentence_rate for of_set in self.set_types),
         )
 
 
@@ -103,11 +106,16 @@ def recipe_data(recipe: Recipe, cache: Place) -> RecipeData:
     section = recipe.data
     sets: list[PreparedSet] = []
     weights: list[float] = []
+    set_types: list[SetTypes] = []
+    ignored = frozenset(section.ignored_types)
+    described = _descriptions(section)
     for name in section.train:
         opened = _opened(name, section, recipe.model.max_width, cache)
         sets += opened
         weights += [_weight(data, section.weights.get(name, 1.0), section.max_per_set) for data in opened]
-    ignored = frozenset(section.ignored_types)
+        sampling = recipe.sampling_of(name)
+        sampling = sampling.model_copy(update={"descriptions": {**described, **sampling.descriptions}})
+        set_types += [SetTypes(sampling, _without(data.types, ignored)) for data in opened]
     if not any(set(data.types) - ignored for data in sets):
         raise UserError(f"The data sets {', '.join(section.train)} mention no type; there is nothing to train on.")
     if section.dev:
@@ -120,9 +128,11 @@ def recipe_data(recipe: Recipe, cache: Place) -> RecipeData:
             f"Nothing of {shown(section.train)} is left for the dev score; name data.dev, or let data.held_out keep "
             "some of at least ten examples."
         )
-    descriptions = {**_descriptions(section), **recipe.sampling.descriptions}
-    sampling = recipe.sampling.model_copy(update={"descriptions": descriptions})
-    return RecipeData(tuple(sets), tuple(weights), tuple(data for data in dev if data.examples), sampling)
+    return RecipeData(tuple(sets), tuple(weights), tuple(data for data in dev if data.examples), tuple(set_types))
+
+
+def _without(counts: Mapping[str, int], ignored: frozenset[str]) -> Mapping[str, int]:
+    return {label: count for label, count in counts.items() if label not in ignored}
 
 
 def _weight(data: PreparedSet, weight: float, most: int) -> float:

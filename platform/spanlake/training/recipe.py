@@ -81,6 +81,9 @@ class DataSection(_Section):
         default=0, ge=0, description="examples of one data set read in an epoch, drawn anew in each; 0: all"
     )
     max_bad_rate: float = Field(default=0.01, ge=0, le=1, description="share of the records that may be unreadable")
+    sampling: Mapping[str, Mapping[str, Any]] = Field(
+        default={}, description="for one of `train`: keys of the section `sampling` that are other for it"
+    )
 
     @model_validator(mode="after")
     def _check(self) -> DataSection:
@@ -91,11 +94,12 @@ class DataSection(_Section):
             raise ValueError(
                 f"data.train names {repeated[0]!r} more than once; give it a weight in data.weights instead."
             )
-        unknown = sorted(self.weights.keys() - {*self.train})
-        if unknown:
-            raise ValueError(
-                f"data.weights names {unknown[0]!r}, which data.train does not; it names {shown(self.train)}."
-            )
+        for key, named in (("weights", self.weights), ("sampling", self.sampling)):
+            unknown = sorted(named.keys() - {*self.train})
+            if unknown:
+                raise ValueError(
+                    f"data.{key} names {unknown[0]!r}, which data.train does not; it names {shown(self.train)}."
+                )
         return self
 
 
@@ -188,11 +192,20 @@ class Recipe(_Section):
 
     @model_validator(mode="after")
     def _check(self) -> Recipe:
-        if self.sampling.description_rate and not (self.data.descriptions or self.sampling.descriptions):
-            raise ValueError(
-                "sampling.description_rate needs sampling.descriptions, or data.descriptions with a JSON file of them."
-            )
+        for sampling in (self.sampling, *map(self.sampling_of, self.data.sampling)):
+            if sampling.description_rate and not (self.data.descriptions or sampling.descriptions):
+                raise ValueError(
+                    "sampling.description_rate needs sampling.descriptions, or data.descriptions with a JSON file of "
+                    "them."
+                )
         return self
+
+    def sampling_of(self, name: str) -> Sampling:
+        """What holds for one of `data.train`."""
+        try:
+            return Sampling.model_validate({**self.sampling.model_dump(), **self.data.sampling.get(name, {})})
+        except ValidationError as error:
+            raise ValueError(f"In data.sampling for {name!r}: {_sentence(error, 'sampling')}") from error
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values, as YAML and JSON have them."""
@@ -282,11 +295,12 @@ def _set(values: dict[str, Any], names: list[str], value: Any) -> None:
     values[names[-1]] = value
 
 
-def _sentence(error: ValidationError) -> str:
-    """One sentence about one thing that is wrong: an unknown key first, which may be why another lacks."""
+def _sentence(error: ValidationError, *within: str) -> str:
+    """One sentence about one thing that is wrong: an unknown key first, which may be why another lacks. `within` is the
+    section that was read, where it was not the whole recipe."""
     found = error.errors()
     first = next((item for item in found if item["type"] in _UNKNOWN), found[0])
-    *section, key = map(str, first["loc"] or [""])
+    *section, key = [*within, *map(str, first["loc"])] or [""]
     name = ".".join([*section, key])
     if first["type"] in _UNKNOWN:
         nearest = difflib.get_close_matches(key, _keys(section), n=1, cutoff=0.0)

@@ -130,7 +130,7 @@ class Trainer:
                 batch.examples,
                 chosen,
                 package.tokenizer,
-                self._data.sampling,
+                self._data.set_types,
                 package.config,
                 seed=recipe.seed,
                 step=step,

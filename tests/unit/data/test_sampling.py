@@ -10,7 +10,7 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 
 from spanlake.data.batches import TokenizedExample, plan_epoch, tokenize, training_batch
 from spanlake.data.examples import Example, Mention
-from spanlake.data.sampling import Sampling, sample_types
+from spanlake.data.sampling import Sampling, SetTypes, sample_types
 from spanlake.errors import UserError
 from spanlake.modeling.config import ModelConfig
 from spanlake.modeling.tokens import PromptTokenizer
@@ -45,6 +45,22 @@ def own(**settings: Any) -> Sampling:
 OWN = own()
 
 
+def sample(
+    own: list[str],
+    candidates: list[str],
+    sampling: Sampling,
+    rng: np.random.Generator,
+    frequencies: dict[str, int] | None = None,
+) -> tuple[list[str], dict[str, int]]:
+    """The types of a text whose mentions have one each."""
+    names, places = sample_types([(label,) for label in own], candidates, sampling, rng, frequencies)
+    return names, {label: place for (label,), place in places.items()}
+
+
+def one_each(*spans: tuple[int, int, str]) -> tuple[tuple[int, int, tuple[str, ...]], ...]:
+    return tuple((first, last, (label,)) for first, last, label in spans)
+
+
 def test_mentions_that_no_span_stands_for_are_counted(tokenizer: PromptTokenizer) -> None:
     text = "one two three four"
     mentions = (
@@ -53,10 +69,10 @@ def test_mentions_that_no_span_stands_for_are_counted(tokenizer: PromptTokenizer
         Mention(1, 7, "inside"),  # begins within "one"
     )
     untrained = Counter[str]()
-    (example,) = tokenize(Example(text, mentions), ("kept",), tokenizer, CONFIG, untrained=untrained)
-    assert example.spans == ((0, 0, "kept"),)
+    (example,) = tokenize(Example(text, mentions), tokenizer, CONFIG, untrained=untrained)
+    assert example.spans == one_each((0, 0, "kept"))
     assert +untrained == {"wider_than_max_width": 1, "inside_a_word": 1}
-    assert tokenize(Example(" \n", ()), (), tokenizer, CONFIG) == []
+    assert tokenize(Example(" \n", ()), tokenizer, CONFIG) == []
 
 
 @pytest.mark.parametrize(
@@ -75,26 +91,26 @@ def test_long_texts_are_trained_in_windows_that_lose_no_mention(tokenizer: Promp
     )
     example = Example(" ".join(words), mentions)
     untrained = Counter[str]()
-    windows = tokenize(example, ("t",), tokenizer, config, where="x, row 1", untrained=untrained)
+    windows = tokenize(example, tokenizer, config, where="x, row 1", untrained=untrained)
     assert len(windows) > 5 and not +untrained
     assert all(window.tokens < config.max_tokens and len(window.words) <= config.max_words for window in windows)
-    found = {label for window in windows for *_, label in window.spans}
+    found = {label for window in windows for *_, (label,) in window.spans}
     assert found == {mention.label for mention in mentions}
     whole = {mention.label: example.text[mention.start : mention.end] for mention in mentions}
     letters = {i: token for token, i in tokenizer.backend.get_vocab().items()}
     for window in windows:
-        for first, last, label in window.spans:
+        for first, last, (label,) in window.spans:
             inside = [letters[i] for i in window.words[first : last + 1].ids.tolist()]
             assert "".join(inside) == whole[label].replace(" ", "")
     assert windows[1].where == "x, row 1, window 2"
 
 
-def test_own_types_are_placed_and_negatives_come_from_the_inventory() -> None:
+def test_own_types_are_placed_and_negatives_come_from_the_candidates() -> None:
     sampling = own(max_types=6, max_negatives=3)
     rng = np.random.default_rng(0)
     seen = set()
     for _ in range(200):
-        names, places = sample_types(["drug", "ship", "drug"], ["drug", "ship", "a", "b", "c", "d"], sampling, rng)
+        names, places = sample(["drug", "ship", "drug"], ["drug", "ship", "a", "b", "c", "d"], sampling, rng)
         assert {names[place] for place in places.values()} == {"drug", "ship"} == set(places)
         assert len(set(names)) == len(names) <= 5
         seen.update(names)
@@ -104,7 +120,7 @@ def test_own_types_are_placed_and_negatives_come_from_the_inventory() -> None:
 def test_a_text_without_mentions_is_still_asked_for_something() -> None:
     rng = np.random.default_rng(0)
     for _ in range(100):
-        names, places = sample_types([], ["a", "b"], own(max_negatives=2), rng)
+        names, places = sample([], ["a", "b"], own(max_negatives=2), rng)
         assert names and not places
 
 
@@ -114,7 +130,7 @@ def test_a_broader_type_stands_in_for_all_below_it() -> None:
     rng = np.random.default_rng(0)
     asked = Counter[str]()
     for _ in range(400):
-        names, places = sample_types(["poet"], ["poet", "writer", "person", "city"], sampling, rng)
+        names, places = sample(["poet"], ["poet", "writer", "person", "city"], sampling, rng)
         (place,) = places.values()
         asked[names[place]] += 1
         narrower = {"poet": set(), "writer": {"poet"}, "person": {"poet", "writer"}}[names[place]]
@@ -124,10 +140,10 @@ def test_a_broader_type_stands_in_for_all_below_it() -> None:
 
 def test_what_is_broader_than_the_type_asked_for_is_a_negative() -> None:
     sampling = own(max_negatives=0, above_rate=1.0, broader={"poet": "writer", "writer": "person"})
-    names, places = sample_types(["poet"], ["poet", "person"], sampling, np.random.default_rng(0))
+    names, places = sample(["poet"], ["poet", "person"], sampling, np.random.default_rng(0))
     assert set(names) == {"poet", "writer", "person"} and places == {"poet": names.index("poet")}
     never = own(max_negatives=9, above_rate=0.0, broader=sampling.broader)
-    names, _ = sample_types(["poet"], ["poet", "person"], never, np.random.default_rng(0))
+    names, _ = sample(["poet"], ["poet", "person"], never, np.random.default_rng(0))
     assert names == ["poet"]
 
 
@@ -135,14 +151,14 @@ def test_synonyms_rename_but_never_collide() -> None:
     sampling = own(max_negatives=2, synonym_rate=1.0, synonyms={"city": ["town"], "village": ["town"]})
     rng = np.random.default_rng(0)
     for _ in range(100):
-        names, places = sample_types(["city", "village"], ["city", "village"], sampling, rng)
+        names, places = sample(["city", "village"], ["city", "village"], sampling, rng)
         assert len(set(names)) == 2 and "town" in names
         assert places["city"] != places["village"]
 
 
 def test_own_types_beyond_the_limit_are_left_out_of_the_targets_too() -> None:
     types = [f"t{i}" for i in range(30)]
-    names, places = sample_types(types, types, own(max_types=25), np.random.default_rng(0))
+    names, places = sample(types, types, own(max_types=25), np.random.default_rng(0))
     assert len(names) == 25 and len(places) == 25
 
 
@@ -169,10 +185,10 @@ def names_in(tokenizer: PromptTokenizer, batch: object, row: int) -> list[str]:
 
 
 def test_the_same_seed_and_step_give_the_same_batch(tokenizer: PromptTokenizer) -> None:
-    examples = [TokenizedExample(words_of(tokenizer, "abc", "de"), ((0, 1, "x"),), ("x", "y", "z"))] * 4
+    examples = [TokenizedExample(words_of(tokenizer, "abc", "de"), one_each((0, 1, "x")), ("x", "y", "z"))] * 4
 
     def batch(seed: int, step: int) -> list[list[int]]:
-        made, _ = training_batch(examples, range(4), tokenizer, OWN, CONFIG, seed=seed, step=step)
+        made, _ = training_batch(examples, range(4), tokenizer, [SetTypes(OWN)], CONFIG, seed=seed, step=step)
         return made.input_ids.tolist()
 
     assert batch(7, 1) == batch(7, 1) != batch(7, 2)
@@ -186,11 +202,11 @@ def test_an_example_is_asked_the_same_whatever_the_workers(
 ) -> None:
     """Negatives come from the whole batch, also where this worker computes one text of it."""
     words = words_of(tokenizer, "a", "b", "c")
-    examples = [TokenizedExample(words, ((0, 1, f"t{i}"), (2, 2, "u")), (f"t{i}", "u", "v")) for i in range(5)]
+    examples = [TokenizedExample(words, one_each((0, 1, f"t{i}"), (2, 2, "u")), (f"t{i}", "u", "v")) for i in range(5)]
 
     def asked(chosen: range) -> dict[int, tuple[list[str], float]]:
         batch, targets = training_batch(
-            examples, chosen, tokenizer, sampling, CONFIG, seed=1, step=3, frequencies={"u": 9}
+            examples, chosen, tokenizer, [SetTypes(sampling)], CONFIG, seed=1, step=3, frequencies={"u": 9}
         )
         return {i: (names_in(tokenizer, batch, row), targets[row].sum().item()) for row, i in enumerate(chosen)}
 
@@ -201,10 +217,12 @@ def test_an_example_is_asked_the_same_whatever_the_workers(
 
 def test_negatives_come_from_the_other_texts_of_the_batch_at_the_ratio(tokenizer: PromptTokenizer) -> None:
     words = words_of(tokenizer, "a", "b", "c", "d")
-    examples = [TokenizedExample(words, tuple((k, k, f"t{i}{k}") for k in range(4)), ("never",)) for i in range(6)]
+    examples = [
+        TokenizedExample(words, one_each(*((k, k, f"t{i}{k}") for k in range(4))), ("never",)) for i in range(6)
+    ]
     for ratio, negatives in ((0.0, 0), (0.25, 1), (0.5, 4), (0.75, 12)):
         sampling = Sampling(negative_ratio=ratio, drop_types=False)
-        batch, targets = training_batch(examples, range(6), tokenizer, sampling, CONFIG, seed=0, step=1)
+        batch, targets = training_batch(examples, range(6), tokenizer, [SetTypes(sampling)], CONFIG, seed=0, step=1)
         for row in range(6):
             names = names_in(tokenizer, batch, row)
             own = {f"t{row}{k}" for k in range(4)}
@@ -216,7 +234,7 @@ def test_the_ratio_is_kept_where_there_are_more_types_than_a_prompt_holds() -> N
     own, others = [f"t{i}" for i in range(30)], [f"o{i}" for i in range(90)]
     for ratio in (0.25, 0.5, 0.75):
         sampling = Sampling(negative_ratio=ratio, drop_types=False)
-        names, places = sample_types(own, own + others, sampling, np.random.default_rng(0))
+        names, places = sample(own, own + others, sampling, np.random.default_rng(0))
         assert len(names) <= 25 and len(places) == round(25 * (1 - ratio))
         assert abs(len(names) - len(places) - 25 * ratio) <= 1
 
@@ -225,7 +243,7 @@ def test_types_are_dropped_at_random_and_targets_with_them() -> None:
     rng = np.random.default_rng(0)
     sizes = Counter[int]()
     for _ in range(800):
-        names, places = sample_types(["a", "b"], ["a", "b", "c", "d"], Sampling(), rng)
+        names, places = sample(["a", "b"], ["a", "b", "c", "d"], Sampling(), rng)
         sizes[len(names)] += 1
         assert {label for label in ("a", "b") if label in names} == set(places)
     assert set(sizes) == {1, 2, 3, 4} and min(sizes.values()) > 150
@@ -236,14 +254,14 @@ def test_negatives_can_be_drawn_by_how_often_they_occur(power: float, least: flo
     """Of one negative out of two, the one that occurs nine times as often: half, nine in ten, one in ten."""
     rng = np.random.default_rng(0)
     sampling = Sampling(drop_types=False, frequency_power=power)
-    drawn = [sample_types(["a"], ["often", "rare"], sampling, rng, {"often": 9, "rare": 1})[0] for _ in range(2000)]
+    drawn = [sample(["a"], ["often", "rare"], sampling, rng, {"often": 9, "rare": 1})[0] for _ in range(2000)]
     assert least < sum("often" in names for names in drawn) / 2000 < most
 
 
 def test_descriptions_stand_in_for_their_types() -> None:
     sampling = Sampling(drop_types=False, description_rate=0.5, descriptions={"city": "a large town"})
     rng = np.random.default_rng(0)
-    drawn = [sample_types(["city"], ["city", "drug"], sampling, rng) for _ in range(400)]
+    drawn = [sample(["city"], ["city", "drug"], sampling, rng) for _ in range(400)]
     described = [names[places["city"]] == "a large town" for names, places in drawn]
     assert 150 < sum(described) < 250
     assert all({*names} <= {"a large town", "city", "drug"} for names, _ in drawn)
@@ -253,24 +271,36 @@ def test_a_prompt_that_does_not_fit_beside_its_text_asks_for_fewer_types(tokeniz
     config = dataclasses.replace(CONFIG, encoder={"model_type": "bert", "max_position_embeddings": 60})
     types = tuple(letter * 9 for letter in "pqrstuvw")  # ten sub-words each in the prompt
     example = TokenizedExample(
-        words_of(tokenizer, *"abcdefghijklmno"), tuple((i, i, t) for i, t in enumerate(types)), types
+        words_of(tokenizer, *"abcdefghijklmno"), one_each(*((i, i, t) for i, t in enumerate(types))), types
     )
     asked = Counter[str]()
     for step in range(60):
-        batch, targets = training_batch([example], [0], tokenizer, OWN, config, seed=0, step=step)
+        batch, targets = training_batch([example], [0], tokenizer, [SetTypes(OWN)], config, seed=0, step=step)
         assert batch.input_ids.shape[1] <= config.max_tokens
         assert targets.sum() == 4 == batch.type_counts[0]
         asked.update(names_in(tokenizer, batch, 0))
     assert {*asked} == {*types}
-    long = dataclasses.replace(example, spans=((0, 0, "y" * 60),), inventory=())
+    long = dataclasses.replace(example, spans=one_each((0, 0, "y" * 60)), absent=())
     with pytest.raises(UserError, match="60 sub-words"):
-        training_batch([long], [0], tokenizer, OWN, config, seed=0, step=0)
+        training_batch([long], [0], tokenizer, [SetTypes(OWN)], config, seed=0, step=0)
 
 
 def test_targets_stand_where_the_mentions_are(tokenizer: PromptTokenizer) -> None:
     config = dataclasses.replace(CONFIG, max_width=2)
-    example = TokenizedExample(words_of(tokenizer, "a", "b", "c"), ((0, 1, "x"), (2, 2, "y")), ("x", "y"))
-    batch, targets = training_batch([example], [0], tokenizer, OWN, config, seed=0, step=1)
+    example = TokenizedExample(words_of(tokenizer, "a", "b", "c"), one_each((0, 1, "x"), (2, 2, "y")), ("x", "y"))
+    batch, targets = training_batch([example], [0], tokenizer, [SetTypes(OWN)], config, seed=0, step=1)
     assert targets.shape == (1, 3, 2, 2) and targets.sum() == 2
     order = names_in(tokenizer, batch, 0)
     assert targets[0, 0, 1, order.index("x")] == 1 and targets[0, 2, 0, order.index("y")] == 1
+
+
+def test_each_data_set_is_asked_in_its_own_way(tokenizer: PromptTokenizer) -> None:
+    """By its own sampling, and of the types of its own set where a text states none as absent."""
+    words = words_of(tokenizer, "a", "b")
+    examples = [TokenizedExample(words, one_each((0, 0, "x")), source=i % 2) for i in range(40)]
+    few = SetTypes(Sampling(negatives="own", drop_types=False, max_negatives=1), {"x": 1, "y": 1})
+    levels = SetTypes(Sampling(levels=True, max_negatives=3), {"x": 1, "v": 1, "w": 1})
+    batch, _ = training_batch(examples, range(40), tokenizer, [few, levels], CONFIG, seed=0, step=1)
+    asked = [{*names_in(tokenizer, batch, row)} for row in range(40)]
+    assert {*map(frozenset, asked[::2])} == {frozenset("x"), frozenset("xy")}
+    assert set().union(*asked[1::2]) == {"x", "v", "w"}

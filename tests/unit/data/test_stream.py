@@ -3,6 +3,7 @@
 import json
 import pickle
 from collections import Counter
+from collections.abc import Iterable
 from itertools import islice
 from typing import Any
 
@@ -45,7 +46,7 @@ def uri(tmp_path_factory: pytest.TempPathFactory) -> str:
             for i in range(rows):
                 words = [f"{name}{i}", *["word"] * (i * 7 % 23 + 3)]
                 spans = [[0, 0, f"{name} type"], [1, 1, "other"]] + ([[0, 3, "wide"]] if name == "small" else [])
-                file.write(json.dumps({"tokenized_text": words, "ner": spans}) + "\n")
+                file.write(json.dumps({"tokenized_text": words, "ner": spans, "negatives": ["other", "absent"]}) + "\n")
     prepare([str(directory / "big.jsonl"), str(directory / "small.jsonl")], locate(str(directory / "out")), max_width=3)
     return str(directory / "out")
 
@@ -62,6 +63,14 @@ def epoch(made: ExampleStream, number: int = 0) -> list[StreamBatch]:
             return batches
         batches.append(batch)
     raise AssertionError
+
+
+def plain(batches: Iterable[StreamBatch]) -> list[list[tuple[Any, ...]]]:
+    """The examples of batches in a form that compares by value."""
+    return [
+        [(e.words.ids.tolist(), e.words.edges.tolist(), e.spans, e.absent, e.elsewhere, e.where) for e in b.examples]
+        for b in batches
+    ]
 
 
 def rows(batches: list[StreamBatch]) -> Counter[str]:
@@ -85,9 +94,9 @@ def test_an_epoch_holds_every_text_once_in_batches_within_the_budget(uri: str) -
 
 
 def test_the_sequence_is_the_same_each_time_and_another_for_another_seed(uri: str) -> None:
-    first, second = ([b.examples for b in islice(stream(uri).batches(), 150)] for _ in range(2))
+    first, second = (plain(islice(stream(uri).batches(), 150)) for _ in range(2))
     assert first == second
-    assert first != [b.examples for b in islice(stream(uri, seed=6).batches(), 150)]
+    assert first != plain(islice(stream(uri, seed=6).batches(), 150))
 
 
 def test_a_run_goes_on_from_any_batch_as_if_it_had_not_stopped(uri: str) -> None:
@@ -100,7 +109,7 @@ def test_a_run_goes_on_from_any_batch_as_if_it_had_not_stopped(uri: str) -> None
     for stop in (0, 1, *range(20, 256, 26), ends[0], ends[0] + 1, ends[1]):
         kept = json.loads(json.dumps(whole[stop].position.to_dict()))
         following = list(islice(made.batches(Position(**kept)), 3))
-        assert [b.examples for b in following] == [b.examples for b in whole[stop + 1 : stop + 4]]
+        assert plain(following) == plain(whole[stop + 1 : stop + 4])
         assert [b.position for b in following] == [b.position for b in whole[stop + 1 : stop + 4]]
 
 
@@ -114,8 +123,8 @@ def test_pools_may_be_loaded_elsewhere(uri: str) -> None:
         return [pickle.loads(pickle.dumps(there.load(plan))) for plan in plans]
 
     made = stream(uri)
-    elsewhere = [b.examples for b in islice(made.batches(load=load), 200)]
-    assert elsewhere == [b.examples for b in islice(made.batches(), 200)]
+    elsewhere = plain(islice(made.batches(load=load), 200))
+    assert elsewhere == plain(islice(made.batches(), 200))
     assert asked[0] == len(made.plans(0)) > 1
 
 
@@ -156,8 +165,8 @@ def test_held_out_rows_are_the_dev_part_and_never_trained_on(uri: str) -> None:
 def test_types_that_are_ignored_are_neither_mentioned_nor_negative(uri: str) -> None:
     batches = epoch(stream(uri, ignored_types=frozenset(["other", "wide"])))
     examples = [example for batch in batches for example in batch.examples]
-    assert {label for example in examples for *_, label in example.spans} == {"big type", "small type"}
-    assert {example.inventory for example in examples} == {("big type",), ("small type",)}
+    assert {types for example in examples for *_, types in example.spans} == {("big type",), ("small type",)}
+    assert {example.absent for example in examples} == {("absent",)}
 
 
 def test_mentions_that_are_not_trained_are_told_once(uri: str) -> None:
@@ -169,3 +178,36 @@ def test_sets_without_a_text_are_no_endless_search(uri: str) -> None:
     empty = ExampleStream([], (), prompts(), CONFIG, seed=0, batch_tokens=9, batch_texts=9)
     with pytest.raises(UserError, match="hold no text with words"):
         next(empty.batches())
+
+
+@pytest.fixture(scope="module")
+def passages(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """300 texts of two sentences, one of them read twice in an epoch."""
+    directory = tmp_path_factory.mktemp("passages")
+    text = "Ada met Bob today. London has a bridge."
+    mentions = [[0, 3, ["poet", "person"]], [8, 11, ["person"]], [19, 25, ["city", "location"]]]
+    row = {"text": text, "mentions": mentions, "absent": ["drug"]}
+    (directory / "a.jsonl").write_text("\n".join([json.dumps(row)] * 300))
+    prepare([str(directory / "a.jsonl")], locate(str(directory / "out")))
+    return str(directory / "out")
+
+
+def test_sentences_of_a_passage_are_drawn_at_the_rate(passages: str) -> None:
+    def drawn(rate: float, number: int = 0) -> list[tuple[str, int, tuple[str, ...]]]:
+        made = stream(passages, weights=(2.0,), sentence_rates=(rate,))
+        examples = [example for batch in epoch(made, number) for example in batch.examples]
+        assert {example.absent for example in examples} == {("drug",)}
+        return [(example.where, len(example.words), example.elsewhere) for example in examples]
+
+    assert {(words, elsewhere) for _, words, elsewhere in drawn(0.0)} == {(10, ())}
+    half = Counter((words, elsewhere) for _, words, elsewhere in drawn(0.5))
+    assert {*half} == {(10, ()), (5, ("city", "location")), (5, ("person", "poet"))}
+    assert half.total() == 600 and 240 < half[10, ()] < 360 and min(half.values()) > 100
+    assert drawn(0.5) == drawn(0.5) != drawn(0.5, 1)
+    sizes: dict[str, set[int]] = {}
+    for where, words, _ in drawn(0.5):
+        sizes.setdefault(where, set()).add(words)
+    assert {10, 5} in sizes.values()  # the same text is drawn anew each time that an epoch reads it
+    following = list(islice(stream(passages, weights=(2.0,), sentence_rates=(0.5,)).batches(), 30))
+    resumed = stream(passages, weights=(2.0,), sentence_rates=(0.5,)).batches(following[9].position)
+    assert plain(islice(resumed, 20)) == plain(following[10:])

@@ -13,12 +13,13 @@ from spanlake.cli import main
 from spanlake.data.examples import Example, Mention
 from spanlake.data.prepare import prepare
 from spanlake.errors import UserError
+from spanlake.package import prompt_tokenizer
 from spanlake.storage import locate
 from spanlake.training.data import DevSet, recipe_data
 from spanlake.training.encoders import starting_model
 from spanlake.training.known_encoders import KNOWN_ENCODERS
 from spanlake.training.plan import memory, plan, plan_text
-from spanlake.training.recipe import Recipe, read_recipe
+from spanlake.training.recipe import ModelSection, Recipe, read_recipe
 
 SHIPPED = sorted((ROOT / "jobs" / "recipes").glob("*.yaml"))
 SECTIONS = ("model", "data", "sampling", "optim", "schedule", "parallel", "checkpoint", "logging")
@@ -117,6 +118,19 @@ def test_recipes_extend_each_other(tmp_path: Path) -> None:
         ("data.train=[a, b, a]", "names 'a' more than once"),
         ("data.weights={b: 1}", "data.weights names 'b', which data.train does not"),
         ("data.weights={a.jsonl: x}", "'data.weights.a.jsonl' is 'x'; it must be a number"),
+        ("data.sampling={b: {}}", "data.sampling names 'b', which data.train does not"),
+        ("data.sampling={a.jsonl: 3}", "'data.sampling.a.jsonl' is 3; it must be a mapping"),
+        (
+            "data.sampling={a.jsonl: {levls: true}}",
+            "In data.sampling for 'a.jsonl': The recipe's key 'sampling.levls' is unknown; the nearest known one is "
+            "'sampling.levels'",
+        ),
+        (
+            "data.sampling={a.jsonl: {max_types: 0}}",
+            "In data.sampling for 'a.jsonl': The recipe's 'sampling.max_types' is 0; it must be at least 1",
+        ),
+        ("data.sampling={a.jsonl: {description_rate: 0.5}}", "needs sampling.descriptions, or data.descriptions"),
+        ("sampling.broadest_rate=0.8", "are shares of the same texts; their sum must be at most 1"),
         ("data.weights={a.jsonl: 0}", "'data.weights.a.jsonl' is 0; it must be more than 0"),
         ("model.start=mini", "exactly one of model.encoder, model.encoder_config and model.start"),
         ("model.max_words=12", "model.max_words (12) must exceed model.max_width (12)"),
@@ -257,7 +271,8 @@ def test_the_data_of_a_recipe_is_prepared_once_and_may_be_prepared_before(tmp_pa
     recipe = read_recipe(write(tmp_path / "r.yaml", values), ["data.held_out=1", "sampling.description_rate=1"])
     data = recipe_data(recipe, locate(str(tmp_path / "cache")))
     assert [prepared.name for prepared in data.sets] == ["a", "a"] and data.weights == (0.5, 0.5)
-    assert data.sampling.descriptions == {"person": "a human being"} and data.frequencies["person"] == 40
+    assert [of_set.sampling.descriptions for of_set in data.set_types] == [{"person": "a human being"}] * 2
+    assert [of_set.counts for of_set in data.set_types] == [{"person": 20}] * 2 and data.frequencies["person"] == 40
     assert data.types(recipe.data.ignored_types) == ["person"]
     assert [(dev.types, len(dev.examples)) for dev in data.dev] == [(["person"], 1)] * 2
     before = [file.stat().st_mtime_ns for file in sorted((tmp_path / "cache").rglob("*"))]
@@ -266,6 +281,30 @@ def test_the_data_of_a_recipe_is_prepared_once_and_may_be_prepared_before(tmp_pa
 
     (dev,) = recipe_data(read_recipe(tmp_path / "r.yaml", ["data.dev=[d.jsonl]"]), locate(str(tmp_path / "cache"))).dev
     assert len(dev.examples) == 4 and dev.asked(dev.examples[0]) == ["other type", "person", "ship"]
+
+
+def test_a_data_set_may_be_sampled_in_its_own_way(tmp_path: Path) -> None:
+    """One key is other for it, the rest is as the recipe says for all."""
+    record = {"text": "Ada won. Bob lost it.", "mentions": [[0, 3, ["poet", "person"]], [9, 12, ["person"]]]}
+    lines(tmp_path / "a.jsonl", *[{**record, "absent": ["drug"]}] * 20)
+    lines(tmp_path / "b.jsonl", *[record] * 20)
+    own = {"a.jsonl": {"levels": True, "sentence_rate": 0.5, "max_types": 7}}
+    values = {
+        **LEAST,
+        "data": {"root": str(tmp_path), "train": ["a.jsonl", "b.jsonl"], "sampling": own},
+        "sampling": {"max_types": 9, "max_negatives": 3},
+    }
+    recipe = read_recipe(write(tmp_path / "r.yaml", values), [])
+    assert recipe.sampling_of("b.jsonl") == recipe.sampling
+    data = recipe_data(recipe, locate(str(tmp_path / "cache")))
+    found = [(s.sampling.levels, s.sampling.max_types, s.sampling.max_negatives) for s in data.set_types]
+    assert found == [(True, 7, 3), (False, 9, 3)]
+    assert data.set_types[0].counts == {"poet": 20, "person": 40}
+    tokenizer, model = starting_model(ModelSection(start="mini"))
+    stream = data.stream(recipe, prompt_tokenizer(tokenizer, model.config), model.config)
+    assert stream.sentence_rates == (0.5, 0.0)
+    again = read_recipe(write(tmp_path / "again.yaml", recipe.to_dict()), [])
+    assert again == recipe
 
 
 def test_a_text_of_a_set_with_thousands_of_types_is_asked_for_some() -> None:
