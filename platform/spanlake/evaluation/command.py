@@ -12,6 +12,7 @@ from spanlake.options import add_model_options, positive
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from spanlake.evaluation.report import Report
     from spanlake.evaluation.results import Evaluation
     from spanlake.evaluation.scores import ModelFacts, Outcome
     from spanlake.evaluation.sets import BenchmarkSet
@@ -20,6 +21,8 @@ if TYPE_CHECKING:
 
 _SUITES = ("ood", "20ner", "multiconer", "open-types")
 _MOST_THRESHOLDS = 1_000
+_REPORTS = (".html", ".json", ".md")
+_CURVES_FROM = 0.05  # the lowest threshold of a report's curves
 
 
 def add_commands(subparsers: "argparse._SubParsersAction[Any]") -> None:
@@ -41,22 +44,46 @@ def add_commands(subparsers: "argparse._SubParsersAction[Any]") -> None:
         "--rename", action="append", default=[], metavar="OLD=NEW", help="ask for a type by another name: PER=person"
     )
     parser.add_argument("--workers", type=positive, metavar="N", help="over so many workers of a Ray cluster")
+    parser.add_argument("--against", metavar="MODEL", help="compare with another model on the same sets")
+    parser.add_argument(
+        "--report",
+        action="append",
+        default=[],
+        type=Path,
+        metavar="FILE",
+        help="write a report, as .html, .json or .md; may be repeated",
+    )
+    parser.add_argument(
+        "--published", type=Path, metavar="FILE", help="more published rows for the report; docs/evaluation.md"
+    )
     parser.add_argument("--json", action="store_true", help="print JSON, with scores by label")
     add_model_options(parser)
     parser.set_defaults(run=_evaluate)
 
 
 def _evaluate(args: argparse.Namespace) -> int:
-    thresholds = parse_thresholds(args.threshold)
-    evaluation = _evaluation(args, thresholds)
+    from spanlake.evaluation.published import published_rows
+    from spanlake.evaluation.report import Report
+
+    for path in args.report:
+        if path.suffix not in _REPORTS or not path.absolute().parent.is_dir():
+            raise UserError(f"The report {path} must end in {', '.join(_REPORTS)} and lie in a directory that exists.")
+    published = published_rows(args.suite, args.published) if args.suite else []
+    report = Report(*_evaluations(args, parse_thresholds(args.threshold)), published)
     if args.json:
-        print(json.dumps(evaluation.to_dict()))
-        return 0
-    _print(evaluation)
+        comparison = {"comparison": [each.to_dict() for each in report.differences]} if report.against else {}
+        print(json.dumps({**report.evaluation.to_dict(), **comparison}))
+    else:
+        _print(report.evaluation)
+        for each in report.differences:
+            print(f"{each.name}: {each.sentence()}")
+    for path in args.report:
+        _write(report, path)
     return 0
 
 
-def _evaluation(args: argparse.Namespace, thresholds: "Sequence[float]") -> "Evaluation":
+def _evaluations(args: argparse.Namespace, thresholds: "Sequence[float]") -> "tuple[Evaluation, Evaluation | None]":
+    """The model's, and that of the other model where one is named."""
     from spanlake.evaluation.results import Evaluation
     from spanlake.evaluation.sets import read_sets
     from spanlake.evaluation.suites import SUITES, Missing, read_suite
@@ -69,8 +96,22 @@ def _evaluation(args: argparse.Namespace, thresholds: "Sequence[float]") -> "Eva
         sets, missing = read_suite(suite, Path(args.data), split, renamed)
     else:
         sets = read_sets(args.data, split, renamed)
-    model, outcomes = _outcomes(args, args.model, sets, min(thresholds))
-    return Evaluation(model, outcomes, thresholds, split, suite, missing)
+    lowest = min([*thresholds, *([_CURVES_FROM] if args.report else [])])
+    made = [
+        Evaluation(*_outcomes(args, model, sets, lowest), thresholds, split, suite, missing)
+        for model in filter(None, (args.model, args.against))
+    ]
+    return made[0], made[1] if len(made) > 1 else None
+
+
+def _write(report: "Report", path: Path) -> None:
+    if path.suffix == ".html":
+        content = report.to_html()
+    elif path.suffix == ".md":
+        content = report.to_markdown()
+    else:
+        content = json.dumps(report.to_dict(), indent=1, ensure_ascii=False) + "\n"
+    path.write_text(content, encoding="utf-8", errors="replace")
 
 
 def _outcomes(
