@@ -28,12 +28,20 @@ def parse_labels(argument: str) -> Labels:
     """
     if argument.startswith("@"):
         return _read_file(Path(argument[1:]))
+    return split_names(argument, "label")
+
+
+def split_names(argument: str, kind: str) -> list[str]:
+    """Returns names, written with commas between them as in CSV. Messages call one a `kind`.
+
+    Raises `UserError` for a quote that is never closed.
+    """
     try:
         rows = list(csv.reader(io.StringIO(argument, newline=""), skipinitialspace=True, strict=True))
     except csv.Error as error:
         raise UserError(
-            f"The labels {shown(argument)} cannot be told apart ({one_line(error)}): "
-            "put double quotes around the whole of a label that holds a comma or a quote."
+            f"The {kind}s {shown(argument)} cannot be told apart ({one_line(error)}): "
+            f"put double quotes around the whole of a {kind} that holds a comma or a quote."
         ) from error
     return [replace_surrogates(name).strip() for row in rows for name in row]
 

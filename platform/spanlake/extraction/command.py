@@ -175,7 +175,8 @@ def _request(args: argparse.Namespace) -> "Request":
     layout = read_layout(args)
     output = locate(args.output)
     begun = read_manifest(output)
-    source = read_source(pinned(args.source, begun["source"]["uri"] if begun else None), args.text_column)
+    uri = pinned(args.source, begun["source"]["uri"] if begun else None)
+    source = read_source(uri, args.text_column, None if layout.columns is None else frozenset(layout.columns))
     layout.check(source.schema, args.text_column)
     from spanlake.inference.hardware import choose_device, choose_precision  # torch: so what is quick is checked before
     from spanlake.package import open_package

@@ -3,7 +3,8 @@
 import argparse
 from typing import TYPE_CHECKING
 
-from spanlake.errors import UserError
+from spanlake.errors import UserError, shown
+from spanlake.labels import split_names
 
 if TYPE_CHECKING:
     from spanlake.extraction.output.layout import Layout
@@ -16,6 +17,9 @@ def add_layout_options(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--layout", choices=("nested", "mentions"), default="nested", help="(default: nested)")
     group.add_argument(
         "--key", action="append", default=[], metavar="COLUMN", help="of the source, in each mention; may be repeated"
+    )
+    group.add_argument(
+        "--columns", metavar="A,B", help="of the source, in the nested layout; with commas between (default: all)"
     )
     group.add_argument(
         "--redact",
@@ -38,4 +42,9 @@ def read_layout(args: argparse.Namespace) -> "Layout":
     redaction = None
     if args.redact:
         redaction = Redaction(args.redact, read_key(args.redact_key_file) if args.redact == "hash" else None)
-    return Layout(args.layout, tuple(dict.fromkeys(args.key)), redaction, args.drop_text)
+    columns = None
+    if args.columns is not None:
+        columns = tuple(dict.fromkeys(split_names(args.columns, "column")))
+        if not all(columns):
+            raise UserError(f"--columns {shown(args.columns)} lacks a name: give names with commas between.")
+    return Layout(args.layout, tuple(dict.fromkeys(args.key)), redaction, args.drop_text, columns)

@@ -29,7 +29,8 @@ SOURCE_FILE, SOURCE_ROW = "source_file", "source_row"  # of a mention: where it 
 class Layout:
     """The columns of an output.
 
-    nested: the source's columns, `redacted_text` if redacted, `entities`, `error`; one row for each row of the source.
+    nested: the source's columns, or those of `columns`, then `redacted_text` if redacted, `entities`, `error`; one row
+    for each row of the source.
     mentions: `source_file`, `source_row` (from 0), the `keys`, the fields of an entity, `error`; one row for each
     entity, and one for each row that could not be read. A row without entities has none.
     """
@@ -38,10 +39,13 @@ class Layout:
     keys: tuple[str, ...] = ()  # columns of the source that a mention repeats
     redaction: Redaction | None = None
     drop_text: bool = False  # only with a redaction: no text column, and no text of an entity
+    columns: tuple[str, ...] | None = None  # of the source that the nested layout has; None for all
 
     def __post_init__(self) -> None:
         if self.keys and self.kind != "mentions":
             raise UserError("--key belongs to --layout mentions: the nested layout has every column of the source.")
+        if self.columns is not None and self.kind == "mentions":
+            raise UserError("--columns belongs to the nested layout: --layout mentions has the columns of --key.")
         if self.redaction and self.kind == "mentions" and not self.drop_text:
             raise UserError(
                 "--redact adds the redacted text of each row, which --layout mentions has not: "
@@ -59,7 +63,7 @@ class Layout:
             )
         added = [*ENTITY.names, SOURCE_FILE, SOURCE_ROW, "error"] if self.kind == "mentions" else []
         added += [REDACTED_COLUMN] if self.kind == "nested" and self.redaction else []
-        taken = [name for name in (self.keys if self.kind == "mentions" else source.names) if name in added]
+        taken = [name for name in self._kept(source) if name in added]
         if taken:
             raise UserError(f"The source's column {taken[0]} has a name that the output adds: rename it in the source.")
         if self.drop_text and text_column not in source.names:
@@ -73,18 +77,26 @@ class Layout:
             place = [pa.field(SOURCE_FILE, pa.string()), pa.field(SOURCE_ROW, pa.int64())]
             kept = [source.field(key) for key in self.keys]
             return pa.schema([*place, *kept, *ENTITY, pa.field("error", pa.string())])
-        kept = [column for column in source if not (self.drop_text and column.name == text_column)]
+        kept = [source.field(name) for name in self._kept(source) if not (self.drop_text and name == text_column)]
         redacted = [pa.field(REDACTED_COLUMN, pa.string())] if self.redaction else []
         added = [*redacted, pa.field("entities", ENTITIES), pa.field("error", pa.string())]
-        return pa.schema([*kept, *added], metadata=None if self.drop_text else source.metadata)
+        return pa.schema([*kept, *added], metadata=None if self.drop_text or self.columns else source.metadata)
+
+    def _kept(self, source: pa.Schema) -> Sequence[str]:
+        """Returns the columns of the source that the output repeats."""
+        if self.kind == "mentions":
+            return self.keys
+        return source.names if self.columns is None else self.columns
 
     def as_json(self) -> dict[str, Any]:
         """What decides the result."""
+        chosen = {} if self.columns is None else {"columns": list(self.columns)}
         return {
             "kind": self.kind,
             "keys": list(self.keys),
             "redaction": self.redaction and self.redaction.as_json(),
             "drop_text": self.drop_text,
+            **chosen,
         }
 
     def rows(self, part: "Part", schema: pa.Schema) -> pa.Table:

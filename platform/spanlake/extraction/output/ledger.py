@@ -305,6 +305,7 @@ def _layout_values(layout: dict[str, Any]) -> dict[str, str]:
     return {
         "layout": layout["kind"],
         "key": ", ".join(layout["keys"]) or "none",
+        "columns": ", ".join(layout.get("columns", ["all"])),
         "redact": redaction["style"],
         "redaction key with digest": redaction["key_check"] or "none",
         "drop-text": str(layout["drop_text"]).lower(),

@@ -102,7 +102,7 @@ def _spread(plan: pa.Table) -> list[Unit]:
 
 
 def _parts(request: Request, units: list[Unit]) -> Iterator[Part]:
-    reader = SourceHandle.of(request.source, request.text_column).open()
+    reader = SourceHandle.of(request.source, request.text_column, request.output_schema.names).open()
     size = 0
     for unit in units:
         places, done = unit.places(), 0

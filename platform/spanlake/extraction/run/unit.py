@@ -54,7 +54,7 @@ class Job:
     @staticmethod
     def of(request: Request, ledger: Ledger) -> "Job":
         return Job(
-            source=SourceHandle.of(request.source, request.text_column),
+            source=SourceHandle.of(request.source, request.text_column, request.output_schema.names),
             output=ledger.output,
             temporary=ledger.temporary,
             text_column=request.text_column,

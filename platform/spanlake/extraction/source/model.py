@@ -1,7 +1,7 @@
 """The terms of a source: files, units of rows, and where a column's values come from."""
 
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 import numpy as np
@@ -9,7 +9,7 @@ import pyarrow as pa
 
 from spanlake.errors import SpanlakeError, UserError
 from spanlake.extraction.source.selection import Packed, pack, packed_length, unpack
-from spanlake.extraction.source.texts import is_bytes, is_text, text_columns, text_type
+from spanlake.extraction.source.texts import is_bytes, is_text, text_columns, text_path, text_type
 from spanlake.storage import Place
 
 ADDED_COLUMNS = ("entities", "error")  # that every output has beside the source's
@@ -143,9 +143,29 @@ def file_format(path: str) -> str | None:
     return next((name for name, pattern in _FORMATS.items() if pattern.search(path)), None)
 
 
-def check_names(path: str, schema: pa.Schema, text_column: str) -> None:
-    """Raises UserError where the text column is missing, two columns share a name, or the output needs a name."""
-    names = schema.names
+Wanted = frozenset[str] | None  # the columns that are read beside that of the text; None for all
+
+
+def narrowed(schema: pa.Schema, text_column: str, wanted: Wanted) -> pa.Schema:
+    """Returns the columns that are read."""
+    if wanted is None:
+        return schema
+    text = text_path(schema.names, text_column)[0]
+    return pa.schema([field for field in schema if field.name in wanted or field.name == text], schema.metadata)
+
+
+def check_wanted(place: str, wanted: Wanted, names: Collection[str]) -> None:
+    """Raises UserError where a source with columns of these names lacks one that is wanted."""
+    missing = sorted((wanted or frozenset()) - set(names))
+    if missing:
+        raise UserError(f"{place} has no column called {missing[0]}: name some of its columns ({', '.join(names)}).")
+
+
+def check_names(path: str, schema: pa.Schema, text_column: str, wanted: Wanted) -> None:
+    """Raises UserError where the text column is missing, or of the columns that are read, two share a name or the
+    output needs a name.
+    """
+    names = narrowed(schema, text_column, wanted).names
     repeated = [name for name in names if names.count(name) > 1]
     if repeated:
         raise UserError(f"{path} has more than one column called {repeated[0]}: rename all but one.")

@@ -2,7 +2,7 @@
 
 import codecs
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
@@ -14,8 +14,17 @@ from pyarrow import fs
 
 from spanlake.errors import UserError, one_line
 from spanlake.extraction.source.lines import LineReader, read_line_files
-from spanlake.extraction.source.model import Source, Unit, check_names, file_format, sort_files
-from spanlake.extraction.source.parquet import ParquetReader, read_parquet_files, with_partitions
+from spanlake.extraction.source.model import (
+    Source,
+    Unit,
+    Wanted,
+    check_names,
+    check_wanted,
+    file_format,
+    narrowed,
+    sort_files,
+)
+from spanlake.extraction.source.parquet import ParquetReader, read_parquet_files
 from spanlake.extraction.source.tables import TableName, read_table
 from spanlake.storage import Place, locate
 
@@ -23,14 +32,14 @@ _START_BYTES = 1 << 10  # of a file, by which its format is told where its name 
 _FILES_AT_ONCE = 16
 
 
-def read_source(uri: str, text_column: str) -> Source:
-    """Find the files of a source and read their footers.
+def read_source(uri: str, text_column: str, wanted: Wanted = None) -> Source:
+    """Find the files of a source and read their footers. Its schema has the wanted columns and that of the text.
 
     Raises: UserError for a source that is missing, empty or unreadable, files that do not fit together, a text column
-    that is missing or holds no text, and columns with a name that the output needs.
+    that is missing or holds no text, a wanted column that is missing, and columns with a name that the output needs.
     """
     if table := TableName.parse(uri):
-        return read_table(table, text_column)
+        return read_table(table, text_column, wanted)
     found = _find(locate(uri))
     if not found.paths:
         raise UserError(
@@ -38,10 +47,12 @@ def read_source(uri: str, text_column: str) -> Source:
             ".jsonl, .ndjson, .json, .csv or .tsv)."
         )
     if found.format == "parquet":
-        files, schema = with_partitions(found.root, *read_parquet_files(found.root, found.paths, text_column))
+        files, schema = read_parquet_files(found.root, found.paths, text_column, wanted)
     else:
         files, schema = read_line_files(found.root, found.paths, found.format, text_column)
-        check_names(found.root.uri, schema, text_column)
+        check_names(found.root.uri, schema, text_column, wanted)
+        check_wanted(found.root.uri, wanted, schema.names)
+        schema = narrowed(schema, text_column, wanted)
     ignored = tuple(found.ignored)
     return Source(found.root.uri, found.root, sort_files(files), schema, ignored, found.deep, found.format)
 
@@ -156,8 +167,10 @@ class SourceHandle:
     text_column: str
 
     @staticmethod
-    def of(source: Source, text_column: str) -> "SourceHandle":
-        return SourceHandle(source.root, source.format, source.schema, text_column)
+    def of(source: Source, text_column: str, columns: Collection[str] | None = None) -> "SourceHandle":
+        """`columns` are read beside that of the text; all, if it is None."""
+        wanted = None if columns is None else frozenset(columns)
+        return SourceHandle(source.root, source.format, narrowed(source.schema, text_column, wanted), text_column)
 
     def open(self) -> UnitReader:
         if self.format in ("parquet", "table"):

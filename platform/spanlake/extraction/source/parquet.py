@@ -1,7 +1,7 @@
 """Parquet files as a source: planning from their footers, and readers of rows."""
 
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from hashlib import sha256
@@ -24,8 +24,11 @@ from spanlake.extraction.source.model import (
     SourceFile,
     SourceReadError,
     Unit,
+    Wanted,
     check_names,
     check_text_type,
+    check_wanted,
+    narrowed,
 )
 from spanlake.extraction.source.selection import unpack
 from spanlake.extraction.source.widening import merged
@@ -71,10 +74,13 @@ def read_footer(filesystem: fs.FileSystem, path: str) -> Footer:
     return Footer(metadata, schema, sha256(content).hexdigest(), size)
 
 
-def read_parquet_files(root: Place, paths: Sequence[str], text_column: str) -> tuple[list[SourceFile], pa.Schema]:
-    """Every file by its footer, and their common schema; one message says how many files cannot be read.
+def read_parquet_files(
+    root: Place, paths: Sequence[str], text_column: str, wanted: Wanted
+) -> tuple[list[SourceFile], pa.Schema]:
+    """Every file by its footer, and the common schema of the columns that are read, Hive's partitions among them.
 
-    Raises: UserError, also for columns of types that no common type holds.
+    Raises: UserError for files that cannot be read, of which one message says how many there are; for columns that are
+    missing, or of types that no common type holds.
     """
 
     def read(path: str) -> tuple[SourceFile, pa.Schema] | str:
@@ -94,15 +100,21 @@ def read_parquet_files(root: Place, paths: Sequence[str], text_column: str) -> t
             if isinstance(answer, str):
                 problems.append(answer)
             elif not problems:
-                check_names(path, answer[1], text_column)
+                check_names(path, answer[1], text_column, wanted)
                 schemas.setdefault(answer[1].remove_metadata().serialize().to_pybytes(), (path, answer[1]))
                 files.append(answer[0])
     if problems:
         others = f" ({len(problems) - 1:,} more files of the source cannot be read either)" if len(problems) > 1 else ""
         raise UserError(problems[0].rstrip(".") + others + ".")
-    common = merged(dict(schemas.values()))
+    common = merged({path: narrowed(schema, text_column, wanted) for path, schema in schemas.values()})
     check_text_type(common, text_column)
-    return files, common
+    partitions = {file.path: _partitions(file.path) for file in files}
+    names = dict.fromkeys(name for _, schema in schemas.values() for name in schema.names)
+    added = dict.fromkeys(name for found in partitions.values() for name in found if name not in names)
+    check_wanted(root.uri, wanted, [*names, *added])
+    return _with_partitions(
+        root, files, common, partitions, [name for name in added if wanted is None or name in wanted]
+    )
 
 
 def describe_file(path: str, footer: Footer) -> SourceFile:
@@ -123,13 +135,17 @@ def file_digest(path: str, footer: Footer) -> str:
     return sha256(f"{path}\n{footer.file_size}\n{footer.digest}".encode()).hexdigest()
 
 
-def with_partitions(root: Place, files: list[SourceFile], schema: pa.Schema) -> tuple[list[SourceFile], pa.Schema]:
+def _with_partitions(
+    root: Place,
+    files: list[SourceFile],
+    schema: pa.Schema,
+    partitions: Mapping[str, Mapping[str, str | None]],
+    names: Sequence[str],
+) -> tuple[list[SourceFile], pa.Schema]:
     """Hive's partitions: a directory `year=2024` gives the rows below it a column, where files have none of the name.
 
     It is int64 if all its values are whole numbers, and a string otherwise.
     """
-    partitions = {file.path: _partitions(file.path) for file in files}
-    names = dict.fromkeys(name for found in partitions.values() for name in found if name not in schema.names)
     if not names:
         return files, schema
     for name in names:

@@ -23,8 +23,11 @@ from spanlake.extraction.source.model import (
     FileColumn,
     Source,
     SourceFile,
+    Wanted,
     check_names,
     check_text_type,
+    check_wanted,
+    narrowed,
     sort_files,
 )
 from spanlake.extraction.source.parquet import describe_file, read_footer
@@ -82,15 +85,18 @@ def pinned(uri: str, recorded: str | None) -> str:
     return str(begun)
 
 
-def read_table(name: TableName, text_column: str) -> Source:
+def read_table(name: TableName, text_column: str, wanted: Wanted) -> Source:
     """The source that a table's snapshot is: the newest, if none is named.
 
     Raises: UserError for a table that cannot be reached, has no such version, or cannot be read as it stands.
     """
     snapshot = _delta_snapshot(name) if name.kind == "delta" else _iceberg_snapshot(name)
-    schema = pa.schema([field.remove_metadata() for field in plain(snapshot.schema)])
-    check_names(str(name), schema, text_column)
+    everything = pa.schema([field.remove_metadata() for field in plain(snapshot.schema)])
+    check_names(str(name), everything, text_column, wanted)
+    check_wanted(str(name), wanted, everything.names)
+    schema = narrowed(everything, text_column, wanted)
     check_text_type(schema, text_column)
+    snapshot = replace(snapshot, schema=pa.schema([snapshot.schema.field(column) for column in schema.names]))
 
     def read(file: "_File") -> SourceFile:
         try:

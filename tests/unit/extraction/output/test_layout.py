@@ -4,6 +4,7 @@ import argparse
 import json
 import re
 from collections.abc import Iterable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ import pytest
 from spanlake import cli
 from spanlake.decoding import Entity
 from spanlake.errors import UserError
-from spanlake.extraction.options import add_layout_options
+from spanlake.extraction.options import add_layout_options, read_layout
 from spanlake.extraction.output.audit import audit
 from spanlake.extraction.output.layout import Layout
 from spanlake.extraction.output.ledger import Ledger, Request, prepare, read_ledger
@@ -105,6 +106,69 @@ def test_another_redaction_is_another_result(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"redaction key with digest \w+ in the output, \w+ asked"):
         prepare(make_request(tmp_path, Layout(redaction=Redaction("hash", b"another key of 16+"))))
     assert prepare(make_request(tmp_path, Layout(redaction=Redaction("hash", b"0123456789abcdef"))))
+
+
+# --- columns ------------------------------------------------------------------------------------------------------
+
+
+def options(*arguments: str) -> Layout:
+    parser = argparse.ArgumentParser()
+    add_layout_options(parser)
+    return read_layout(parser.parse_args(arguments))
+
+
+def test_chosen_columns_stand_in_the_order_that_is_asked(tmp_path: Path) -> None:
+    request = make_request(tmp_path, Layout(columns=("more", "id")))
+    ledger = extract(request)
+    found = rows(tmp_path)
+    assert [list(row) for row in found] == [["more", "id", "entities", "error"]] * 5
+    assert [(row["more"], row["id"]) for row in found] == list(zip("vwxyz", range(5), strict=True))
+    assert found[0]["entities"][0]["text"] == "Ada" and found[1]["error"] == "text is null"
+    assert audit(ledger).complete
+    with pytest.raises(UserError, match="columns more, id in the output, all asked"):
+        prepare(make_request(tmp_path, Layout()))
+    with pytest.raises(UserError, match="columns more, id in the output, id, more asked"):
+        prepare(make_request(tmp_path, Layout(columns=("id", "more"))))
+
+
+def test_columns_that_are_not_chosen_decide_nothing(tmp_path: Path) -> None:
+    """They may have types that do not fit, the names that the output adds, and pages that cannot be read."""
+    (tmp_path / "in" / "year=2024").mkdir(parents=True)
+    pq.write_table(pa.table({"text": ["Ada"], "n": [1], "error": ["e"]}), tmp_path / "in" / "year=2024" / "a.parquet")
+    pq.write_table(pa.table({"text": ["Bob"], "n": ["one"], "id": [7]}), tmp_path / "in" / "b.parquet")
+    with pytest.raises(UserError, match="already has a column called error"):
+        read_source(str(tmp_path / "in"), "text")
+    source = read_source(str(tmp_path / "in"), "text", frozenset({"id", "year"}))
+    assert source.schema.names == ["text", "id", "year"]
+    with pytest.raises(UserError, match=r"no column called day: name some of its columns \(text, n, id, error, year\)"):
+        read_source(str(tmp_path / "in"), "text", frozenset({"day"}))
+
+    path = tmp_path / "in" / "b.parquet"
+    chunk = pq.read_metadata(path).row_group(0).column(1)
+    start = chunk.dictionary_page_offset
+    content = bytearray(path.read_bytes())
+    content[start : start + chunk.total_compressed_size] = b"\xff" * chunk.total_compressed_size
+    path.write_bytes(content)
+    request = replace(make_request(tmp_path, Layout(columns=("id", "year"))), source=source)
+    assert audit(extract(request)).complete
+    assert [(row["id"], row["year"]) for row in rows(tmp_path)] == [(7, None), (None, 2024)]
+
+
+@pytest.mark.parametrize(
+    ("columns", "names"), [("id", ("id",)), ('id, "a, b",id', ("id", "a, b"))], ids=["one", "several"]
+)
+def test_columns_on_the_command_line(columns: str, names: tuple[str, ...]) -> None:
+    assert options("--columns", columns).columns == names
+    assert options().columns is None
+
+
+def test_columns_that_cannot_be_chosen() -> None:
+    with pytest.raises(UserError, match="'id,,b' lacks a name"):
+        options("--columns", "id,,b")
+    with pytest.raises(UserError, match="'\"id' cannot be told apart"):
+        options("--columns", '"id')
+    with pytest.raises(UserError, match="--columns belongs to the nested layout"):
+        options("--columns", "id", "--layout", "mentions")
 
 
 # --- mentions -----------------------------------------------------------------------------------------------------
