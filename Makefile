@@ -3,9 +3,11 @@ PYTHON ?= python3
 VENV := .venv
 DEMO := demo-output
 DEMO_LABELS := person,organization,location,film,song,sports team,award
+# A process for each core. A file's tests share one, because they share fixtures.
+PARALLEL := --numprocesses auto --dist loadfile
 INSTALL_INPUTS := pyproject.toml constraints.txt tools/install.sh
 
-.PHONY: help demo test chaos lint clean
+.PHONY: help demo check test chaos lint clean
 
 help:  ## Show this list.
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-6s %s\n", $$1, $$2 }' Makefile
@@ -16,8 +18,12 @@ demo: $(VENV)/.installed-demo  ## Find entities in 300 encyclopedia passages, au
 	$(VENV)/bin/spanlake audit $(DEMO)
 	$(VENV)/bin/spanlake show $(DEMO)
 
+check: lint  ## What to run while writing: style, types and the tests that need no Ray.
+	$(VENV)/bin/pytest $(PARALLEL) tests/unit
+
 test: $(VENV)/.installed-dev  ## Run the tests that need no GPU.
-	$(VENV)/bin/pytest tests/unit tests/parity tests/browser tests/cluster
+	$(VENV)/bin/pytest $(PARALLEL) tests/unit tests/parity
+	$(VENV)/bin/pytest tests/browser tests/cluster
 
 chaos: $(VENV)/.installed-dev  ## Kill drivers, workers and machines of clusters at work (20 minutes).
 	$(VENV)/bin/pytest tests/chaos

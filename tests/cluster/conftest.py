@@ -4,6 +4,7 @@ import subprocess
 import time
 from collections.abc import Iterator
 
+import psutil
 import pytest
 from commands import ROOT, activated, free_port, run
 
@@ -27,7 +28,7 @@ def cluster() -> Iterator[None]:
     ray.shutdown()
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def head(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """The address of a Ray head that takes jobs. No port of it is one that another Ray here may hold."""
     directory = tmp_path_factory.mktemp("head")
@@ -46,5 +47,7 @@ def head(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
             time.sleep(1)
         yield address
     finally:
-        process.terminate()
+        # Asked to stop, a node drains for half a minute.
+        for part in [*psutil.Process(process.pid).children(recursive=True), process]:
+            part.kill()
         process.wait(60)
