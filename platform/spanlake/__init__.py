@@ -16,7 +16,7 @@ __all__ = ["Entity", "Extractor", "PackageError", "ShortfallError", "SpanlakeErr
 
 
 def __getattr__(name: str) -> Any:
-    # The Extractor brings torch, which takes seconds to import; `spanlake --help` and `spanlake audit` need none of it.
+    # The Extractor imports torch, which takes seconds; `spanlake --help` and `spanlake audit` run without it.
     if name == "Extractor":
         from spanlake.inference.extractor import Extractor
 

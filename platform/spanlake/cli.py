@@ -1,6 +1,6 @@
-"""`spanlake …`: parses arguments, calls the library, prints.
+"""The command `spanlake`: it parses the arguments, calls the library and prints the result.
 
-Exit codes: 0 success, 1 the work fell short, 2 the call was wrong.
+Exit codes: 0 for success, 1 where the work could not be finished, 2 where the call was wrong.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from spanlake.serving.command import add_commands as add_serving_commands
 from spanlake.text import printable, replace_surrogates
 from spanlake.training.command import add_commands as add_training_commands
 
-# torch takes seconds to import, so each command imports the library itself: `spanlake --help` answers at once.
+# torch takes seconds to import, so each command imports what it needs when it runs: `spanlake --help` answers at once.
 
 
 if TYPE_CHECKING:
@@ -44,10 +44,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     args, others = parser.parse_known_args(argv)
     if others and (not hasattr(args, "changes") or any(other.startswith("-") for other in others)):
         parser.error(f"unrecognized arguments: {' '.join(others)}")
-    if others:  # `train RECIPE --directory DIR section.key=value`: argparse takes what stands together alone
+    if others:  # in `train RECIPE --directory DIR section.key=value`, where argparse takes only RECIPE as positional
         args.changes += others
     if isinstance(sys.stdout, io.TextIOWrapper):
-        sys.stdout.reconfigure(errors="backslashreplace")  # in a terminal that cannot show every character
+        sys.stdout.reconfigure(errors="backslashreplace")  # for a terminal that cannot show every character
     try:
         code = int(args.run(args))
         sys.stdout.flush()
@@ -55,7 +55,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except SpanlakeError as error:
         print(f"spanlake: {error}", file=sys.stderr)
         return error.exit_code
-    except BrokenPipeError:  # the reader of our output has gone, as `head` does
+    except BrokenPipeError:  # the reader of our output has closed it, as `head` does
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
     except KeyboardInterrupt:
@@ -63,7 +63,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 class _Parser(argparse.ArgumentParser):
-    """Says what was wrong in one line; argparse would print the usage before it."""
+    """Prints an error as one line; argparse would print the usage before it."""
 
     def error(self, message: str) -> None:  # type: ignore[override]
         print(f"spanlake: {message}; see `{self.prog} --help`.", file=sys.stderr)
@@ -75,7 +75,7 @@ class _Parser(argparse.ArgumentParser):
 
 def _add_predict(commands: _Commands) -> None:
     parser = commands.add_parser("predict", help="find entities in texts given here")
-    parser.add_argument("texts", nargs="+", metavar="TEXT", help="a text; - reads one from each line of standard input")
+    parser.add_argument("texts", nargs="+", metavar="TEXT", help="a text; - reads one text a line from standard input")
     add_labels_option(parser)
     add_model_options(parser)
     add_threshold_option(parser)
@@ -104,7 +104,7 @@ def _predict(args: argparse.Namespace) -> int:
 
 
 def _texts(arguments: list[str]) -> list[str]:
-    """Bytes that are no UTF-8 are read as U+FFFD, one for each."""
+    """Returns the texts; `-` is replaced by the lines of standard input. Each byte that is not UTF-8 becomes U+FFFD."""
     texts: list[str] = []
     for argument in arguments:
         if argument == "-":
@@ -120,21 +120,21 @@ def _texts(arguments: list[str]) -> list[str]:
 def _add_package(commands: _Commands) -> None:
     parser = commands.add_parser("package", help="inspect, verify, import and export model packages")
     actions: _Commands = parser.add_subparsers(dest="action", required=True, metavar="ACTION", parser_class=_Parser)
-    inspect = actions.add_parser("inspect", help="print what a package is, as JSON")
+    inspect = actions.add_parser("inspect", help="print a description of a package, as JSON")
     inspect.add_argument("model")
     inspect.set_defaults(run=_package_inspect)
-    verify = actions.add_parser("verify", help="compare a package with its fingerprint, and load it")
+    verify = actions.add_parser("verify", help="compare a package with its fingerprint and load it")
     verify.add_argument("model")
     verify.set_defaults(run=_package_verify)
-    importing = actions.add_parser("import", help="make a package of a published GLiNER checkpoint, or of a package")
+    importing = actions.add_parser("import", help="make a package from a GLiNER checkpoint or another package")
     importing.add_argument("model", help="a directory or Hub id")
-    importing.add_argument("directory", type=Path, help="where the package goes")
-    importing.add_argument("--name", help="the package's name (that of the model)")
+    importing.add_argument("directory", type=Path, help="where to write the package")
+    importing.add_argument("--name", help="the package's name (default: the model's name)")
     importing.add_argument("--int8", action="store_true", help="store the weights as int8, a quarter of the size")
     importing.set_defaults(run=_package_import)
     export = actions.add_parser("export", help="write a package in the form that the gliner library loads")
     export.add_argument("model")
-    export.add_argument("directory", type=Path, help="where the checkpoint goes")
+    export.add_argument("directory", type=Path, help="where to write the checkpoint")
     export.set_defaults(run=_package_export)
 
 
@@ -177,7 +177,7 @@ def _package_export(args: argparse.Namespace) -> int:
 
 
 def _add_doctor(commands: _Commands) -> None:
-    parser = commands.add_parser("doctor", help="what this machine and its cluster can do, and what is missing")
+    parser = commands.add_parser("doctor", help="check what this machine and its cluster can do and what is missing")
     parser.add_argument("--json", action="store_true", help="print JSON: a list of checks")
     parser.set_defaults(run=_doctor)
 

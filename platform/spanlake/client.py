@@ -1,7 +1,7 @@
-"""Ask a Spanlake server from Python.
+"""A Python client for a Spanlake server.
 
-An answer depends on nothing but the request, so whatever fails on the way is asked again until the deadline: a server
-that is busy, starting or gone, a connection that breaks before the last byte.
+An answer depends on the request alone, so the client repeats a failed request until the deadline. It repeats where the
+server is busy, starting or gone, and where the connection breaks before the last byte.
 """
 
 from __future__ import annotations
@@ -25,16 +25,16 @@ from spanlake.labels import Labels, Threshold
 
 _FIRST_PAUSE, _LONGEST_PAUSE = 0.2, 10.0  # seconds
 _BUSY = (429, 502, 503)
-_BUSY_KINDS = ("overloaded", "unavailable", "deadline")  # as a stream names them, which has sent its status before
+_BUSY_KINDS = ("overloaded", "unavailable", "deadline")  # the same inside a stream, whose status is already sent
 _JSON, _NDJSON = "application/json", "application/x-ndjson"
-_CHUNK_BYTES = 48 << 10  # of a stream go into one request: httpx sends all of it before it reads the answer
+_CHUNK_BYTES = 48 << 10  # of a stream in one request; small, because httpx sends all of it before it reads the answer
 _CHUNKS_AHEAD = 2
 
 _T = TypeVar("_T")
 
 
 class RefusedError(UserError):
-    """The server understood that the request cannot be answered. `kind` and `status` are those of its answer."""
+    """The server refused the request. `status` and `kind` come from its answer."""
 
     def __init__(self, status: int, kind: str, message: str) -> None:
         super().__init__(message)
@@ -43,11 +43,11 @@ class RefusedError(UserError):
 
 
 class NoAnswerError(ShortfallError):
-    """No answer came before the deadline, or not one that a Spanlake server gives."""
+    """No answer came before the deadline, or the answer does not come from a Spanlake server."""
 
 
 class TextError(ShortfallError):
-    """A text that the server could not answer, while it answered others."""
+    """The server could not answer this text, but answered others."""
 
     def __init__(self, index: int, kind: str, message: str) -> None:
         super().__init__(f"Text {index}: {message}")
@@ -56,7 +56,7 @@ class TextError(ShortfallError):
 
 
 class PartialError(ShortfallError):
-    """Some texts of a request have no answer: `results` holds None for them, `errors` says why."""
+    """Some texts of a request have no answer. `results` holds None for each of them; `errors` holds the reasons."""
 
     def __init__(self, results: list[list[Entity] | None], errors: list[TextError]) -> None:
         super().__init__(f"{len(errors)} of {len(results)} texts could not be answered; the first: {errors[0]}")
@@ -66,14 +66,14 @@ class PartialError(ShortfallError):
 
 @dataclass(frozen=True)
 class Model:
-    """The model that answers. `fingerprint` is the SHA-256 of all that determines its answers."""
+    """The model that answers. `fingerprint` is the SHA-256 of everything that determines its answers."""
 
     name: str
     fingerprint: str
 
 
 class Client:
-    """A server's answers, one call at a time or streamed. Safe to share between threads.
+    """Asks a server, one call at a time or as a stream. Threads may share it.
 
     >>> with Client("http://127.0.0.1:8000") as client:
     ...     client.extract(["Alain Farley works at McGill University"], ["person", "organization"])
@@ -87,8 +87,12 @@ class Client:
         seconds: float = 60,
         transport: httpx.BaseTransport | None = None,
     ) -> None:
-        """`seconds`: until a call, or a part of a stream, fails, with all that is asked again. `transport`: how to
-        send, for callers with proxies or certificates of their own.
+        """Takes the address of the server; the first call connects to it.
+
+        A call, or a part of a stream, fails after `seconds`; this includes all repeated requests. `transport` sends the
+        requests, for callers that have proxies or certificates of their own.
+
+        Raises `UserError` where `url` is not a URL or `seconds` is not above 0.
         """
         self._seconds = _checked(seconds)
         self._http = httpx.Client(base_url=_checked_url(url), headers=_headers(api_key), transport=transport)
@@ -102,10 +106,10 @@ class Client:
         multi_label: bool = False,
         model: str | None = None,
     ) -> list[list[Entity]]:
-        """The entities of each text, by position; arguments as of `Extractor.extract`.
+        """Returns the entities of each text, in the order of the texts. The arguments are those of `Extractor.extract`.
 
-        Raises `RefusedError` for what the server does not accept, `PartialError` where it answers some of the texts,
-        `NoAnswerError` where it answers none in time.
+        Raises `RefusedError` where the server does not accept the request, `PartialError` where it answers only some of
+        the texts, and `NoAnswerError` where it answers none of them in time.
         """
         body = json.dumps({"texts": _listed(texts), **_question(labels, threshold, nested, multi_label, model)})
         return _results(self._send("POST", "v1/extract", body, _json), len(texts))
@@ -119,9 +123,9 @@ class Client:
         multi_label: bool = False,
         model: str | None = None,
     ) -> Iterator[list[Entity] | TextError]:
-        """The entities of each text in turn, or why there are none, reading `texts` a bounded way ahead.
+        """Yields, for each text in turn, its entities or the error that says why it has no answer.
 
-        Raises as `extract` does.
+        The number of texts read ahead is bounded. Raises as `extract` does.
         """
         question = _question(labels, threshold, nested, multi_label, model)
         answered = 0
@@ -139,11 +143,11 @@ class Client:
                     answered += 1
 
     def model(self) -> Model:
-        """The model that answers where a call names none. Raises as `extract` does."""
+        """Returns the model that answers calls without a `model`. Raises as `extract` does."""
         return _model(self._send("GET", "v1/model", None, _json))
 
     def is_ready(self) -> bool:
-        """Whether the server's model answers now; asked once."""
+        """Returns whether the server's model is ready to answer. Asks once."""
         try:
             return self._http.get("ready", timeout=self._seconds).status_code == 200
         except httpx.TransportError:
@@ -181,7 +185,7 @@ class AsyncClient:
         seconds: float = 60,
         transport: httpx.AsyncBaseTransport | None = None,
     ) -> None:
-        """As `Client`."""
+        """Takes the arguments of `Client`."""
         self._seconds = _checked(seconds)
         self._http = httpx.AsyncClient(base_url=_checked_url(url), headers=_headers(api_key), transport=transport)
 
@@ -194,7 +198,7 @@ class AsyncClient:
         multi_label: bool = False,
         model: str | None = None,
     ) -> list[list[Entity]]:
-        """As `Client.extract`."""
+        """Does what `Client.extract` does."""
         body = json.dumps({"texts": _listed(texts), **_question(labels, threshold, nested, multi_label, model)})
         return _results(await self._send("POST", "v1/extract", body, _json), len(texts))
 
@@ -207,7 +211,7 @@ class AsyncClient:
         multi_label: bool = False,
         model: str | None = None,
     ) -> AsyncIterator[list[Entity] | TextError]:
-        """As `Client.stream`."""
+        """Does what `Client.stream` does."""
         question = _question(labels, threshold, nested, multi_label, model)
         answered = 0
         ahead: deque[asyncio.Task[list[list[Entity] | TextError]]] = deque()
@@ -227,11 +231,11 @@ class AsyncClient:
                 task.cancel()
 
     async def model(self) -> Model:
-        """As `Client.model`."""
+        """Does what `Client.model` does."""
         return _model(await self._send("GET", "v1/model", None, _json))
 
     async def is_ready(self) -> bool:
-        """As `Client.is_ready`."""
+        """Does what `Client.is_ready` does."""
         try:
             return (await self._http.get("ready", timeout=self._seconds)).status_code == 200
         except httpx.TransportError:
@@ -317,7 +321,7 @@ class _Chunk:
         self._bytes = 0
 
     def add(self, text: str) -> list[str] | None:
-        """The texts before this one, where it would not fit beside them."""
+        """Adds a text. Returns the texts before it where the chunk is full, and begins a new chunk with this text."""
         size = len(json.dumps(text)) + 1
         full = self.texts if self.texts and self._bytes + size > _CHUNK_BYTES else None
         if full is not None:
@@ -337,13 +341,13 @@ def _type(path: str) -> dict[str, str]:
 
 def _checked(seconds: float) -> float:
     if not seconds > 0:
-        raise UserError(f"The deadline of {shown(seconds)} seconds is none; give a number above 0.")
+        raise UserError(f"The deadline is {shown(seconds)} seconds; give a number above 0.")
     return seconds
 
 
 def _checked_url(url: str) -> str:
     if not url.startswith(("http://", "https://")):
-        raise UserError(f"The server's address {shown(url)} is no URL; it begins with http:// or https://.")
+        raise UserError(f"The server's address {shown(url)} is not a URL; begin it with http:// or https://.")
     return url
 
 
@@ -351,7 +355,7 @@ def _checked_url(url: str) -> str:
 
 
 class _AgainError(Exception):
-    """An answer that says no more than that another attempt may have one."""
+    """This attempt failed, and another one may succeed."""
 
     def __init__(self, reason: str, retry_after: float | None = None) -> None:
         super().__init__(reason)
@@ -359,8 +363,9 @@ class _AgainError(Exception):
 
 
 class _Attempts:
-    """When to ask again: after the time that the server names, or pauses that double, with a random part so that
-    callers who failed together do not come back together.
+    """Decides when to ask again: after the time that the server names, or after pauses that double.
+
+    Each pause has a random part, so that callers who failed together do not come back together.
     """
 
     def __init__(self, seconds: float) -> None:
@@ -373,7 +378,7 @@ class _Attempts:
         return max(0.001, self._deadline - time.monotonic())
 
     def pause(self, error: Exception) -> float:
-        """Seconds to wait. Raises `NoAnswerError` where the deadline would pass meanwhile."""
+        """Returns the seconds to wait. Raises `NoAnswerError` where the deadline would pass in that time."""
         longest = min(_LONGEST_PAUSE, _FIRST_PAUSE * 2**self._count)
         self._count += 1
         asked = getattr(error, "retry_after", None)
@@ -387,18 +392,22 @@ class _Attempts:
 
 
 def _json(response: httpx.Response) -> Any:
-    """The body of an answer. Raises `RefusedError`, or `_AgainError` where it says to ask again."""
+    """Returns the body of an answer.
+
+    Raises `RefusedError` where the server refuses, `_AgainError` where another attempt may succeed, and `NoAnswerError`
+    where the server fails or is not a Spanlake server.
+    """
     try:
         body = response.json()
     except ValueError:
         body = None
     if response.is_success:
         if body is None:
-            raise _AgainError(f"the answer with status {response.status_code} is no JSON")
+            raise _AgainError(f"the answer with status {response.status_code} is not JSON")
         return body
     error = body.get("error") if isinstance(body, dict) else None
     ours = isinstance(error, dict) and "message" in error
-    # An error that is not the server's own comes from what stands before it, and says that the server is gone.
+    # An error without our fields comes from a proxy in front of the server, and means that the server is gone.
     wait = _retry_after(response)
     if response.status_code in _BUSY or wait is not None or (response.status_code >= 500 and not ours):
         raise _AgainError(str(error["message"]) if error and ours else f"status {response.status_code}", wait)
@@ -413,12 +422,15 @@ def _json(response: httpx.Response) -> Any:
 def _retry_after(response: httpx.Response) -> float | None:
     try:
         return max(0.0, float(response.headers["Retry-After"]))
-    except (KeyError, ValueError):  # or a date, which our servers never send
+    except (KeyError, ValueError):  # absent, or a date, which our servers never send
         return None
 
 
 def _streamed(count: int) -> Callable[[httpx.Response], list[list[Entity] | TextError]]:
-    """Reads the answer to a stream of `count` texts: `_AgainError` where it does not reach its last line."""
+    """Returns a function that reads the answer to a stream of `count` texts.
+
+    The function raises `_AgainError` where the answer breaks off before its last line.
+    """
 
     def read(response: httpx.Response) -> list[list[Entity] | TextError]:
         if not response.is_success:
@@ -444,7 +456,7 @@ def _streamed(count: int) -> Callable[[httpx.Response], list[list[Entity] | Text
 
 
 def _placed(result: list[Entity] | TextError, index: int) -> list[Entity] | TextError:
-    """A text's index in its chunk -> in the stream."""
+    """Returns the result with the index of its text in the stream in place of the index in its chunk."""
     if isinstance(result, TextError):
         message = str(result).removeprefix(f"Text {result.index}: ")
         return TextError(index, result.kind, message)

@@ -1,4 +1,8 @@
-"""The Ray cluster that a command runs on: this process's, that of RAY_ADDRESS (a submitted job has one), or its own."""
+"""The Ray cluster that a command runs on.
+
+It is the cluster that this process has already joined, else the one at RAY_ADDRESS (a submitted job has one), else a
+new one on this machine.
+"""
 
 from __future__ import annotations
 
@@ -22,9 +26,9 @@ _PACKAGE = Path(spanlake.__path__[0]).resolve()
 def cluster(
     object_store_bytes: int, env_vars: Mapping[str, str] | None = None, *, log_to_driver: bool = False
 ) -> Iterator[None]:
-    """A Ray cluster while the block lasts; `object_store_bytes` and the processes' `env_vars` are those of a new one.
+    """Keeps a Ray cluster while the block runs. A new one gets `object_store_bytes`, and its processes get `env_vars`.
 
-    Raises: UserError where no cluster answers at RAY_ADDRESS; ShortfallError where a new one cannot start.
+    Raises `UserError` where no cluster answers at RAY_ADDRESS, and `ShortfallError` where a new one cannot start.
     """
     if ray.is_initialized():
         yield
@@ -33,12 +37,12 @@ def cluster(
     if address := os.environ.get("RAY_ADDRESS"):
         try:
             ray.init(address, runtime_env=_shipped_package(), **options)
-        except Exception as error:  # of many kinds
+        except Exception as error:  # Ray raises many kinds
             raise no_cluster(address, error) from error
     else:
         own = {name: value for name, value in {"PYTHONPATH": python_path(), **(env_vars or {})}.items() if value}
-        os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")  # its native code would write to our stderr,
-        with _native_stderr_closed():  # and says there that it now does not
+        os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")  # else Ray's native code writes to our stderr
+        with _native_stderr_closed():  # the native code writes there that its level has changed
             try:
                 ray.init(
                     "local",
@@ -47,7 +51,7 @@ def cluster(
                     runtime_env={"env_vars": own} if own else {},
                     **options,
                 )
-            except Exception as error:  # of many kinds
+            except Exception as error:  # Ray raises many kinds
                 raise ShortfallError(f"Ray does not start on this machine ({one_line(error)}).") from error
     try:
         yield
@@ -56,13 +60,13 @@ def cluster(
 
 
 def python_path() -> str:
-    """Where processes on this machine find this package too."""
+    """Returns the PYTHONPATH with which other processes on this machine find this package."""
     own = [] if _is_installed() else [str(_PACKAGE.parent)]
     return os.pathsep.join([*own, *filter(None, [os.environ.get("PYTHONPATH", "")])])
 
 
 def _shipped_package() -> dict[str, Any]:
-    """The runtime environment that brings this package to nodes which cannot be expected to have it installed."""
+    """Returns the runtime environment that sends this package to nodes where it may not be installed."""
     submitted = json.loads(os.environ.get("RAY_JOB_CONFIG_JSON_ENV_VAR", "{}")).get("runtime_env") or {}
     if _is_installed() or "py_modules" in submitted:
         return {}

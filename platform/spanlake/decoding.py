@@ -1,4 +1,4 @@
-"""From scored spans to entities, flat or nested."""
+"""Chooses entities, flat or nested, among scored spans."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ IntArray = NDArray[np.int64]
 
 @dataclass(frozen=True, slots=True)
 class Entity:
-    """A labelled piece of a text: text[start:end], in code points, end exclusive."""
+    """A labelled piece of a text: text[start:end] in code points, where end is exclusive."""
 
     start: int
     end: int
@@ -23,7 +23,7 @@ class Entity:
     score: float
 
     def to_dict(self) -> dict[str, Any]:
-        """The fields by name, as JSON wants them."""
+        """Returns the fields by name, ready for JSON."""
         return {"start": self.start, "end": self.end, "text": self.text, "label": self.label, "score": self.score}
 
 
@@ -36,13 +36,14 @@ def select(
     nested: bool,
     multi_label: bool,
 ) -> IntArray:
-    """Choose the entities of one text among its candidates, the best score first.
+    """Chooses the entities of one text among its candidates, the best score first.
 
     start, end: int [n], first and last word (inclusive); label: int [n]; score: float [n], above the threshold.
-    A candidate is accepted unless it conflicts with one accepted before. Equal spans conflict unless multi_label;
-    other spans conflict when they overlap, or, nested, when they overlap and neither contains the other. Equal
-    scores are taken by start, then width, then label, so the order of the candidates does not matter. The same span
-    with the same label is never accepted twice.
+
+    A candidate is accepted unless it conflicts with one that was accepted before it. Equal spans conflict, unless
+    multi_label is true. Other spans conflict when they overlap; if nested is true, they conflict only when neither
+    contains the other. Equal scores are taken by start, then width, then label, so the order of the candidates does not
+    matter. The same span with the same label is never accepted twice.
 
     Returns int64 indexes of the accepted candidates, ordered by start, end, falling score, label.
     Raises ValueError if the arrays differ in length or a span ends before it starts.
@@ -55,12 +56,12 @@ def select(
         return np.zeros(0, dtype=np.int64)
 
     order = np.lexsort((label, end, start, -score))
-    # Only the order of positions matters from here on: memory follows the candidates, not the document.
+    # Only the order of positions matters from here on, so memory grows with the candidates, not with the document.
     positions, ranks = np.unique(np.concatenate((start[order], end[order])), return_inverse=True)
     first, last = np.split(ranks, 2)
 
-    # Equal spans share their fate: once one is accepted nothing that conflicts with it can be, and what refused the
-    # best of them refuses the others. So the greedy pass sees each span once, at its best score.
+    # Equal spans conflict with the same other spans, so all of them are accepted or all are refused. The greedy pass
+    # therefore sees each span once, at its best score.
     _, best, span = np.unique(first * len(positions) + last, return_index=True, return_inverse=True)
     turns = np.argsort(best)
     accept = _accept_nested if nested else _accept_flat
@@ -88,7 +89,7 @@ def to_entities(
     label: NDArray[Any],
     score: NDArray[Any],
 ) -> list[Entity]:
-    """Turn spans of words into entities, in the order given.
+    """Returns the entities of spans of words, in the given order.
 
     offsets: [W, 2] of the text's words; names: the labels; start, end (inclusive), label, score: [n] as for select().
     """
@@ -101,7 +102,10 @@ def to_entities(
 
 
 def _accept_flat(starts: list[int], ends: list[int], size: int) -> list[int]:
-    """Go through distinct spans over positions 0..size-1; return the turns of those that overlap none before."""
+    """Goes through distinct spans over positions 0..size-1 in turn, and accepts each that overlaps no accepted one.
+
+    Returns the turns of the accepted spans.
+    """
     occupied = bytearray(size)
     taken = []
     for turn, (start, end) in enumerate(zip(starts, ends, strict=True)):
@@ -112,8 +116,11 @@ def _accept_flat(starts: list[int], ends: list[int], size: int) -> list[int]:
 
 
 def _accept_nested(starts: list[int], ends: list[int], size: int) -> list[int]:
-    """Go through distinct spans over positions 0..size-1; return the turns of those that cross none before."""
-    rightward, leftward = _Reach(size), _Reach(size)  # the second sees every span in a mirror
+    """Goes through distinct spans over positions 0..size-1 in turn, and accepts each that crosses no accepted one.
+
+    Returns the turns of the accepted spans.
+    """
+    rightward, leftward = _Reach(size), _Reach(size)  # the second holds the mirror image of every span
     mirror = size - 1
     taken = []
     for turn, (start, end) in enumerate(zip(starts, ends, strict=True)):
@@ -125,9 +132,9 @@ def _accept_nested(starts: list[int], ends: list[int], size: int) -> list[int]:
 
 
 class _Reach:
-    """The furthest end of the spans that start at each position: a segment tree of maxima.
+    """The furthest end of the spans that start at each position, in a segment tree of maxima.
 
-    A question costs the logarithm of the span's width, so that narrow spans are cheap in any document.
+    A query takes time in the logarithm of the span's width, so narrow spans are cheap in any document.
     """
 
     def __init__(self, size: int) -> None:
@@ -141,7 +148,7 @@ class _Reach:
             node //= 2
 
     def leaves(self, start: int, end: int) -> bool:
-        """Whether any span that starts inside start+1..end ends beyond it."""
+        """Returns whether any span that starts in start+1..end ends after `end`."""
         tree = self.tree
         low, high = start + 1 + self.size, end + 1 + self.size
         while low < high:

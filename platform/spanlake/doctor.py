@@ -1,7 +1,7 @@
-"""What this machine and its Ray cluster can do for Spanlake, and what is missing.
+"""Checks what this machine and its Ray cluster can do for Spanlake, and what is missing.
 
-Each check is a fact with a verdict: `ok`, `missing` (a job of Spanlake's is not possible; says which and how to get it)
-or `broken` (what is installed does not work).
+Each check has a verdict: `ok`; `missing`, where a job is not possible (the check says which job, and what to install);
+or `broken`, where something that is installed does not work.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from spanlake.errors import SpanlakeError, one_line
 
 Verdict = Literal["ok", "missing", "broken"]
 
-# Library, the extra of the package that brings it, and what is not possible without it.
+# A library, the extra of the package that installs it, and the job that needs it.
 _LIBRARIES = (
     ("ray", "ray", "`spanlake extract`"),
     ("deepspeed", "train", "training on several workers"),
@@ -30,8 +30,8 @@ _LIBRARIES = (
     ("pyiceberg", "tables", "reading and writing Iceberg tables"),
     ("deltalake", "tables", "reading and writing Delta tables"),
 )
-_SMALL_SHARED_MEMORY = 300 * 2**20  # bytes; what an extraction gives Ray's object store
-_TOKEN = "one that asks for a token needs RAY_AUTH_MODE=token"
+_SMALL_SHARED_MEMORY = 300 * 2**20  # bytes; the size of an extraction's Ray object store
+_TOKEN = "set RAY_AUTH_MODE=token if the cluster asks for a token"
 _RAY_SECONDS = 30.0
 _ASK_RAY = """
 import json, sys, ray
@@ -48,7 +48,7 @@ class Check:
 
 
 def examine() -> Iterator[Check]:
-    """Every check, cheap ones first. Nothing is written, and no cluster is started."""
+    """Yields every check, cheap ones first. Writes nothing and starts no cluster."""
     yield Check("python", "ok", f"{platform.python_version()} at {sys.executable}")
     yield _memory()
     yield _shared_memory()
@@ -69,7 +69,7 @@ def _shared_memory() -> Check:
     free = shutil.disk_usage(directory).free
     says = f"{free / 2**30:.1f} GiB free in {directory}"
     if free < _SMALL_SHARED_MEMORY:
-        return Check("shared memory", "missing", f"{says}: Ray's object store wants 0.3 GiB, or it falls back to disk")
+        return Check("shared memory", "missing", f"{says}: Ray's object store needs 0.3 GiB, else it uses the disk")
     return Check("shared memory", "ok", says)
 
 
@@ -86,7 +86,7 @@ def _compiler() -> Check:
     found = shutil.which("g++") or shutil.which("c++")
     if found:
         return Check("C++ compiler", "ok", found)
-    return Check("C++ compiler", "missing", "none found, and DeepSpeed builds its own operators with it: install g++")
+    return Check("C++ compiler", "missing", "none found: DeepSpeed builds its operators with one, so install g++")
 
 
 def _device() -> Iterator[Check]:
@@ -102,8 +102,8 @@ def _device() -> Iterator[Check]:
             properties = torch.cuda.get_device_properties(index)
             yield Check(f"GPU {index}", "ok", f"{properties.name}, {properties.total_memory / 2**30:.0f} GiB")
     else:
-        yield Check("GPU", "missing", "none: models run on the CPU, which is right and slow")
-    yield Check("precision", "ok", f"{precision} is what this {device.type} multiplies fast, so it is the default")
+        yield Check("GPU", "missing", "no GPU found: models run on the CPU, correctly but slowly")
+    yield Check("precision", "ok", f"{precision} is the default, because this {device.type} computes fast in it")
 
 
 def _model() -> Check:
@@ -116,25 +116,29 @@ def _model() -> Check:
     except SpanlakeError as error:
         return Check("embedded model", "broken", one_line(error))
     if [entity.text for entity in entities] != ["Alain Farley"]:
-        return Check("embedded model", "broken", f"of {text!r} it finds {[entity.text for entity in entities]}")
+        found = [entity.text for entity in entities]
+        return Check("embedded model", "broken", f"it finds {found} as person in {text!r}: install Spanlake again")
     return Check("embedded model", "ok", f"{extractor.package.name}, fingerprint {extractor.package.fingerprint[:12]}")
 
 
 def _cluster() -> Check:
-    """The CPUs and GPUs of the cluster at RAY_ADDRESS. A process of its own asks, which can be ended."""
+    """Checks the CPUs and GPUs of the cluster at RAY_ADDRESS.
+
+    A separate process asks Ray, because a process can be ended where Ray does not return.
+    """
     address = os.environ.get("RAY_ADDRESS")
     if not address:
-        return Check("Ray cluster", "ok", "RAY_ADDRESS is not set: jobs start a Ray of their own on this machine")
+        return Check("Ray cluster", "ok", "RAY_ADDRESS is not set: each job starts its own Ray on this machine")
     try:
         done = subprocess.run(
             [sys.executable, "-c", _ASK_RAY, address], capture_output=True, text=True, timeout=_RAY_SECONDS
         )
     except subprocess.TimeoutExpired:
-        silence = f"none answers at RAY_ADDRESS={address} within {_RAY_SECONDS:.0f} s"
+        silence = f"no cluster answers at RAY_ADDRESS={address} within {_RAY_SECONDS:.0f} s"
         return Check("Ray cluster", "broken", f"{silence}; {_TOKEN}")
     if done.returncode:
-        said = (done.stderr.strip().splitlines() or ["it says nothing"])[-1]
-        return Check("Ray cluster", "broken", f"none answers at RAY_ADDRESS={address} ({said}); {_TOKEN}")
+        said = (done.stderr.strip().splitlines() or ["Ray gives no reason"])[-1]
+        return Check("Ray cluster", "broken", f"no cluster answers at RAY_ADDRESS={address} ({said}); {_TOKEN}")
     resources = json.loads(done.stdout.splitlines()[-1])
     found = [f"{resources[name]:g} {name}" for name in ("CPU", "GPU") if name in resources]
     return Check("Ray cluster", "ok", f"{address}: {', '.join(found) or 'no CPU and no GPU'}")

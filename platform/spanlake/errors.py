@@ -1,23 +1,23 @@
-"""What can go wrong and is the caller's to know.
+"""The errors that Spanlake raises for its callers.
 
 Each message is one sentence: what was wrong, the value, what is allowed, what to do.
 """
 
 
 class SpanlakeError(Exception):
-    """Base of every error that Spanlake raises on purpose; the command line prints its message without a traceback."""
+    """The base of every error that Spanlake raises on purpose; the command line prints it without a traceback."""
 
     exit_code = 1
 
 
 class UserError(SpanlakeError, ValueError):
-    """The call was wrong: an argument, a file or a setting that the caller can correct."""
+    """The call was wrong: the caller can correct an argument, a file or a setting."""
 
     exit_code = 2
 
 
 class PackageError(UserError):
-    """A model package that is missing, incomplete, altered, or of a kind that cannot be read."""
+    """A model package is missing, incomplete or altered, or this version cannot read it."""
 
 
 class ShortfallError(SpanlakeError):
@@ -25,22 +25,25 @@ class ShortfallError(SpanlakeError):
 
 
 def shown(value: object) -> str:
-    """A value as a message names it: on one line, and cut short where it is long."""
+    """Returns a value as messages show it: on one line, and shortened where it is long."""
     text = " ".join(repr(value).split())
     return text if len(text) <= 100 else f"{text[:80]}…{text[-10:]}"
 
 
 def one_line(error: BaseException) -> str:
-    """What an exception says, as the end of a sentence: its first line, at most 300 characters."""
+    """Returns the first line of an exception's message, at most 300 characters, without its full stop."""
     lines = str(error).strip().splitlines() or [type(error).__name__]
     return lines[0].strip().rstrip(".")[:300]
 
 
 def no_cluster(address: str, error: BaseException) -> UserError:
-    """Where the Ray cluster that RAY_ADDRESS names cannot be reached. Ray does not say that it asked for a token."""
+    """Returns the error for a Ray cluster that does not answer at RAY_ADDRESS.
+
+    The message mentions tokens, because Ray does not say when a token was missing.
+    """
     return UserError(
-        f"No Ray cluster answers at RAY_ADDRESS={address} ({one_line(error)}): start one there, unset it, "
-        "or set RAY_AUTH_MODE=token where the cluster asks for one, as `ray start` makes it do."
+        f"No Ray cluster answers at RAY_ADDRESS={address} ({one_line(error)}): start a cluster there, "
+        "unset RAY_ADDRESS, or set RAY_AUTH_MODE=token if the cluster asks for a token, as `ray start` makes it do."
     )
 
 

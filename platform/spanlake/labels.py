@@ -1,4 +1,4 @@
-"""What is looked for: the forms that labels and thresholds take in calls, and labels written on a command line."""
+"""The forms of labels and thresholds in calls, and the reading of labels from a command line."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import yaml
 from spanlake.errors import UserError, one_line, shown
 from spanlake.text import replace_surrogates
 
-Labels = Sequence[str] | Mapping[str, str]  # names, or names with the descriptions that the model reads instead
+Labels = Sequence[str] | Mapping[str, str]  # names, or names -> descriptions that the model reads in their place
 Threshold = float | Sequence[float] | Mapping[str, float]  # for all labels, for each in order, or for each by name
 
 _YAML_SUFFIXES = (".json", ".yaml", ".yml")  # JSON is YAML too
@@ -40,7 +40,7 @@ def split_names(argument: str, kind: str) -> list[str]:
         rows = list(csv.reader(io.StringIO(argument, newline=""), skipinitialspace=True, strict=True))
     except csv.Error as error:
         raise UserError(
-            f"The {kind}s {shown(argument)} cannot be told apart ({one_line(error)}): "
+            f"The {kind}s {shown(argument)} cannot be separated ({one_line(error)}): "
             f"put double quotes around the whole of a {kind} that holds a comma or a quote."
         ) from error
     return [replace_surrogates(name).strip() for row in rows for name in row]
@@ -56,7 +56,7 @@ def _read_file(path: Path) -> Labels:
     if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
         raise UserError(
             f"The labels file {path} holds neither a list of names nor a mapping of names to descriptions: "
-            "write each as a string, in quotes where YAML would read something else."
+            "write each as a string, and quote the names that YAML reads as something else."
         )
     return labels
 

@@ -1,4 +1,4 @@
-"""Options that several commands have, declared once."""
+"""The options that several commands share."""
 
 import argparse
 
@@ -18,15 +18,15 @@ def add_labels_option(parser: argparse.ArgumentParser) -> None:
         "--labels",
         required=True,
         metavar="A,B|@FILE",
-        help="names of what to find, with commas between; a name that holds a comma in double quotes; or a file: one "
-        "name a line, or a .json or .yaml list of names or mapping of names to descriptions",
+        help="the labels to find, with commas between them (double quotes around a label that holds a comma); or a "
+        "file: one label a line, or a .json or .yaml list of labels or mapping of labels to descriptions",
     )
 
 
 def add_threshold_option(parser: argparse.ArgumentParser) -> None:
     """Adds --threshold; `Settings.make` checks its range."""
     parser.add_argument(
-        "--threshold", type=float, default=0.5, metavar="T", help="entities score above it (default: 0.5)"
+        "--threshold", type=float, default=0.5, metavar="T", help="keep entities that score above it (default: 0.5)"
     )
 
 

@@ -1,11 +1,11 @@
-"""The model package: one directory that holds a model whole, loads offline, and cannot be altered unnoticed.
+"""The model package: one directory that holds everything of a model, and loads offline. Any change to it is noticed.
 
     spanlake.json        format version, architecture, labels seen, lineage, metrics, licence, fingerprint
     model.safetensors    the weights, float32 or int8 with a float32 scale per output channel
     tokenizer.json       the sub-words
     README.md            the model card
 
-No code from a package is run, and nothing in it is unpickled.
+Loading a package runs no code from it and unpickles nothing.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ EMBEDDED = Path(__file__).parent / "models"
 
 _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 _HUB_FILES = ["*.json", "*.safetensors", "pytorch_model.bin", "*.model", "*.txt", CARD]
-_SCALE = "::scale"  # the suffix of the tensor that widens an int8 one
+_SCALE = "::scale"  # the suffix of the tensor that holds the scales of an int8 tensor
 
 
 @dataclass
@@ -53,8 +53,8 @@ class Package:
     name: str
     model: SpanModel  # float32, on the CPU, in evaluation mode
     tokenizer: PromptTokenizer
-    metadata: dict[str, Any]  # what spanlake.json says besides the architecture
-    fingerprint: str  # SHA-256, hexadecimal, over all that determines the output
+    metadata: dict[str, Any]  # the other values of spanlake.json: not architecture or fingerprint
+    fingerprint: str  # SHA-256, hexadecimal, over everything that determines the output
 
     @property
     def config(self) -> ModelConfig:
@@ -81,7 +81,7 @@ def save_package(
     card: str,
     int8: bool = False,
 ) -> str:
-    """Writes a package into `directory`, which is made whole or not at all, and returns its fingerprint.
+    """Writes a package into `directory`, either whole or not at all, and returns its fingerprint.
 
     Raises `PackageError` where `directory` is not empty or cannot be written.
     """
@@ -104,7 +104,7 @@ def save_package(
 
 
 def refuse_existing(directory: Path) -> None:
-    """Raises `PackageError` where `directory` is anything but absent or empty, for a model is never written over."""
+    """Raises `PackageError` unless `directory` is absent or empty, so that nothing is overwritten."""
     if directory.exists() and not directory.is_dir():
         raise PackageError(f"{directory} is a file; name a new directory.")
     if directory.exists() and any(directory.iterdir()):
@@ -117,18 +117,19 @@ def _write(
     weights = {key: tensor.detach().cpu().float().contiguous() for key, tensor in model.state_dict().items()}
     (draft / TOKENIZER).write_text(tokenizer.to_str(pretty=True), encoding="utf-8")
     save_file(_narrowed(weights) if int8 else weights, draft / WEIGHTS)
-    shutil.copymode(draft / TOKENIZER, draft / WEIGHTS)  # safetensors would keep it from other users
+    shutil.copymode(draft / TOKENIZER, draft / WEIGHTS)  # safetensors writes a file that only this user can read
     (draft / CARD).write_text(card, encoding="utf-8")
     architecture = model.config.to_dict()
     fingerprint = _fingerprint(draft, architecture)
     head = {"format": FORMAT, "name": name, "fingerprint": fingerprint, "weights": "int8" if int8 else "float32"}
-    manifest = {**head, **metadata, **head, "architecture": architecture}  # metadata cannot replace what is known here
+    # `head` comes twice: first for the order of the keys, then so that metadata cannot replace its values.
+    manifest = {**head, **metadata, **head, "architecture": architecture}
     (draft / MANIFEST).write_text(json.dumps(manifest, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
     return fingerprint
 
 
 def load_package(directory: Path) -> Package:
-    """Reads a package and verifies it against its fingerprint.
+    """Reads a package and compares it with its fingerprint.
 
     Raises `PackageError` where a file is missing, damaged or altered, or a tensor is missing, extra or misshapen.
     """
@@ -143,7 +144,7 @@ def load_package(directory: Path) -> Package:
 
 
 def open_package(model: str) -> Package:
-    """Loads whatever `model` names: a package of ours or a published GLiNER checkpoint.
+    """Loads the model that `model` names: a Spanlake package or a published GLiNER checkpoint.
 
     Raises `PackageError` as `find_model` and `load_package` do.
     """
@@ -161,7 +162,7 @@ def open_package(model: str) -> Package:
 
 
 def describe_model(model: str) -> dict[str, Any]:
-    """What `open_package(model)` loads: name, fingerprint, architecture, parameters, and what its makers say of it."""
+    """Loads a model and returns its name, fingerprint, number of parameters, metadata and architecture."""
     package = open_package(model)
     return {
         "name": package.name,
@@ -173,7 +174,10 @@ def describe_model(model: str) -> dict[str, Any]:
 
 
 def repack(package: Package, directory: Path, *, name: str, int8: bool, **metadata: Any) -> str:
-    """Writes a loaded package again, under another name or in int8, and returns the new fingerprint."""
+    """Writes a loaded package again, under `name` and in int8 if asked, and returns the new fingerprint.
+
+    `metadata` is added to the package's own.
+    """
     known = {key: value for key, value in package.metadata.items() if key not in ("name", "format", "weights")}
     known |= metadata
     card = model_card(name, package.config, known)
@@ -183,9 +187,9 @@ def repack(package: Package, directory: Path, *, name: str, int8: bool, **metada
 
 
 def find_model(model: str | os.PathLike[str]) -> Path:
-    """The directory that `model` names: `mini`, a directory, a URI, or a Hub id.
+    """Returns the directory of a model: `mini`, a directory, a URI, or a Hub id.
 
-    Raises `PackageError` where there is none.
+    Raises `PackageError` where there is no such model.
     """
     model = os.fspath(model)
     if "/" not in model and os.path.isfile(EMBEDDED / model / MANIFEST):
@@ -197,9 +201,9 @@ def find_model(model: str | os.PathLike[str]) -> Path:
     if _HUB_ID.fullmatch(model):
         try:
             return Path(snapshot_download(model, allow_patterns=_HUB_FILES))
-        except Exception as error:  # the client's, its transport's, or the system's
+        except Exception as error:  # the client, its transport and the system raise errors of many kinds
             raise PackageError(
-                f"The model {shown(model)} is no directory here and cannot be fetched from the Hub "
+                f"The model {shown(model)} is not a directory here and cannot be fetched from the Hub "
                 f"({type(error).__name__}); check the name and the network, or give the directory of a copy."
             ) from error
     raise PackageError(
@@ -209,7 +213,10 @@ def find_model(model: str | os.PathLike[str]) -> Path:
 
 
 def _download(uri: str) -> Path:
-    """A copy of the package at `uri` in the user's cache, fetched once: spanlake.json holds a hash of the rest."""
+    """Returns the directory in the user's cache that holds a copy of the package at `uri`.
+
+    The package is fetched once: spanlake.json, which is read each time, holds a hash of the other files.
+    """
     try:
         place = locate(uri)
         with place.filesystem.open_input_stream(place.child(MANIFEST)) as stream:
@@ -227,11 +234,11 @@ def _download(uri: str) -> Path:
                 with place.filesystem.open_input_stream(place.child(file)) as stream, open(draft / file, "wb") as copy:
                     shutil.copyfileobj(stream, copy, 1 << 20)
             verify_package(draft, uri)
-            with contextlib.suppress(OSError):  # another process was first, with the same content
+            with contextlib.suppress(OSError):  # another process may have moved the same content there first
                 os.rename(draft, directory)
     except PackageError:
         raise
-    except Exception as error:  # each filesystem has errors of its own
+    except Exception as error:  # each filesystem has its own errors
         raise PackageError(
             f"The model {shown(uri)} cannot be read ({one_line(error)}); check the address and its permissions."
         ) from error
@@ -239,15 +246,15 @@ def _download(uri: str) -> Path:
 
 
 def verify_package(directory: Path, source: str | None = None) -> dict[str, Any]:
-    """The contents of spanlake.json, after its fingerprint has been compared with the files beside it.
+    """Compares the files of a package with its fingerprint, and returns the contents of spanlake.json.
 
-    `source` is what messages call the package, if not its directory. Raises `PackageError` as `load_package` does,
-    short of building the model.
+    Messages call the package `source`, or its directory where `source` is None. Raises `PackageError` where a file is
+    missing, damaged or altered.
     """
     source = source or str(directory)
     for file in (MANIFEST, WEIGHTS, TOKENIZER):
         if not (directory / file).is_file():
-            raise PackageError(f"{source} is no model package: it has no {file}.")
+            raise PackageError(f"{source} is not a model package: it has no {file}.")
     try:
         manifest = json.loads((directory / MANIFEST).read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
@@ -269,7 +276,7 @@ def verify_package(directory: Path, source: str | None = None) -> dict[str, Any]
 
 
 def read_tokenizer(path: Path) -> Tokenizer:
-    """Raises `PackageError` for a file that is no tokenizer."""
+    """Reads a tokenizer.json. Raises `PackageError` for a file that is not a tokenizer."""
     try:
         return Tokenizer.from_file(str(path))
     except Exception as error:  # the library raises nothing narrower
@@ -288,7 +295,7 @@ def _read_tensors(path: Path) -> dict[str, torch.Tensor]:
 
 
 def fingerprint_model(model: SpanModel, tokenizer: Tokenizer) -> str:
-    """The fingerprint of a model that lies in no package of ours: over its architecture, tensors and tokenizer."""
+    """Returns the fingerprint of a model outside a package: over its architecture, tensors and tokenizer."""
     digest = hashlib.sha256(json.dumps(model.config.to_dict(), sort_keys=True).encode())
     for key, tensor in sorted(model.state_dict().items()):
         digest.update(key.encode())
@@ -307,7 +314,7 @@ def _fingerprint(directory: Path, architecture: Mapping[str, Any]) -> str:
 
 
 def _narrowed(weights: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """Matrices as int8 with one scale per row, symmetric about zero; vectors stay as they are."""
+    """Returns the matrices as int8 with one scale per row, symmetric about zero; vectors stay as they are."""
     narrowed = {}
     for key, tensor in weights.items():
         if tensor.dim() != 2:
@@ -338,7 +345,7 @@ def _sha256(stream: BinaryIO) -> bytes:
 
 
 def model_card(name: str, config: ModelConfig, metadata: Mapping[str, Any]) -> str:
-    """The README.md of a package."""
+    """Returns the content of a package's README.md."""
     lines = [
         f"# {name}",
         "",
@@ -348,7 +355,7 @@ def model_card(name: str, config: ModelConfig, metadata: Mapping[str, Any]) -> s
         f"- Licence: {metadata.get('license', 'unstated')}",
     ]
     lines += [f"- {line}" for line in metadata.get("card", ())]
-    with contextlib.suppress(KeyError, TypeError):  # no metrics, or another program's
+    with contextlib.suppress(KeyError, TypeError):  # there are no metrics, or another program wrote them
         lines += _table(metadata["metrics"])
     return "\n".join(lines) + "\n"
 

@@ -1,4 +1,4 @@
-"""Files and directories on a disk or in object storage, by one interface: pyarrow's."""
+"""Files and directories on a disk or in object storage, through pyarrow's interface."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ from spanlake.errors import UserError, one_line
 
 @dataclass(frozen=True)
 class Place:
-    """A path on a filesystem. It is cheap to pickle. Names are relative to it, with / between their parts."""
+    """A path on a filesystem. It is cheap to pickle. Names are relative to the path, with / between their parts."""
 
-    uri: str  # as people know it, without credentials
+    uri: str  # for messages: without credentials
     filesystem: fs.FileSystem
     path: str
 
@@ -38,46 +38,46 @@ class Place:
         return Place(child_uri(self.uri, name), self.filesystem, self.child(name))
 
     def kind(self, name: str = "") -> fs.FileType:
-        """Returns what is here, or under a name inside: a file, a directory or nothing."""
+        """Returns the kind of this path, or of a name inside it: a file, a directory or nothing."""
         return self.filesystem.get_file_info(self.child(name) if name else self.path).type
 
     def list(self, *, recursive: bool) -> list[fs.FileInfo]:
-        """Returns what a directory holds, from one listing; nothing where there is no directory."""
+        """Returns the contents of this directory from one listing. An absent directory has no contents."""
         return self.filesystem.get_file_info(fs.FileSelector(self.path, recursive=recursive, allow_not_found=True))
 
     def read(self, name: str) -> bytes | None:
-        """Returns the content of a file, or None where there is none. Raises OSError where it cannot be read."""
+        """Returns the content of a file, or None where it does not exist. Raises OSError where it cannot be read."""
         if self.kind(name) != fs.FileType.File:
             return None
         with self.filesystem.open_input_stream(self.child(name)) as stream:
             return stream.read()
 
     def write(self, name: str, content: bytes, draft: str | None = None) -> None:
-        """Replaces a file as `replacing` does; the draft is called NAME.new if it has no name."""
+        """Replaces a file as `replacing` does. The default name of the draft is NAME.new."""
         with self.replacing(name, draft or f"{name}.new") as path, self.filesystem.open_output_stream(path) as stream:
             stream.write(content)
 
     @contextmanager
     def replacing(self, name: str, draft: str) -> Iterator[str]:
-        """Yields the path of a draft to write to. The draft takes its name when the block ends without an error.
+        """Yields the path of a draft to write to. When the block ends without an error, the draft is moved to `name`.
 
-        Readers see the old file or the whole new one. On object storage the move is a copy on the server.
+        Readers see the old file or the whole new one. On object storage the server copies the draft.
         """
         path, final = self.child(draft), self.child(name)
         yield path
         try:
             if self.is_local:
-                _flush_to_disk(path)  # or a power cut could keep the name and lose the content
+                _flush_to_disk(path)  # else a power cut could keep the name and lose the content
             self.filesystem.move(path, final)
         except FileNotFoundError:  # another process has written the same file and removed the drafts
             if self.filesystem.get_file_info(final).type != fs.FileType.File:
                 raise
 
     def publish(self, directory: Path, name: str) -> None:
-        """Puts a copy of a local directory in place of the directory of a name.
+        """Replaces the directory `name` by a copy of a local directory.
 
-        On a disk, readers see the old directory or the whole new one. Object storage has no such move: there, files of
-        the old one are gone before the new ones come.
+        On a disk, readers see the old directory or the whole new one. Object storage cannot move a directory, so there
+        the old files are deleted before the new ones are written.
         """
         if not self.is_local:
             if self.kind(name) == fs.FileType.Directory:
@@ -94,7 +94,7 @@ class Place:
         shutil.rmtree(old, ignore_errors=True)
 
     def upload(self, directory: Path, name: str) -> None:
-        """Copies the files of a local directory into the directory of a name."""
+        """Copies the files of a local directory into the directory `name`."""
         fs.copy_files(
             str(directory),
             self.child(name),
@@ -103,7 +103,7 @@ class Place:
         )
 
     def download(self, name: str, directory: Path) -> None:
-        """Copies the files in the directory of a name into a local directory."""
+        """Copies the files of the directory `name` into a local directory."""
         fs.copy_files(
             self.child(name),
             str(directory),
@@ -113,9 +113,9 @@ class Place:
 
 
 def locate(uri: str) -> Place:
-    """Returns the place that a local path or a URI names (s3://, gs://, file://, any protocol of fsspec).
+    """Returns the place of a local path or a URI (s3://, gs://, file://, any protocol of fsspec).
 
-    There need be nothing yet. Raises UserError for a URI that cannot be understood, or whose service does not answer.
+    The place need not exist yet. Raises UserError for a URI that is malformed, or whose service does not answer.
     """
     if "://" not in uri:
         path = os.path.abspath(os.path.expanduser(uri))
@@ -129,9 +129,9 @@ def locate(uri: str) -> Place:
 
 
 def _open(uri: str) -> tuple[fs.FileSystem, str]:
-    """Returns the filesystem and the path on it that a URI names.
+    """Returns the filesystem of a URI and the path on it.
 
-    A key in object storage is taken as it is written: a space, %, + or # in it is that character.
+    A key in object storage is read literally: a space, %, + or # in it is that character.
     Raises OSError, ValueError or ImportError for a URI that cannot be reached.
     """
     try:
@@ -144,7 +144,7 @@ def _open(uri: str) -> tuple[fs.FileSystem, str]:
 
 
 def _encoded(uri: str) -> str:
-    """Returns the URI with its path percent-encoded, as pyarrow decodes it again."""
+    """Returns the URI with its path percent-encoded, because pyarrow decodes it."""
     scheme, _, rest = uri.partition("://")
     options = re.search(r"\?(?=\w+=)", rest)
     path, tail = (rest[: options.start()], rest[options.start() :]) if options else (rest, "")
@@ -153,7 +153,7 @@ def _encoded(uri: str) -> str:
 
 
 def child_uri(uri: str, name: str) -> str:
-    """Returns the URI, or path, of something inside the directory that a URI, or path, names."""
+    """Returns the URI or path of something inside the directory at a URI or path."""
     place, separator, options = uri.partition("?") if "://" in uri else (uri, "", "")
     return f"{place.rstrip('/')}/{name}{separator}{options}"
 

@@ -1,4 +1,4 @@
-"""Words and their character offsets; windows over texts longer than a model can read."""
+"""Words and their character offsets, and windows over texts that are too long for a model."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _SURROGATE = re.compile("[\ud800-\udfff]")
 
 
 def _codes(characters: str) -> NDArray[np.uint32]:
-    """The code points of a string, surrogates included."""
+    """Returns the code points of a string, surrogates included."""
     return np.frombuffer(characters.encode("utf-32-le", "surrogatepass"), dtype="<u4")
 
 
@@ -28,35 +28,35 @@ _LINE_BREAKS = _codes("\n\r\v\f\x1c\x1d\x1e\x85\u2028\u2029")  # what str.splitl
 
 
 def word_offsets(text: str) -> IntArray:
-    """Find the words of a text.
+    """Returns the words of a text: int64 [W, 2], the start and end (exclusive) of each word in code points.
 
-    Returns int64 [W, 2]: start and end (exclusive) of each word in code points, increasing and not overlapping.
-    Between two words there is nothing but whitespace, so no other character is lost.
+    The offsets increase, and the words do not overlap. Only whitespace lies between words, so no other character is
+    lost.
     """
     flat = np.fromiter((edge for match in _WORD.finditer(text) for edge in match.span()), dtype=np.int64)
     return flat.reshape(-1, 2)
 
 
 def replace_surrogates(text: str) -> str:
-    """Replace lone surrogates by U+FFFD, one for one, so that offsets stay as they are.
+    """Returns the text with each lone surrogate replaced by U+FFFD, so that offsets stay the same.
 
-    A Python string may hold surrogates, but no UTF-8 does, and the tokenizers refuse them.
+    A Python string may hold surrogates, but UTF-8 cannot, and the tokenizers refuse them.
     """
     return _SURROGATE.sub("\ufffd", text)
 
 
 def printable(text: str) -> str:
-    """The text with a space for each line break, tab and control character, for a terminal that would obey them."""
+    """Returns the text with a space for each line break, tab and control character, which a terminal would obey."""
     return "".join(character if character.isprintable() else " " for character in text)
 
 
 def sentence_starts(text: str, offsets: IntArray) -> BoolArray:
-    """Say which words begin a sentence, roughly: abbreviations are not known.
+    """Returns bool [W]: which words begin a sentence. This is an estimate, because abbreviations are not known.
 
-    A sentence begins at the first word, after a line break, and after sentence-ending punctuation with any closing
-    quotes and brackets, where whitespace follows (the full stops of Chinese and Japanese need none).
+    A sentence begins at the first word and after a line break. It also begins after sentence-ending punctuation, with
+    any closing quotes and brackets, where whitespace follows. Chinese and Japanese full stops need no whitespace.
 
-    offsets: [W, 2] as word_offsets(text) gives them. Returns bool [W].
+    offsets: [W, 2] as word_offsets(text) returns them.
     """
     count = len(offsets)
     if count == 0:
@@ -68,7 +68,7 @@ def sentence_starts(text: str, offsets: IntArray) -> BoolArray:
     spaced = np.isin(sign, _SPACED_ENDERS)
     unspaced = np.isin(sign, _UNSPACED_ENDERS)
 
-    # For each word the nearest one before it, itself included, that is not a closer (word 0 if there is none).
+    # For each word the nearest word at or before it that is not a closer (word 0 if all are closers).
     base = np.maximum.accumulate(np.where(closer, 0, np.arange(count)))[:-1]
     gap = first[1:] > stop[:-1]
     attached = closer | spaced | unspaced  # without a gap these continue the sentence's end
@@ -82,8 +82,8 @@ def sentence_starts(text: str, offsets: IntArray) -> BoolArray:
 class Window(NamedTuple):
     """A part of a document that the model reads at once.
 
-    It holds the words first..stop (stop exclusive). A span of the words i..j (both inclusive, document indexes) is
-    taken from this window alone when own_from <= i + j < own_to.
+    It holds the words first..stop (stop exclusive). A span of the words i..j (both inclusive, document indexes) belongs
+    to this window alone when own_from <= i + j < own_to.
     """
 
     first: int
@@ -100,16 +100,18 @@ def plan_windows(
     max_tokens: int,
     overlap: int,
 ) -> list[Window]:
-    """Cover a document with overlapping windows of at most max_words words and max_tokens sub-words.
+    """Returns overlapping windows over a document, each of at most max_words words and max_tokens sub-words.
 
     lengths: int [W], sub-words per word. A word of more than max_tokens sub-words counts as max_tokens: the caller
-    clips its sub-words. sentence_start: bool [W]; windows prefer to end and to begin between sentences.
-    overlap: the widest span, in words, that must not be lost. Neighbouring windows share at least that many words;
-    fewer only where so many words, and the one after them, exceed max_tokens.
+    clips its sub-words.
+    sentence_start: bool [W]; windows end and begin between sentences where that costs little.
+    overlap: the widest span, in words, that must not be lost. Neighbouring windows share at least that many words. They
+    share fewer only where that many words and the next one exceed max_tokens.
 
-    Every span belongs to one window. A span of at most `overlap` words (and at most max_tokens sub-words, for no
-    window holds more) lies wholly in the window it belongs to, and of the windows at a cut that is the one in which
-    it is further from the cut edge. Raises ValueError for limits that cannot be met.
+    Every span belongs to one window. A span of at most `overlap` words and at most max_tokens sub-words lies wholly in
+    its window. Where two windows hold the span, it belongs to the one in which it is further from the cut edge.
+
+    Raises ValueError for limits that cannot be met.
     """
     words = len(lengths)
     if max_words < 1 or max_tokens < 1 or not 0 <= overlap < max_words:
@@ -123,21 +125,22 @@ def plan_windows(
 
     tokens = np.zeros(words + 1, dtype=np.int64)  # sub-words before each word
     np.cumsum(np.minimum(lengths, max_tokens), out=tokens[1:])
-    # For each word the nearest sentence start at or before it.
+    # For each word, the nearest sentence start at or before it.
     sentence = np.maximum.accumulate(np.where(sentence_start, np.arange(words), 0))
 
     windows: list[Window] = []
     first = stop = own_from = 0
     while True:
-        # Where the sub-words run out. Both limits lie beyond the last stop: the last `first` was chosen so.
+        # `full` is the word at which the sub-words run out. Both limits lie after the last window's stop, because
+        # `first` was chosen so.
         full = int(np.searchsorted(tokens, tokens[first] + max_tokens, side="right")) - 1
         limit = min(first + max_words, full)
         if limit >= words:
             windows.append(Window(first, words, own_from, 2 * words))
             return windows
 
-        # A sentence end is taken if it costs at most a quarter of the window, and if the next window can still begin
-        # after this one's first word.
+        # The window ends at a sentence end if that costs at most a quarter of the window, and if the next window can
+        # still begin after this one's first word.
         enough = tokens[first] + (3 * (tokens[limit] - tokens[first]) + 3) // 4
         earliest = max(
             stop + 1,
@@ -148,20 +151,20 @@ def plan_windows(
         cut = int(sentence[limit])
         stop = cut if cut >= earliest else limit
 
-        # The next window must have room for the word at `stop`, so it cannot begin before `reach`. A span that does
-        # not fit into this window ends at `stop` or later; if it has at most `overlap` words and fits any window, it
+        # The next window must have room for the word at `stop`, so it begins at `reach` or later. A span that does not
+        # fit into this window ends at `stop` or later. If it has at most `overlap` words and fits some window, it
         # begins at `latest` or later.
         reach = int(np.searchsorted(tokens, tokens[stop + 1] - max_tokens))
         latest = max(stop - overlap, reach)
         earliest = max(
             reach,
-            stop - (stop - first) // 2,  # after `first`, always
+            stop - (stop - first) // 2,  # always after `first`
             int(np.searchsorted(tokens, tokens[stop] - max_tokens // 2)),
         )
         start = int(sentence[latest])
         following = start if start >= earliest else latest
 
-        # i - following, the distance to the next window's edge, equals stop - 1 - j, that to this one's, where
-        # i + j = following + stop - 1: up to there the span is this window's.
+        # The distance of a span to the next window's edge is i - following, and to this window's edge stop - 1 - j.
+        # They are equal where i + j = following + stop - 1; up to there the span belongs to this window.
         windows.append(Window(first, stop, own_from, following + stop))
         first, own_from = following, following + stop

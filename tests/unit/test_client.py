@@ -97,7 +97,7 @@ def test_wrong_calls_never_reach_a_server():
         Client("http://127.0.0.1:1").extract("Ada", LABELS)
     with pytest.raises(UserError, match="single string"):
         Client("http://127.0.0.1:1").extract(["Ada"], "person")
-    with pytest.raises(UserError, match="no URL"):
+    with pytest.raises(UserError, match="not a URL"):
         Client("127.0.0.1:8000")
     with pytest.raises(UserError, match="0 seconds"):
         Client("http://127.0.0.1:1", seconds=0)
