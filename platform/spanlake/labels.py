@@ -40,7 +40,7 @@ def split_names(argument: str, kind: str) -> list[str]:
         rows = list(csv.reader(io.StringIO(argument, newline=""), skipinitialspace=True, strict=True))
     except csv.Error as error:
         raise UserError(
-            f"The {kind}s {shown(argument)} cannot be separated ({one_line(error)}): "
+            f"The {kind}s {shown(argument)} cannot be told apart ({one_line(error)}): "
             f"put double quotes around the whole of a {kind} that holds a comma or a quote."
         ) from error
     return [replace_surrogates(name).strip() for row in rows for name in row]
