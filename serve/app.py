@@ -1,4 +1,4 @@
-"""What `serve run serve.app:app` hosts. Settings follow as name=value, such as model=mini."""
+"""The application that `serve run serve.app:app` runs. Settings follow as name=value, such as model=mini."""
 
 from spanlake.serving.deployment import app
 
