@@ -114,6 +114,12 @@ class OptimSection(_Section):
         default=0.75, ge=0, le=1, description="weight of true spans against that of the others, for focal loss"
     )
     focal_gamma: float = Field(default=2.0, ge=0)
+    average: float = Field(
+        default=0.0,
+        ge=0,
+        le=0.999999,
+        description="decay of an average of the weights, of which scores and packages are made; 0: of the weights",
+    )
 
 
 class ScheduleSection(_Section):
@@ -192,6 +198,11 @@ class Recipe(_Section):
 
     @model_validator(mode="after")
     def _check(self) -> Recipe:
+        if self.optim.average and self.parallel.zero_stage == 3:
+            raise ValueError(
+                f"optim.average is {self.optim.average:g}, but no worker has all weights at parallel.zero_stage 3; let "
+                "optim.average be 0, or parallel.zero_stage at most 2."
+            )
         for sampling in (self.sampling, *map(self.sampling_of, self.data.sampling)):
             if sampling.description_rate and not (self.data.descriptions or sampling.descriptions):
                 raise ValueError(

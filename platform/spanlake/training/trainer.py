@@ -21,6 +21,7 @@ from spanlake.data.stream import PROMPT_ROOM, StreamBatch
 from spanlake.errors import ShortfallError
 from spanlake.package import Package, prompt_tokenizer
 from spanlake.storage import Place
+from spanlake.training.average import Average
 from spanlake.training.checkpoints import Progress, loadable
 from spanlake.training.data import RecipeData
 from spanlake.training.encoders import starting_model
@@ -62,7 +63,7 @@ class Trainer:
         tokenizer, model = starting_model(recipe.model)
         prompts = prompt_tokenizer(tokenizer, model.config)
         self._package = Package(recipe.name, model, prompts, _metadata(recipe, data), "")
-        self._progress, self._engine = self._resumed()
+        self._progress, self._engine, self._average = self._resumed()
         self._progress.size = worker.size
         self._tracker = Tracker(recipe, run, self._progress.step) if worker.leads else None
 
@@ -79,16 +80,21 @@ class Trainer:
             if self._tracker:
                 self._tracker.close()
 
-    def _resumed(self) -> tuple[Progress, Engine]:
+    def _resumed(self) -> tuple[Progress, Engine, Average | None]:
         recipe, model, worker = self._recipe, self._package.model, self._worker
+        decay = recipe.optim.average
         with self._host.latest() as found:
             if found is None:
-                return Progress(), make_engine(recipe, model, worker.device, worker.size, universal=False)
+                engine = make_engine(recipe, model, worker.device, worker.size, universal=False)
+                return Progress(), engine, Average(model, decay) if decay else None
             progress = Progress.read(found)
             with loadable(found, progress.size, recipe, worker) as directory:
                 engine = make_engine(recipe, model, worker.device, worker.size, universal=directory != found)
                 engine.load(directory)
-            return progress, engine
+            average = Average(model, decay) if decay else None
+            if average:
+                average.load(found)
+            return progress, engine, average
 
     def _train(self) -> None:
         recipe, schedule, progress = self._recipe, self._recipe.schedule, self._progress
@@ -99,6 +105,8 @@ class Trainer:
             batch = next(batches)
             step = progress.step + 1
             loss, norm = self._step(batch, step)
+            if self._average:
+                self._average.update(step)
             texts, tokens = len(batch.examples), sum(example.tokens for example in batch.examples)
             progress.step, progress.position = step, batch.position
             progress.texts += texts
@@ -173,7 +181,7 @@ class Trainer:
         f1 = 0.0
         model = self._engine.whole_model()
         if worker.leads and model is not None:
-            whole = replace(self._package, model=model)
+            whole = replace(self._package, model=self._average.model() if self._average else model)
             f1 = dev_score(whole, self._data.dev)
             if f1 > progress.best:
                 publish(self._run, whole, progress.step, f1)
@@ -187,6 +195,8 @@ class Trainer:
             self._engine.save(directory)
             if self._worker.leads:
                 self._progress.write(directory)
+            if self._worker.leads and self._average:
+                self._average.save(directory)
 
         progress = self._progress
         self._host.save(write, progress.step, {"step": progress.step, "best_dev_f1": progress.best})

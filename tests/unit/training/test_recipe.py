@@ -174,6 +174,12 @@ def test_whatever_a_key_is_given_a_refusal_names_it(file: Path, section: str | N
                 assert key in str(error) and "\n" not in str(error)
 
 
+def test_weights_that_no_worker_has_are_not_averaged(file: Path) -> None:
+    assert read_recipe(file, ["optim.average=0.9", "parallel.zero_stage=2"]).optim.average == 0.9
+    with pytest.raises(UserError, match="optim.average is 0.9, but no worker has all weights at parallel.zero_stage 3"):
+        read_recipe(file, ["optim.average=0.9", "parallel.zero_stage=3"])
+
+
 def test_a_file_that_is_no_recipe_is_named(tmp_path: Path) -> None:
     for content in ("[1, 2]", "a: [", "\x00"):
         (tmp_path / "x.yaml").write_text(content)

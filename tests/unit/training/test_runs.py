@@ -5,6 +5,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import torch
 import yaml
 from pyarrow import fs
 
@@ -73,7 +74,7 @@ class Stopped(Exception):
     pass
 
 
-def run_until(stop: int, recipe_file: Path, directory: str) -> None:
+def run_until(stop: int, recipe_file: Path, directory: str, *changes: str) -> None:
     """The run as it is left by what ends it after the record of a step."""
     record = Tracker.record
 
@@ -84,7 +85,7 @@ def run_until(stop: int, recipe_file: Path, directory: str) -> None:
 
     with pytest.MonkeyPatch.context() as patch, pytest.raises(Stopped):
         patch.setattr(Tracker, "record", record_until)
-        train_here(read_recipe(recipe_file, []), locate(directory), _prepare)
+        train_here(read_recipe(recipe_file, [*changes]), locate(directory), _prepare)
 
 
 @pytest.mark.parametrize("stop", [3, 4, 5])
@@ -95,6 +96,22 @@ def test_a_run_that_was_stopped_goes_on_as_if_it_had_not_been(
     assert run(recipe_file, tmp_path / "run") == 0
     assert losses((tmp_path / "run/metrics.jsonl").read_text()) == losses((whole / "metrics.jsonl").read_text())
     assert open_package(str(tmp_path / "run/package")).fingerprint == open_package(str(whole / "package")).fingerprint
+
+
+def test_an_average_of_the_weights_is_scored_and_published_and_goes_on_too(
+    recipe_file: Path, whole: Path, tmp_path: Path
+) -> None:
+    changes = ["optim.average=0.9", "schedule.evaluate_every=6"]
+    assert run(recipe_file, tmp_path / "run", *changes) == 0
+    package = open_package(str(tmp_path / "run/package"))
+    # Training itself is the same.
+    assert losses((tmp_path / "run/metrics.jsonl").read_text()) == losses((whole / "metrics.jsonl").read_text())
+    weights = torch.load(tmp_path / "run/checkpoints/00000006/engine.pt", weights_only=True)["model"]
+    apart = [(weights[name] - weight).abs().max().item() for name, weight in package.model.named_parameters()]
+    assert max(apart) > 1e-4
+    run_until(5, recipe_file, str(tmp_path / "stopped"), *changes)
+    assert run(recipe_file, tmp_path / "stopped", *changes) == 0
+    assert open_package(str(tmp_path / "stopped/package")).fingerprint == package.fingerprint
 
 
 def test_a_checkpoint_that_was_not_finished_is_not_gone_on_from(recipe_file: Path, whole: Path, tmp_path: Path) -> None:
