@@ -213,7 +213,7 @@ def test_all_that_the_paper_names_is_shipped() -> None:
             recipe = read_recipe(ROOT / "jobs" / "recipes" / f"{group}-{member}.yaml", [])
             assert recipe.model.encoder in KNOWN_ENCODERS, recipe.name
             assert (recipe.optim.encoder_lr, recipe.optim.head_lr, recipe.schedule.steps) == (1e-5, 5e-5, 30_000)
-    assert {"mini", "mini-types"} < names
+    assert {"mini", "mini-types", "mini-levels"} < names
 
 
 @pytest.mark.parametrize("path", [p for p in SHIPPED if p.stem.endswith("-cpu")], ids=lambda path: path.stem)
