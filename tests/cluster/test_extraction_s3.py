@@ -65,4 +65,4 @@ def test_from_and_to_object_storage(
 
     assert cli.main([*extract, "--threshold", "0.9"]) == 2
     message = capsys.readouterr().err
-    assert "threshold 0.5 in the output, 0.9 asked" in message and "secret" not in message
+    assert "threshold 0.5 in the output, 0.9 requested" in message and "secret" not in message

@@ -33,7 +33,7 @@ def add_layout_options(parser: argparse.ArgumentParser) -> None:
 
 
 def read_layout(args: argparse.Namespace) -> "Layout":
-    """Raises: UserError for options that do not go together, and a key that cannot be used."""
+    """Raises UserError for options that do not go together, and a key that cannot be used."""
     from spanlake.extraction.output.layout import Layout
     from spanlake.extraction.output.redaction import Redaction, read_key
 

@@ -1,1 +1,1 @@
-"""What an extraction writes, and what reads it back. ledger.py says what an output directory is."""
+"""Writes the output of an extraction and reads it back. ledger.py describes an output directory."""

@@ -1,4 +1,4 @@
-"""The proof: every source row stands exactly once in an output, or what is wrong with it."""
+"""Proves that an output has every source row exactly once, or says what is wrong with it."""
 
 from collections import Counter
 from collections.abc import Iterator
@@ -27,14 +27,14 @@ _BATCH_ROWS = 4096
 
 @dataclass
 class Audit:
-    """What an output holds, counted from its data, and each problem as a sentence."""
+    """Counts of an output, made from its data, and each problem as a sentence."""
 
     source_rows: int = 0
-    output_rows: int = 0  # that a reader of all its Parquet files would see
+    output_rows: int = 0  # in all its Parquet files together
     failed_rows: int = 0
     missing_rows: int = 0
     duplicate_rows: int = 0
-    foreign_rows: int = 0  # in files that hold no unit of this output as it was committed
+    foreign_rows: int = 0  # in files that are not a committed unit of this output
     by_label: Counter[str] = field(default_factory=Counter)
     problems: list[str] = field(default_factory=list)
 
@@ -59,7 +59,7 @@ class Audit:
 
 
 def audit(ledger: Ledger) -> Audit:
-    """Compare the files of an output with its plan. Each is read whole, and its checksums are verified."""
+    """Compares the files of an output with its plan. Reads each file completely and verifies its checksums."""
     result = Audit(by_label=Counter(dict.fromkeys(ledger.manifest["settings"]["labels"], 0)))
     files = dict(files_in(ledger.output))
     sources: set[str] = set()  # digests of the planned source files
@@ -91,14 +91,14 @@ def _chunks(units: Iterator[Unit], size: int) -> Iterator[list[Unit]]:
 
 @dataclass
 class _File:
-    """What stands in an output under some name."""
+    """The content of one file in an output."""
 
     name: str
-    unreadable: str | None = None  # why, if so; what follows is then empty
-    rows: int = 0  # of the source, where it is a unit; a row without mentions has none of its own in that layout
+    unreadable: str | None = None  # the reason, if it cannot be read; the other fields are then empty
+    rows: int = 0  # of the source, if the file is a unit; a row without mentions has no row in the layout mentions
     failed_rows: int = 0
     by_label: Counter[str] = field(default_factory=Counter)
-    footer: dict[str, Any] = field(default_factory=dict)  # what a unit says about itself
+    footer: dict[str, Any] = field(default_factory=dict)  # what the unit records about itself
 
 
 def _read_file(ledger: Ledger, info: fs.FileInfo) -> _File:
@@ -134,9 +134,12 @@ def _count(ledger: Ledger, info: fs.FileInfo) -> _File:
 
 
 def _count_by_footer(file: _File, misplaced: int) -> None:
-    """A row without mentions leaves no trace but in its unit's footer, which the mentions must bear out."""
+    """Takes the number of source rows from the footer, which alone knows of rows without mentions.
+
+    If a mention contradicts the footer, the file is not a unit.
+    """
     if misplaced:
-        file.footer = {}  # then it is the unit of no name
+        file.footer = {}
     elif "rows" in file.footer:
         file.rows = file.footer["rows"]
 
@@ -146,7 +149,7 @@ def _labels(entities: pa.Array) -> pa.Array:
 
 
 def _misplaced(batch: pa.RecordBatch, footer: dict[str, Any]) -> int:
-    """Mentions whose source file or row is none of the unit that their file says it is."""
+    """Returns how many mentions have a source file or row outside the unit that the footer names."""
     source = footer.get("source", {})
     first, rows = source.get("first", 0), source.get("span", source.get("rows", 0))
     place = batch.column(SOURCE_ROW)
@@ -156,7 +159,7 @@ def _misplaced(batch: pa.RecordBatch, footer: dict[str, Any]) -> int:
 
 
 def _holds(ledger: Ledger, unit: Unit, file: _File) -> bool:
-    """Whether a file is the unit as it was committed: by its footer, and by its data."""
+    """Returns whether a file is the committed unit, by its footer and by its data."""
     said = file.footer
     return (
         said.get("unit") == unit.name
@@ -174,14 +177,14 @@ def _add_unit(result: Audit, file: _File) -> None:
 
 
 def _add_stranger(result: Audit, file: _File, sources: set[str], absent: set[str]) -> None:
-    """A file that is not the unit of its name."""
+    """Counts a file that is not the unit of its name, and adds the problem."""
     result.output_rows += file.rows
     unit = file.footer.get("unit")
     if file.unreadable is not None:
         result.problems.append(f"unreadable: {file.name} ({file.unreadable})")
     elif file.footer.get("source", {}).get("digest") in sources and unit not in absent:
         result.duplicate_rows += file.rows
-        result.problems.append(f"duplicate: {file.name} holds rows again that stand in unit {unit}")
+        result.problems.append(f"duplicate: {file.name} repeats the rows of unit {unit}")
     else:
         result.foreign_rows += file.rows
-        result.problems.append(f"foreign: {file.name} is no unit of this output as it was committed")
+        result.problems.append(f"foreign: {file.name} is not a committed unit of this output")

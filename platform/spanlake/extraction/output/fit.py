@@ -1,4 +1,4 @@
-"""Whether a table can hold an output: the types of its columns, and the values in them. Both are known beforehand."""
+"""Checks before a run whether a table can hold its output: the types of the columns, and their values."""
 
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -16,10 +16,10 @@ _FILES_AT_ONCE = 8
 
 
 def fit(table: str, schema: pa.Schema, there: pa.Schema, in_table: Callable[[pa.Schema], pa.Schema]) -> pa.Schema:
-    """Returns the types in which rows of an output are written to a table: each holds every value of its column.
+    """Returns the types in which a table holds the columns of an output. Each type holds every value of its column.
 
-    `there` are the columns that the table has, and `in_table` gives the types in which it would have others.
-    Raises: UserError that names all columns that have no such type, or that the table requires and the output may lack.
+    `there` are the columns that the table has. `in_table` returns the types of columns that the table would add.
+    Raises UserError that names all columns without such a type, and all that the table requires and the output lacks.
     """
     wanted = plain(schema.remove_metadata())
     new = [column.remove_metadata().with_nullable(True) for column in wanted if column.name not in there.names]
@@ -43,14 +43,14 @@ def fit(table: str, schema: pa.Schema, there: pa.Schema, in_table: Callable[[pa.
 
 
 def check_values(table: str, source: Source, schema: pa.Schema) -> None:
-    """Read those columns of an output's source whose values a table may not hold: times of other units than its own.
+    """Reads the source columns whose values the table may not hold: times in units other than microseconds.
 
-    Raises: UserError that names a column with such a value, and the file.
+    Raises UserError that names a column with such a value, and its file.
     """
     columns = pa.schema([column for column in source.schema if column.name in schema.names and may_lose(column.type)])
 
     def check(file: SourceFile) -> None:
-        with suppress(SourceReadError):  # which the unit of those rows reports
+        with suppress(SourceReadError):  # the unit with these rows reports it
             for batch in ParquetReader(source.root, columns).read(file.whole()):
                 _check_batch(table, batch, file)
 
@@ -65,6 +65,6 @@ def _check_batch(table: str, batch: pa.RecordBatch, file: SourceFile) -> None:
             batch.column(column.name).cast(column.type)
         except pa.ArrowException as error:
             raise UserError(
-                f"The column {column.name} of {file.path} has a time that is no number of microseconds, as which "
-                f"{table} would hold it ({one_line(error)}): round it in the source."
+                f"The column {column.name} of {file.path} has a time that is not a whole number of microseconds, and "
+                f"{table} stores times in microseconds ({one_line(error)}): round the times in the source."
             ) from error

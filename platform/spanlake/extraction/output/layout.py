@@ -1,4 +1,4 @@
-"""What the rows of an output look like: the source's with entities beside them, or one row for each entity."""
+"""The layouts of an output: the rows of the source with their entities, or one row for each entity."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -22,7 +22,7 @@ ENTITY = pa.struct(
 )
 ENTITIES = pa.list_(pa.field("element", ENTITY))  # as Parquet names it
 REDACTED_COLUMN = "redacted_text"
-SOURCE_FILE, SOURCE_ROW = "source_file", "source_row"  # of a mention: where it stands in the source
+SOURCE_FILE, SOURCE_ROW = "source_file", "source_row"  # of a mention: its place in the source
 
 
 @dataclass(frozen=True)
@@ -32,14 +32,14 @@ class Layout:
     nested: the source's columns, or those of `columns`, then `redacted_text` if redacted, `entities`, `error`; one row
     for each row of the source.
     mentions: `source_file`, `source_row` (from 0), the `keys`, the fields of an entity, `error`; one row for each
-    entity, and one for each row that could not be read. A row without entities has none.
+    entity, one for each row that could not be read, and none for a row without entities.
     """
 
     kind: str = "nested"
     keys: tuple[str, ...] = ()  # columns of the source that a mention repeats
     redaction: Redaction | None = None
-    drop_text: bool = False  # only with a redaction: no text column, and no text of an entity
-    columns: tuple[str, ...] | None = None  # of the source that the nested layout has; None for all
+    drop_text: bool = False  # only with a redaction: leave out the text column and the texts of entities
+    columns: tuple[str, ...] | None = None  # of the source, in the nested layout; None for all
 
     def __post_init__(self) -> None:
         if self.keys and self.kind != "mentions":
@@ -48,18 +48,18 @@ class Layout:
             raise UserError("--columns belongs to the nested layout: --layout mentions has the columns of --key.")
         if self.redaction and self.kind == "mentions" and not self.drop_text:
             raise UserError(
-                "--redact adds the redacted text of each row, which --layout mentions has not: "
-                "use the nested layout, or --drop-text to redact what is mentioned."
+                "--redact adds the redacted text of each row, and --layout mentions has no rows of texts: "
+                "use the nested layout, or give --drop-text to redact the texts of mentions."
             )
         if self.drop_text and not self.redaction:
             raise UserError("--drop-text leaves out what --redact replaces: give --redact too.")
 
     def check(self, source: pa.Schema, text_column: str) -> None:
-        """Raises: UserError for a source whose columns this layout cannot give."""
+        """Raises UserError if this layout cannot write the columns of the source."""
         missing = [key for key in self.keys if key not in source.names]
         if missing:
             raise UserError(
-                f"--key {missing[0]} is no column of the source: give one of {', '.join(source.names) or 'none'}."
+                f"--key {missing[0]} is not a column of the source: give one of {', '.join(source.names) or 'none'}."
             )
         added = [*ENTITY.names, SOURCE_FILE, SOURCE_ROW, "error"] if self.kind == "mentions" else []
         added += [REDACTED_COLUMN] if self.kind == "nested" and self.redaction else []
@@ -67,12 +67,12 @@ class Layout:
         if taken:
             raise UserError(f"The source's column {taken[0]} has a name that the output adds: rename it in the source.")
         if self.drop_text and text_column not in source.names:
-            raise UserError(f"--drop-text leaves out a column, and {text_column} is a part of one: redact without it.")
+            raise UserError(f"--drop-text leaves out a column, and {text_column} is part of one: redact without it.")
         if self.drop_text and text_column in self.keys:
             raise UserError(f"--key {text_column} is the text that --drop-text leaves out: give another key.")
 
     def schema(self, source: pa.Schema, text_column: str) -> pa.Schema:
-        """Of the output, for a source with these columns."""
+        """Returns the schema of the output for a source with these columns."""
         if self.kind == "mentions":
             place = [pa.field(SOURCE_FILE, pa.string()), pa.field(SOURCE_ROW, pa.int64())]
             kept = [source.field(key) for key in self.keys]
@@ -89,7 +89,7 @@ class Layout:
         return source.names if self.columns is None else self.columns
 
     def as_json(self) -> dict[str, Any]:
-        """What decides the result."""
+        """Returns everything in the layout that determines the result."""
         chosen = {} if self.columns is None else {"columns": list(self.columns)}
         return {
             "kind": self.kind,
@@ -100,7 +100,7 @@ class Layout:
         }
 
     def rows(self, part: "Part", schema: pa.Schema) -> pa.Table:
-        """The output's rows for a part of the source."""
+        """Returns the rows of the output for a part of the source."""
         return self._mentions(part, schema) if self.kind == "mentions" else self._nested(part, schema)
 
     def _nested(self, part: "Part", schema: pa.Schema) -> pa.Table:
@@ -132,7 +132,7 @@ class Layout:
         return pa.ListArray.from_arrays(pa.array(offsets, pa.int32()), values, mask=missing)
 
     def _fields(self, entities: Sequence[Entity | None]) -> list[pa.Array]:
-        """Each field of the entities; of None, null."""
+        """Returns an array for each field of the entities, with null for None."""
         values = {name: [entity and getattr(entity, name) for entity in entities] for name in ENTITY.names}
         if self.redaction and self.drop_text:
             values["text"] = [entity and self.redaction.replacement(entity) for entity in entities]
@@ -141,18 +141,18 @@ class Layout:
 
 @dataclass(frozen=True)
 class Part:
-    """Consecutive rows of a source file, and what was found in them. All but the place has one item per row."""
+    """Consecutive rows of a source file, and their entities. All but `path` have one item per row."""
 
     path: str  # of the file, relative to the source
-    places: Sequence[int]  # of each row, its number in the file
+    places: Sequence[int]  # the number of each row in the file
     batch: pa.RecordBatch
     texts: Sequence[str | None]  # None where the row could not be read
     entities: Sequence[Sequence[Entity] | None]  # None where the row could not be read
-    errors: Sequence[str | None]  # why
+    errors: Sequence[str | None]  # why; None for the other rows
 
 
 def _redacted(redaction: Redaction, part: Part) -> pa.Array:
-    """Of each row that could be read; null for the others, so that nothing slips through."""
+    """Returns the redacted texts; null for rows that could not be read, so that no unredacted text is written."""
     redacted = [
         None if found is None or text is None else redaction.text(text, found)
         for text, found in zip(part.texts, part.entities, strict=True)

@@ -1,8 +1,8 @@
-"""One driver at a time on an output.
+"""Allows one driver at a time on an output.
 
-OUTPUT/_spanlake/driver.json names the one at work, which counts `beat` up every few seconds; a file that stands still
-is of one that died. This saves work, and nothing depends on it: a unit has the same name and the same rows whoever
-writes it, so two drivers could not double a row.
+OUTPUT/_spanlake/driver.json names the driver at work, which increments `beat` every few seconds. If `beat` does not
+change, the driver is dead. The lease only saves work. Correctness does not depend on it: a unit has the same name and
+the same rows whoever writes it, so two drivers cannot write a row twice.
 """
 
 import json
@@ -24,13 +24,14 @@ from spanlake.storage import Place
 
 _BEAT_SECONDS = 3.0
 _DEAD_SECONDS = 15.0  # without a beat
-_SETTLE_SECONDS = 0.5  # after which, of two that begin together, the last to write has it
+_SETTLE_SECONDS = 0.5  # if two drivers begin together, the last to write within this time has the lease
 _FILE = f"{FOLDER}/driver.json"
 
 
 def check_free(output: Place) -> None:
-    """Returns at once where no driver is at work, or a dead one of this machine was; after some seconds where one of
-    another machine has died. Raises: UserError where one is alive.
+    """Returns if no driver is at work: at once, or after some seconds if a driver on another machine has died.
+
+    Raises UserError if a driver is alive.
     """
     first = _read(output)
     if first is None or _is_dead(first):
@@ -47,7 +48,7 @@ def check_free(output: Place) -> None:
 
 @contextmanager
 def held(ledger: Ledger) -> Iterator[None]:
-    """This process is the driver while the block lasts. Raises: UserError where another began at the same moment."""
+    """Makes this process the driver inside the block. Raises UserError if another began at the same moment."""
     output, over = ledger.output, threading.Event()
     own = {"id": uuid.uuid4().hex, "host": socket.gethostname(), "pid": os.getpid(), "beat": 0}
 
@@ -55,7 +56,7 @@ def held(ledger: Ledger) -> Iterator[None]:
         for number in count(1):
             if over.wait(_BEAT_SECONDS):
                 return
-            with suppress(OSError):  # a store that does not answer now may do so at the next beat
+            with suppress(OSError):  # a store that does not answer may answer at the next beat
                 _write(ledger, own | {"beat": number})
 
     _write(ledger, own)
@@ -88,7 +89,7 @@ def _is_dead(driver: dict[str, Any]) -> bool:
         os.kill(driver["pid"], 0)
     except ProcessLookupError:
         return True
-    except OSError:  # it is somebody else's
+    except OSError:  # the process exists and belongs to another user
         return False
     return False
 
@@ -98,7 +99,7 @@ def _read(output: Place) -> dict[str, Any] | None:
         with output.filesystem.open_input_stream(output.child(_FILE)) as stream:
             driver = json.loads(stream.read())
         return {"id": str(driver["id"]), "host": str(driver["host"]), "pid": int(driver["pid"]), "beat": driver["beat"]}
-    except (OSError, pa.ArrowException, ValueError, KeyError, TypeError):  # none, or none that means anything
+    except (OSError, pa.ArrowException, ValueError, KeyError, TypeError):  # no file, or a file without meaning
         return None
 
 

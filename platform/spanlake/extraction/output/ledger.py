@@ -1,10 +1,10 @@
-"""What an output directory is: what was asked of it, the plan, and which units are committed.
+"""An output directory: its request, its plan, and its committed units.
 
-OUTPUT/<unit>.parquet                   a committed unit. There is no other record of it that could disagree
-OUTPUT/_spanlake/manifest.json          what was asked; written before the first unit
-OUTPUT/_spanlake/plan-<digest>.parquet  every unit; the manifest names the one that counts
-OUTPUT/_spanlake/driver.json            which process is at work (lease.py)
-OUTPUT/_spanlake/tmp/                   files on their way, removed when every unit is committed
+OUTPUT/<unit>.parquet                   a committed unit; no other record says that it is committed
+OUTPUT/_spanlake/manifest.json          the request; written before the first unit
+OUTPUT/_spanlake/plan-<digest>.parquet  every unit; the manifest names the current plan
+OUTPUT/_spanlake/driver.json            the process at work (lease.py)
+OUTPUT/_spanlake/tmp/                   unfinished files, removed when every unit is committed
 """
 
 import json
@@ -39,7 +39,7 @@ _PACKAGES = ("torch", "transformers", "ray", "pyarrow")
 
 @dataclass(frozen=True)
 class Request:
-    """One call of `extract`, every part of it checked."""
+    """One call of `extract`, with every part checked."""
 
     source: Source
     output: Place
@@ -47,7 +47,7 @@ class Request:
     settings: Settings
     model_name: str
     model_fingerprint: str
-    precision: str  # as asked: auto is a value too
+    precision: str  # as requested, so it may be auto
     unit_rows: int
     layout: Layout = Layout()
 
@@ -56,7 +56,7 @@ class Request:
         return self.layout.schema(self.source.schema, self.text_column)
 
     def manifest(self) -> dict[str, Any]:
-        """What decides the result, and beside it what a reader of the output wants to know."""
+        """Returns everything that determines the result, and facts for readers of the output."""
         decisive = {
             "format": FORMAT,
             "model": {"name": self.model_name, "fingerprint": self.model_fingerprint},
@@ -68,8 +68,8 @@ class Request:
         }
         by_result = decisive | {"model": self.model_fingerprint}
         return decisive | {
-            "id": uuid.uuid4().hex,  # of the output that is begun with this manifest
-            "run": sha256(json.dumps(by_result).encode()).hexdigest(),  # the order of labels counts too
+            "id": uuid.uuid4().hex,  # of the output that begins with this manifest
+            "run": sha256(json.dumps(by_result).encode()).hexdigest(),  # the order of labels matters
             "source": {"uri": self.source.uri, "files": len(self.source.files), "rows": self.source.rows},
             "unit_rows": self.unit_rows,
             "versions": _versions(),
@@ -83,7 +83,7 @@ def _versions() -> dict[str, str]:
 
 @dataclass(frozen=True)
 class Ledger:
-    """An output directory, its manifest and its plan. `temporary` is a directory of this run alone."""
+    """An output directory, its manifest and its plan. `temporary` is a directory that only this run uses."""
 
     output: Place
     manifest: dict[str, Any]
@@ -92,26 +92,26 @@ class Ledger:
 
     @property
     def request_digest(self) -> str:
-        """The fingerprint of all that decides the result (hex)."""
+        """Returns the fingerprint of everything that determines the result (hex)."""
         return self.manifest["run"]
 
     @property
     def schema(self) -> pa.Schema:
-        """Of the output's files, but for metadata."""
+        """Returns the schema of the output's files, without metadata."""
         return pa.ipc.read_schema(pa.py_buffer(self.plan.schema.metadata[_SCHEMA_KEY]))
 
     def committed(self) -> set[str]:
-        """Names of the units that stand, from one listing."""
+        """Returns the names of the committed units, from one listing."""
         return {name.removesuffix(SUFFIX) for name, _ in files_in(self.output) if name.endswith(SUFFIX)}
 
     def pending(self, committed: set[str]) -> pa.Table:
-        """The part of the plan that is not committed."""
+        """Returns the part of the plan that is not committed."""
         return self.plan.filter(pa.array([unit.name not in committed for unit in units_of(self.plan)], pa.bool_()))
 
     def save(self) -> None:
-        """Make the directory this ledger describes; the manifest comes last, whole. Saving again changes nothing.
+        """Writes the directory of this ledger, with the manifest last and atomically. A second call changes nothing.
 
-        Raises: UserError where the place cannot be written to.
+        Raises UserError if the directory cannot be written to.
         """
         try:
             self.output.filesystem.create_dir(self.output.child(self.temporary), recursive=True)
@@ -124,19 +124,19 @@ class Ledger:
             raise UserError(f"{self.output.uri} cannot be written to ({one_line(error)}).") from error
 
     def clean(self) -> None:
-        """Remove what this and earlier runs left half-done. To be called when every unit is committed."""
+        """Removes the unfinished files of this and earlier runs. Call it when every unit is committed."""
         self.output.filesystem.delete_dir_contents(self.output.child(_TEMPORARY), missing_dir_ok=True)
 
 
 def files_in(output: Place) -> list[tuple[str, fs.FileInfo]]:
-    """Names and descriptions of all that stands in an output directory beside its own folder, sorted by name."""
+    """Returns the names and descriptions of everything in an output directory but its own folder, sorted by name."""
     return sorted((info.base_name, info) for info in output.list(recursive=False) if info.base_name != FOLDER)
 
 
 def read_ledger(output: Place) -> Ledger:
-    """The ledger of a directory that `extract` has made.
+    """Returns the ledger of an output directory.
 
-    Raises: UserError where there is none, or one that this version cannot read.
+    Raises UserError if the directory has no ledger, or one that this version cannot read.
     """
     manifest = read_manifest(output)
     if manifest is None:
@@ -145,10 +145,10 @@ def read_ledger(output: Place) -> Ledger:
 
 
 def prepare(request: Request) -> Ledger:
-    """The ledger that answers a request: a new one, or the one that stands if it asks for the same.
+    """Returns the ledger of a request: a new one, or that of the existing output if its request is the same.
 
-    Nothing is written. Source files that have come since are planned too; the units that there were keep their names.
-    Raises: UserError naming what differs, what has changed in the source, or what else the directory holds.
+    Writes nothing. The plan includes source files that were added since; existing units keep their names.
+    Raises UserError that names the difference, the change in the source, or the other content of the directory.
     """
     output, asked = request.output, request.manifest()
     _check_apart(request)
@@ -156,7 +156,7 @@ def prepare(request: Request) -> Ledger:
     if recorded is None:
         _check_free(output)
         first = plan_table(unit for file in request.source.files for unit in cut(file, request.unit_rows))
-        if not first.num_rows:  # a unit without rows gives readers of the output its columns
+        if not first.num_rows:  # a unit without rows tells readers the columns of the output
             first = plan_table(file.whole().head(0) for file in request.source.files[:1])
         plan = _with_schema(first, request.output_schema)
         return Ledger(output, asked | _plan_facts(plan), plan)
@@ -173,9 +173,9 @@ def prepare(request: Request) -> Ledger:
 
 
 def discard(output: Place) -> None:
-    """Delete the output that stands in a directory; where none does, nothing. Interrupted, it can be called again.
+    """Deletes the output in a directory, if there is one. After an interruption, it can be called again.
 
-    Raises: UserError, before anything is deleted, where the directory holds something else beside it.
+    Raises UserError, before it deletes anything, if the directory has other content too.
     """
     manifest = read_manifest(output)
     if manifest is None:
@@ -188,7 +188,7 @@ def discard(output: Place) -> None:
     try:
         for _, info in found:
             output.filesystem.delete_file(info.path)
-        output.filesystem.delete_file(output.child(_MANIFEST))  # without it the rest counts for nothing
+        output.filesystem.delete_file(output.child(_MANIFEST))  # without the manifest, the rest is not an output
         output.filesystem.delete_dir(output.child(FOLDER))
     except OSError as error:
         raise UserError(f"{output.uri} cannot be deleted ({one_line(error)}).") from error
@@ -209,9 +209,9 @@ def _plan_facts(plan: pa.Table) -> dict[str, Any]:
 
 
 def read_manifest(output: Place) -> dict[str, Any] | None:
-    """What an output's directory says was asked of it; None where it says nothing.
+    """Returns the manifest of an output directory; None if there is no manifest.
 
-    Raises: UserError for a manifest that this version cannot read.
+    Raises UserError for a manifest that this version cannot read.
     """
     path = output.child(_MANIFEST)
     try:
@@ -240,7 +240,7 @@ def _read_plan(output: Place, manifest: dict[str, Any]) -> pa.Table:
     return complete_plan(plan)
 
 
-# --- what may not differ ------------------------------------------------------------------------------------------
+# --- what must be the same ------------------------------------------------------------------------------------------
 
 
 def _check_apart(request: Request) -> None:
@@ -270,19 +270,19 @@ def _check_same(output: Place, recorded: dict[str, Any], asked: dict[str, Any]) 
         return
     old, new = _named_values(recorded), _named_values(asked)
     if recorded["model"]["fingerprint"] == asked["model"]["fingerprint"]:
-        new["model"] = old["model"]  # another name for the same
+        new["model"] = old["model"]  # the same model under another name
     names = [name for name in {**old, **new} if old.get(name) != new.get(name)]
     differences = "; ".join(
-        f"{name} {old.get(name, 'unset')} in the output, {new.get(name, 'unset')} asked" for name in names
+        f"{name} {old.get(name, 'unset')} in the output, {new.get(name, 'unset')} requested" for name in names
     )
     raise UserError(
         f"{output.uri} was extracted with other values ({differences}): "
-        "ask for the same, choose another output directory, or give --overwrite."
+        "use the same values, choose another output directory, or give --overwrite."
     )
 
 
 def _named_values(manifest: dict[str, Any]) -> dict[str, str]:
-    """Everything that decides the result, each under the name that a person knows it by."""
+    """Returns everything that determines the result, under the names that people use."""
     settings = manifest["settings"]
     thresholds = settings["thresholds"]
     values = {
@@ -313,7 +313,10 @@ def _layout_values(layout: dict[str, Any]) -> dict[str, str]:
 
 
 def _check_unchanged(output: Place, plan: pa.Table, source: Source) -> set[str]:
-    """The paths of the plan, each of which must still stand in the source as it was planned."""
+    """Returns the paths in the plan.
+
+    Raises UserError if a file of the plan has changed in the source, or is not there.
+    """
     current = {file.path: file for file in source.files}
     known = set()
     for first, rows in files_of(plan):

@@ -1,4 +1,4 @@
-"""Passages with their entities, cropped and marked, for people to look at."""
+"""Passages with their entities, cropped and marked for people."""
 
 from __future__ import annotations
 
@@ -17,7 +17,8 @@ class Passage:
     def cropped(self, length: int, margin: int, label: str | None = None) -> Passage:
         """Returns about `length` characters of a longer text, and the entities inside them.
 
-        They begin at most `2 * margin` characters before the first entity, or the first of a label, between two words.
+        The crop begins between two words, at most `2 * margin` characters before the first entity (of `label`, if
+        given).
         """
         if len(self.text) <= length:
             return self
@@ -31,9 +32,9 @@ class Passage:
         return Passage(before + self.text[start:stop] + after, shifted)
 
     def pieces(self) -> list[Piece]:
-        """Returns the whole text as plain pieces and marked entities, those within others inside them.
+        """Returns the whole text as plain pieces and marked entities. A mark contains the marks inside it.
 
-        Of entities that overlap in part, the longest are marked.
+        Where entities overlap in part, only the longest is marked.
         """
         chosen: list[dict[str, Any]] = []
         for entity in sorted(self.entities, key=lambda entity: (entity["start"] - entity["end"], entity["start"])):
@@ -53,7 +54,7 @@ Piece: TypeAlias = "str | Mark"
 
 
 def _pieces(text: str, start: int, stop: int, entities: _Entities) -> list[Piece]:
-    """The pieces of `text[start:stop]`. The entities lie in it, the outer ones before those inside them."""
+    """Returns the pieces of `text[start:stop]`. `entities` are inside it; outer ones come before inner ones."""
     found: list[Piece] = []
     left = list(entities)
     while left:
@@ -66,13 +67,13 @@ def _pieces(text: str, start: int, stop: int, entities: _Entities) -> list[Piece
 
 
 def _cross(one: dict[str, Any], other: dict[str, Any]) -> bool:
-    """Whether the entities overlap, and neither lies in the other."""
+    """Returns whether the entities overlap in part: neither is inside the other."""
     first, second = sorted((one, other), key=lambda entity: (entity["start"], -entity["end"]))
     return bool(second["start"] < first["end"] < second["end"])
 
 
 def _word_start(text: str, position: int, margin: int) -> int:
-    """Returns where a word begins, at most `margin` before a position; the position where no word does."""
+    """Returns the start of a word at most `margin` before a position; the position itself if no word starts there."""
     if position in (0, len(text)):
         return position
     space = text.rfind(" ", max(0, position - margin), position)

@@ -1,4 +1,4 @@
-"""Units of work: how a source is cut into them, and the table in which a plan keeps them."""
+"""Cuts a source into units of work, and keeps them in the table of a plan."""
 
 import json
 from collections.abc import Iterable, Iterator
@@ -11,9 +11,9 @@ import pyarrow as pa
 from spanlake.extraction.source.model import ColumnPlaces, Constant, FileColumn, SourceFile, Unit
 from spanlake.extraction.source.selection import pack, unpack
 
-UNIT_ROWS = 2048  # rows of a unit in a large source, where the caller asks for nothing else
-SMALL_UNIT_ROWS = 64  # in a small one, so that several workers have something to do
-UNIT_BYTES = 256 << 20  # and at most so many bytes of it, uncompressed
+UNIT_ROWS = 2048  # rows of a unit in a large source, by default
+SMALL_UNIT_ROWS = 64  # in a small source, so that several workers have work
+UNIT_BYTES = 256 << 20  # the most uncompressed bytes of a unit
 
 _PLAN_SCHEMA = pa.schema(
     [
@@ -32,15 +32,15 @@ _PLAN_SCHEMA = pa.schema(
 
 
 def default_unit_rows(source_rows: int) -> int:
-    """Rows of a unit such that even a small source has tens of them."""
+    """Returns the default rows of a unit: so few that even a small source has tens of units."""
     return min(UNIT_ROWS, max(SMALL_UNIT_ROWS, source_rows // 64))
 
 
 def cut(file: SourceFile, unit_rows: int) -> Iterator[Unit]:
-    """The units of one file, in order. They hold each row that belongs to the source once.
+    """Yields the units of one file, in order. Together they have each row of the source once.
 
-    A file without rows is one unit of none, and one whose rows are all left out has no unit.
-    Whole row groups go together while they fit in `unit_rows` (fewer where rows are large); a larger one is cut evenly.
+    A file without rows is one unit without rows. A file whose rows are all left out has no unit. A unit has whole row
+    groups that fit in `unit_rows` (fewer if rows are large). A larger row group is cut into even parts.
     """
     limit = min(unit_rows, max(1, UNIT_BYTES * file.rows // max(1, file.bytes))) if file.rows else unit_rows
     if file.kept:
@@ -55,7 +55,7 @@ def cut(file: SourceFile, unit_rows: int) -> Iterator[Unit]:
 def _cut_kept(file: SourceFile, limit: int) -> Iterator[Unit]:
     mask = unpack(file.kept)
     places = np.flatnonzero(mask)
-    ends = np.searchsorted(places, np.cumsum(file.groups))  # of each row group, among the kept rows
+    ends = np.searchsorted(places, np.cumsum(file.groups))  # the end of each row group, counted in kept rows
     done = 0
     for rows in _pieces(np.diff(ends, prepend=0).tolist(), limit):
         first, last = int(places[done]), int(places[done + rows - 1])
@@ -70,7 +70,7 @@ def _pieces(groups: Iterable[int], limit: int) -> Iterator[int]:
             yield held
             held = 0
         held += group
-        if held > limit:  # one group, too large by itself
+        if held > limit:  # a single group that is too large
             count = -(-held // limit)
             yield from (held * (index + 1) // count - held * index // count for index in range(count))
             held = 0
@@ -79,7 +79,7 @@ def _pieces(groups: Iterable[int], limit: int) -> Iterator[int]:
 
 
 def plan_table(units: Iterable[Unit]) -> pa.Table:
-    """Units as a table, a few tens of bytes each, so that millions of them can be held."""
+    """Returns units as a table with a few tens of bytes for each, so that millions fit into memory."""
     columns: dict[str, list] = {name: [] for name in _PLAN_SCHEMA.names}
     for unit in units:
         for name, values in columns.items():
@@ -88,14 +88,14 @@ def plan_table(units: Iterable[Unit]) -> pa.Table:
 
 
 def complete_plan(table: pa.Table) -> pa.Table:
-    """Returns a plan with every column: one that an earlier version wrote lacks the last, and keeps all rows."""
+    """Returns a plan with every column. A plan of an earlier version lacks the last one, because it keeps all rows."""
     if "kept" in table.column_names:
         return table
     return table.append_column("kept", pa.array([b""] * table.num_rows, pa.binary()))
 
 
 def units_of(table: pa.Table) -> Iterator[Unit]:
-    """The units that a plan table (or a part of one) holds, in its order."""
+    """Yields the units in a plan table, or in a part of one, in its order."""
     for batch in table.to_batches(max_chunksize=4096):
         columns = [batch.column(name).to_pylist() for name in _PLAN_SCHEMA.names]
         for path, size, digest, first, rows, places, kept in zip(*columns, strict=True):
@@ -103,14 +103,14 @@ def units_of(table: pa.Table) -> Iterator[Unit]:
 
 
 def files_of(table: pa.Table) -> Iterator[tuple[Unit, int]]:
-    """For each file of a plan: its first unit, and the rows of all its units."""
+    """Yields for each file of a plan its first unit, and the number of rows in all its units."""
     for _, group in groupby(units_of(table), key=lambda unit: unit.path):
         units = list(group)
         yield units[0], sum(unit.rows for unit in units)
 
 
 def _encoded(places: ColumnPlaces) -> str:
-    """Returns places as the plan's files hold them: JSON, or nothing."""
+    """Returns the places of columns as the plan stores them: JSON, or an empty string."""
     as_json = {
         column: {"value": place.value} if isinstance(place, Constant) else {"name": place.name}
         for column, place in places.items()
@@ -118,7 +118,7 @@ def _encoded(places: ColumnPlaces) -> str:
     return json.dumps(as_json, ensure_ascii=False) if as_json else ""
 
 
-@lru_cache(maxsize=64)  # the units of a file share it
+@lru_cache(maxsize=64)  # the units of a file have the same places
 def _decoded(places: str) -> ColumnPlaces:
     as_json = json.loads(places) if places else {}
     return {

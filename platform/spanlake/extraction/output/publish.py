@@ -37,7 +37,7 @@ class Target(Protocol):
     name: TableName
 
     def fitted(self, schema: pa.Schema) -> pa.Schema:
-        """The types in which rows of a schema are written to it. Raises: UserError for columns that cannot be."""
+        """The types in which rows of a schema are written to it. Raises UserError for columns that cannot be."""
         ...
 
     def holds(self, mark: str) -> bool: ...
@@ -50,7 +50,7 @@ class Target(Protocol):
 def open_target(uri: str, schema: pa.Schema, source: str = "") -> Target:
     """The table that a URI names, which need not exist, for an output of this schema.
 
-    Raises: UserError for one that cannot be reached, cannot hold these columns, or is the source of the output.
+    Raises UserError for one that cannot be reached, cannot hold these columns, or is the source of the output.
     """
     name = TableName.parse(uri)
     if name is None or name.version is not None:
@@ -71,7 +71,7 @@ def open_target(uri: str, schema: pa.Schema, source: str = "") -> Target:
 def publish(ledger: Ledger, target: Target) -> int:
     """Add to a table what it does not hold yet of a complete output. Returns the number of units added.
 
-    Raises: ShortfallError where the output is incomplete, or the table does not take the rows; it then has none.
+    Raises ShortfallError where the output is incomplete, or the table does not take the rows; it then has none.
     """
     if ledger.pending(ledger.committed()).num_rows:
         raise ShortfallError(f"{ledger.output.uri} lacks units, so nothing of it was added to {target.name}")
@@ -161,7 +161,7 @@ class _Delta:
 
 
 def _in_delta(schema: pa.Schema) -> pa.Schema:
-    """Returns the types in which a Delta table has new columns. Raises: UserError for types that it does not have."""
+    """Returns the types in which a Delta table has new columns. Raises UserError for types that it does not have."""
     from deltalake import Schema
 
     fields: list[pa.Field] = []

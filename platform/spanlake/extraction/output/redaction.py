@@ -1,4 +1,4 @@
-"""Texts with their entities replaced, by offset: nothing is searched for, so nothing is replaced by mistake."""
+"""Replaces entities in texts by their offsets. It searches for nothing, so it replaces nothing by mistake."""
 
 import hmac
 import os
@@ -15,8 +15,8 @@ STYLES = ("label", "hash", "mask")
 KEY_VARIABLE = "SPANLAKE_REDACTION_KEY"
 MASK = "[REDACTED]"
 
-_KEY_BYTES = 16  # the fewest: what a shorter key hides can be found by trying keys
-_DIGITS = 16  # hexadecimal, of a hash: among a billion names, two are equal by chance once in forty times
+_KEY_BYTES = 16  # the least: shorter keys can be found by trying all of them
+_DIGITS = 16  # hexadecimal, of a hash: among a billion names, the chance of two equal hashes is one in forty
 _KEY_CHECK = b"spanlake redaction key"
 
 
@@ -24,8 +24,8 @@ _KEY_CHECK = b"spanlake redaction key"
 class Redaction:
     """How entities are replaced: by `[LABEL]`, by `[LABEL:hash]`, or by a fixed mask.
 
-    A hash is keyed (HMAC-SHA256) over label and surface form: the same name gets the same hash wherever the key is the
-    same, and nobody without the key can find out a name by trying. `key` is set for hashes alone, and never shown.
+    A hash is keyed (HMAC-SHA256) over label and surface form. With the same key, the same name always has the same
+    hash. Without the key, nobody can find a name by trying. Only the style hash has a `key`, which is never shown.
     """
 
     style: str
@@ -35,17 +35,18 @@ class Redaction:
         if self.style not in STYLES:
             raise UserError(f"--redact is {self.style!r}: give one of {', '.join(STYLES)}.")
         if (self.key is not None) != (self.style == "hash"):
-            raise ValueError("a key belongs to the style hash, and to no other")
+            raise ValueError("the style hash needs a key, and the other styles take no key")
 
     def as_json(self) -> dict[str, Any]:
-        """What decides the result; of the key, a digest that tells it from others."""
+        """Returns everything that determines the result. A digest stands for the key, to recognize another key."""
         check = self.key and hmac.new(self.key, _KEY_CHECK, sha256).hexdigest()[:_DIGITS]
         return {"style": self.style, "key_check": check}
 
     def text(self, text: str, entities: Iterable[Entity]) -> str:
-        """The text with each entity replaced. Of entities that overlap, all that they cover is replaced as one,
+        """Returns the text with each entity replaced.
 
-        under the label of the longest (of equals the likeliest, then the first by name).
+        One replacement covers all entities that overlap. Its label is that of the longest; among equally long ones, of
+        the one with the highest score, then of the first label by name.
         """
         parts: list[str] = []
         position = 0
@@ -55,7 +56,7 @@ class Redaction:
         return "".join([*parts, text[position:]])
 
     def replacement(self, entity: Entity) -> str:
-        """What stands in the place of an entity by itself."""
+        """Returns the replacement of a single entity."""
         return self._replacement(entity.text, entity.label)
 
     def _replacement(self, surface: str, label: str) -> str:
@@ -69,7 +70,7 @@ class Redaction:
 
 
 def covered(entities: Iterable[Entity]) -> list[tuple[int, int, str]]:
-    """The unions of overlapping entities, in order: start, end (exclusive), and the label of the longest in each."""
+    """Returns the unions of overlapping entities in order: start, end (exclusive), and label of the longest in each."""
     unions: list[tuple[int, int, Entity]] = []
     for entity in sorted(entities, key=lambda entity: (entity.start, -entity.end)):
         if unions and entity.start < unions[-1][1]:
@@ -85,14 +86,14 @@ def _precedence(entity: Entity) -> tuple[int, float, str]:
 
 
 def _normalised(surface: str) -> str:
-    """One form for a name however it is cased, composed or broken over lines."""
+    """Returns one form for all spellings of a name that differ in case, Unicode composition or line breaks."""
     return " ".join(unicodedata.normalize("NFKC", surface).casefold().split())
 
 
 def read_key(path: str | None) -> bytes:
-    """The key of hashes: the content of a file, without whitespace around it, or the environment's variable.
+    """Returns the key of hashes: the content of a file without whitespace around it, or of the environment variable.
 
-    Raises: UserError where there is none, or a short one. No message holds any of it.
+    Raises UserError if there is no key, or if it is too short. No message contains any part of the key.
     """
     if path is not None:
         try:

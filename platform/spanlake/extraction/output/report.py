@@ -1,4 +1,4 @@
-"""One HTML file about an output: what was found, how surely, what stands together, what failed."""
+"""Writes an HTML report about an output: entities, scores, labels that occur together, and errors."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -14,7 +14,7 @@ from spanlake.extraction.output.statistics import BINS, Statistics, gather, pair
 _FORMS_SHOWN = 12
 _PAIRS_SHOWN = 15
 _LENGTH = 600  # characters of a long text that are shown
-_MARGIN = 120  # of them before the first mention of the label
+_MARGIN = 120  # the part of them before the first mention of the label
 _HUES = 12  # colours that labels share in turn
 
 
@@ -32,7 +32,7 @@ class _LabelView:
 
 
 def report(ledger: Ledger) -> str:
-    """The page, as HTML. Reads all that is committed."""
+    """Returns the report as HTML. Reads all committed units."""
     return render(ledger, gather(ledger))
 
 
@@ -76,7 +76,7 @@ def _view(found: Statistics, index: int, hues: dict[str, int]) -> _LabelView:
 
 
 def _median(histogram: np.ndarray) -> str:
-    """The bin that holds the middle score."""
+    """Returns the bin of the median score."""
     if not histogram.sum():
         return "none"
     bin_ = int(np.searchsorted(np.cumsum(histogram), histogram.sum() / 2))

@@ -1,4 +1,4 @@
-"""Reading back what an output holds."""
+"""Reads the rows of an output back."""
 
 import json
 from collections.abc import Iterator, Sequence
@@ -10,26 +10,26 @@ from spanlake.extraction.output.ledger import SUFFIX, Ledger
 from spanlake.extraction.output.plan import units_of
 from spanlake.extraction.source.model import Unit
 
-FOOTER_KEY = b"spanlake"  # of the JSON that a committed unit says about itself, in its file's metadata
+FOOTER_KEY = b"spanlake"  # in a file's metadata: the JSON that a committed unit records about itself
 
 _BATCH_ROWS = 1024
 
 
 def committed_units(ledger: Ledger) -> Iterator[Unit]:
-    """The committed units, in the order of the plan."""
+    """Returns the committed units, in the order of the plan."""
     committed = ledger.committed()
     return (unit for unit in units_of(ledger.plan) if unit.name in committed)
 
 
 def batches(ledger: Ledger, unit: Unit, columns: Sequence[str]) -> Iterator[pa.RecordBatch]:
-    """The rows of a committed unit, in bounded memory."""
+    """Yields the rows of a committed unit, in bounded memory."""
     path = ledger.output.child(unit.name + SUFFIX)
     with ledger.output.filesystem.open_input_file(path) as source:
         yield from pq.ParquetFile(source).iter_batches(_BATCH_ROWS, columns=list(columns))
 
 
 def unit_footer(metadata: pq.FileMetaData) -> dict | None:
-    """What a committed unit says about itself; None for any other Parquet file."""
+    """Returns what a committed unit records about itself; None for any other Parquet file."""
     content = (metadata.metadata or {}).get(FOOTER_KEY)
     try:
         found = json.loads(content) if content is not None else None

@@ -1,4 +1,4 @@
-"""What an extraction found, at a glance: counts by label, frequent forms, and passages with their entities marked."""
+"""Shows an output at a glance: counts by label, frequent forms, and passages with their entities marked."""
 
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -19,17 +19,17 @@ from spanlake.extraction.output.passages import Passage
 from spanlake.extraction.output.rows import batches, committed_units
 from spanlake.extraction.source.texts import decoded, text_path, text_type, text_values
 
-ROWS = 200_000  # read at most, from the beginning: a glance, where `audit` counts all
+ROWS = 200_000  # the most that are read, from the beginning; `audit` counts all
 _FREQUENT = 4
-_CANDIDATES = 50  # passages of a batch that are looked at
+_CANDIDATES = 50  # passages of a batch that are considered
 LENGTH = 320  # characters of an example
-MARGIN = 40  # of them before its first entity
+MARGIN = 40  # the part of them before the first entity
 _STYLES = ("bold cyan", "bold green", "bold magenta", "bold yellow", "bold blue", "bold red")
 
 
 @dataclass
 class Glance:
-    """Counts over the rows read, and the passages that show most."""
+    """Counts over the rows that were read, and the passages with most entities."""
 
     rows: int = 0
     forms: dict[str, Counter[str]] = field(default_factory=dict)  # label -> surface form -> mentions
@@ -37,9 +37,9 @@ class Glance:
 
 
 def glance(ledger: Ledger, examples: int) -> Glance:
-    """Read up to ROWS rows of what is committed.
+    """Returns the counts and passages of up to ROWS committed rows.
 
-    Raises: UserError for an output without texts or lists of entities.
+    Raises UserError for an output without texts or lists of entities.
     """
     text_column = ledger.manifest["text_column"]
     lacking = [name for name in (text_column, "entities") if text_type(ledger.schema, name) is None]
@@ -66,7 +66,7 @@ def _count_forms(found: Glance, entities: pa.Array) -> None:
 
 
 def _keep_passages(found: Glance, texts: pa.Array, entities: pa.Array, examples: int) -> None:
-    """Keep the passages with most kinds of entity, then most entities; of equals, the first."""
+    """Keeps the passages with most labels, then those with most entities, then the first."""
     counts = pc.fill_null(pc.list_value_length(entities), 0).to_pylist()
     rows = sorted((row for row, count in enumerate(counts) if count), key=lambda row: -counts[row])[:_CANDIDATES]
     passages = [Passage(texts[row].as_py(), entities[row].as_py()).cropped(LENGTH, MARGIN) for row in rows]
@@ -81,7 +81,7 @@ def _richness(passage: Passage) -> tuple[int, int]:
 
 
 def draw(ledger: Ledger, found: Glance, console: Console) -> None:
-    """Print a glance: with colour and frames on a terminal, as plain text elsewhere."""
+    """Prints a glance: with colour and frames on a terminal, otherwise as plain text."""
     console.print(_label_table(found, _styles(list(found.forms))))
     console.print(_caption(ledger, found), style="dim")
     if found.passages:
@@ -118,7 +118,7 @@ def _caption(ledger: Ledger, found: Glance) -> str:
 
 
 def _marked(passage: Passage, styles: dict[str, str]) -> Text:
-    """The text with each entity in brackets, followed by its label. An entity within another is not marked."""
+    """Returns the text with each entity in brackets and its label after it. Entities inside others are not marked."""
     drawn = Text()
     for piece in passage.pieces():
         if isinstance(piece, str):
@@ -131,7 +131,7 @@ def _marked(passage: Passage, styles: dict[str, str]) -> Text:
 
 
 def _on_one_line(text: str) -> str:
-    """The text without line breaks and control characters, which would spoil a terminal."""
+    """Returns the text without line breaks and control characters, which would disturb a terminal."""
     return "".join(character if character.isprintable() else " " for character in text)
 
 
@@ -145,9 +145,9 @@ def _with_gaps(passages: Sequence[Text]) -> Iterator[Text]:
 def _next_steps(ledger: Ledger) -> Text:
     output, source = ledger.output.uri, ledger.manifest["source"]["uri"]
     steps = [
-        ("prove that every row is there", f"spanlake audit {quote(output)}"),
+        ("check that every row is there", f"spanlake audit {quote(output)}"),
         (
-            "look for anything else, by its name",
+            "find other entities",
             f"spanlake extract {quote(source)} other-output --labels event,product",
         ),
         ("read it in Python", f"pandas.read_parquet({output!r})"),

@@ -1,4 +1,4 @@
-"""What an output holds, counted in one pass and in memory that does not grow with it.
+"""Counts the content of an output in one pass, in memory that does not grow with the output.
 
 Shapes: R rows of a batch, E entities of a batch, L labels.
 """
@@ -17,7 +17,7 @@ from spanlake.extraction.output.passages import Passage
 from spanlake.extraction.output.rows import batches, committed_units
 from spanlake.extraction.source.texts import decoded, text_path, text_type, text_values
 
-BINS = 20  # of a histogram of scores, each 0.05 wide
+BINS = 20  # of a histogram of scores; each is 0.05 wide
 _FORMS_KEPT = 100_000  # of all labels together
 _FORMS_LEAST = 200  # of each label, however many labels there are
 _PASSAGES_PER_LABEL = 3
@@ -28,7 +28,7 @@ _FIELDS = ("label", "text", "score")  # of a mention
 class FrequentForms:
     """Counts surface forms, and forgets the rarest when there are more than twice `capacity`.
 
-    A count may be low by at most `error`; where that is 0, all counts are exact and no form is forgotten.
+    A count may be too low by at most `error`. If `error` is 0, all counts are exact and no form is forgotten.
     """
 
     def __init__(self, capacity: int) -> None:
@@ -46,7 +46,7 @@ class FrequentForms:
 
 @dataclass(frozen=True)
 class Example:
-    source: str  # the file that the row comes from
+    source: str  # the file of the row
     passage: Passage
 
 
@@ -57,7 +57,7 @@ class Failure:
 
 
 class Sample:
-    """A fair sample of what it is shown, the same for the same sequence (Vitter 1985, algorithm R)."""
+    """A uniform sample of a sequence, the same for the same sequence (Vitter 1985, algorithm R)."""
 
     def __init__(self, size: int, seed: str) -> None:
         self.seen = 0
@@ -66,7 +66,7 @@ class Sample:
         self._random = random.Random(seed)
 
     def place(self) -> int | None:
-        """Where the next item goes, if it is chosen."""
+        """Returns the place of the next item if it is chosen, otherwise None."""
         self.seen += 1
         if len(self.chosen) < self._size:
             return len(self.chosen)
@@ -84,7 +84,7 @@ class Statistics:
     rows_with_entities: int = 0
     failed_rows: int = 0
     histogram_LB: np.ndarray = field(init=False)  # mentions by label and score
-    together_LL: np.ndarray = field(init=False)  # rows that hold both labels; on the diagonal, the label
+    together_LL: np.ndarray = field(init=False)  # rows with both labels; on the diagonal, rows with the label
     forms: dict[str, FrequentForms] = field(init=False)
     samples: dict[str, Sample] = field(init=False)
     errors: FrequentForms = field(init=False)
@@ -103,7 +103,7 @@ class Statistics:
         return self.histogram_LB.sum(axis=1)
 
     def add_rows(self, source: str, texts: pa.Array | None, entities: pa.Array, errors: pa.Array) -> None:
-        """A batch of rows: text (R), or None where the output has none; entities (R lists); error (R)."""
+        """Adds a batch of rows: texts (R), or None if the output has no texts; entities (R lists); errors (R)."""
         flat_E = pc.list_flatten(entities)
         row_E = pc.list_parent_indices(entities).to_numpy(zero_copy_only=False)
         present_RL = self._count(*(pc.struct_field(flat_E, name) for name in _FIELDS), row_E=row_E, rows=len(entities))
@@ -112,7 +112,7 @@ class Statistics:
             self._choose_passages(source, present_RL, texts, entities)
 
     def add_mentions(self, source: str, rows: int, mentions: pa.RecordBatch | pa.Table) -> None:
-        """All that stands of `rows` rows of a source: one row for each mention, and for each row with an error."""
+        """Adds the mentions of `rows` source rows: one row for each mention, and one for each row with an error."""
         found = mentions.filter(pc.is_valid(mentions.column("label")))
         numbers = found.column("source_row").to_numpy()
         row_E = np.unique(numbers, return_inverse=True)[1]
@@ -122,7 +122,7 @@ class Statistics:
     def _count(
         self, label_E: pa.Array, text_E: pa.Array, score_E: pa.Array, *, row_E: np.ndarray, rows: int
     ) -> np.ndarray:
-        """Returns which labels are present in which row (R, L)."""
+        """Returns which labels are present in each row (R, L)."""
         index_E = pc.index_in(label_E, value_set=pa.array(self.labels)).to_numpy(zero_copy_only=False)
         self._count_scores(index_E, score_E.to_numpy(zero_copy_only=False))
         self._count_forms(label_E, text_E)
@@ -161,7 +161,7 @@ class Statistics:
 
 
 def gather(ledger: Ledger) -> Statistics:
-    """Read all that is committed."""
+    """Returns the statistics of all committed units."""
     found = Statistics(list(ledger.manifest["settings"]["labels"]))
     if "entities" in ledger.schema.names:
         _gather_rows(ledger, found)
@@ -181,7 +181,7 @@ def _gather_rows(ledger: Ledger, found: Statistics) -> None:
 
 
 def _gather_mentions(ledger: Ledger, found: Statistics) -> None:
-    """Units are read whole, as the mentions of one row may stand in two batches."""
+    """Adds the mentions of whole units, because the mentions of one row may be in two batches."""
     columns = ["source_row", *_FIELDS, "error"]
     schema = pa.schema([ledger.schema.field(name) for name in columns])
     for unit in committed_units(ledger):
@@ -189,7 +189,7 @@ def _gather_mentions(ledger: Ledger, found: Statistics) -> None:
 
 
 def pairs(found: Statistics, most: int) -> Sequence[tuple[str, str, int]]:
-    """The pairs of labels that stand together in most rows."""
+    """Returns the pairs of labels that occur together in most rows."""
     upper = np.triu(found.together_LL, k=1)
     order = np.argsort(-upper, axis=None, kind="stable")[:most]
     places = [divmod(int(place), len(found.labels)) for place in order]

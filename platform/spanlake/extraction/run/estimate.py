@@ -70,7 +70,7 @@ class Sample:
 def sample(request: Request, extractor: Extractor) -> Sample:
     """Read rows of every part of what is pending, and extract them as a worker would.
 
-    Raises: UserError where the output stands with other values; SourceReadError where rows cannot be read.
+    Raises UserError where the output stands with other values; SourceReadError where rows cannot be read.
     """
     ledger = prepare(request)
     pending = ledger.pending(ledger.committed())

@@ -116,7 +116,7 @@ def execute(
     `workers`: at least and at most. `say` tells a person. `max_error_rate`: share of the source's rows that may fail.
     `retry_errors`: units that hold rows with an error are extracted again, and stand until they are.
 
-    Raises: UserError, before anything is written, where the output or the cluster does not fit the request;
+    Raises UserError, before anything is written, where the output or the cluster does not fit the request;
     ShortfallError where the work cannot go on, or too many rows fail; what is committed stays.
     """
     ledger = prepare(request)

@@ -43,7 +43,7 @@ class LoadExtractor(Protocol):
 
 @contextmanager
 def cluster() -> Iterator[None]:
-    """The Ray cluster to extract on while the block lasts. Raises: as `spanlake.cluster.cluster` does."""
+    """The Ray cluster to extract on while the block lasts. Raises as `spanlake.cluster.cluster` does."""
     # Ray prints messages of its raylets, as of workers that died, to stdout until it is shut down.
     with redirect_stdout(sys.stderr), ray_cluster(_OBJECT_STORE_BYTES), _stopping_at_sigterm():
         yield
@@ -90,7 +90,7 @@ def share_cluster(asked: tuple[int, int] | None, device: str) -> Workers:
     """Divide the cluster among workers: one for each GPU, or one for each four CPUs, unless a number is asked for.
 
     `asked`: at least and at most so many. Where the two differ, the cluster may have no room for the most yet.
-    Raises: UserError where a GPU is asked for and the cluster has none.
+    Raises UserError where a GPU is asked for and the cluster has none.
     """
     resources = ray.cluster_resources()
     cpus, gpus = resources.get("CPU", 1.0), int(resources.get("GPU", 0))
@@ -133,7 +133,7 @@ def run(
     """Do all units of a plan; `on_unit` is called with the counts of each as it is committed, and what is in work.
 
     Returns: a sentence for each unit that cannot be read, or kills its workers; the others are committed.
-    Raises: ShortfallError where the work cannot go on. What is committed stays.
+    Raises ShortfallError where the work cannot go on. What is committed stays.
     """
     _quieten()
     problems: list[str] = []

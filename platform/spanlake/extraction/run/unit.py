@@ -106,7 +106,7 @@ class UnitRunner:
         `may_read` is asked of each row of the unit by number, from 0, just before it is read by itself, and of ALL_ROWS
         before the rows of a batch are read together. Rows that may not be read are marked as having killed the process.
 
-        Raises: SourceReadError where its rows cannot be read; ShortfallError where the extractor no longer works;
+        Raises SourceReadError where its rows cannot be read; ShortfallError where the extractor no longer works;
         OSError where the output cannot be written.
         """
         job, started = self._job, time.monotonic()

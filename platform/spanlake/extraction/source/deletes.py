@@ -25,7 +25,7 @@ def delta_deletes(table: Any) -> Deleted:
 def iceberg_deletes(name: str, io: Any, tasks: Iterable[Any]) -> Deleted:
     """Returns what position deletes and deletion vectors delete in the data files of pyiceberg's `FileScanTask`s.
 
-    Raises: UserError for delete files in another format than Parquet and Puffin; what pyiceberg and Arrow raise.
+    Raises UserError for delete files in another format than Parquet and Puffin; what pyiceberg and Arrow raise.
     """
     read: dict[str, Deleted] = {}
     deleted: Deleted = {}

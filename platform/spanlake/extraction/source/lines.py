@@ -93,7 +93,7 @@ def read_line_files(
 ) -> tuple[list[SourceFile], pa.Schema]:
     """Every file, read once, and the schema that fits them all. The format of lines is jsonl, json, csv or tsv.
 
-    Raises: UserError for a file that cannot be read, JSON that is one document, or a CSV file with a header that names
+    Raises UserError for a file that cannot be read, JSON that is one document, or a CSV file with a header that names
     no columns.
     """
     columns = Columns(text_column)
@@ -134,7 +134,7 @@ class LineReader:
     def read(self, unit: Unit) -> Iterator[pa.RecordBatch]:
         """The unit's rows in order, with the source's columns and READ_ERROR.
 
-        Raises: SourceReadError, after which the reader can still read other units.
+        Raises SourceReadError, after which the reader can still read other units.
         """
         try:
             yield from self._batches(unit)

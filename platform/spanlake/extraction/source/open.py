@@ -35,7 +35,7 @@ _FILES_AT_ONCE = 16
 def read_source(uri: str, text_column: str, wanted: Wanted = None) -> Source:
     """Find the files of a source and read their footers. Its schema has the wanted columns and that of the text.
 
-    Raises: UserError for a source that is missing, empty or unreadable, files that do not fit together, a text column
+    Raises UserError for a source that is missing, empty or unreadable, files that do not fit together, a text column
     that is missing or holds no text, a wanted column that is missing, and columns with a name that the output needs.
     """
     if table := TableName.parse(uri):
@@ -109,7 +109,7 @@ def _found(root: Place, formats: Mapping[str, str | None], hidden: list[str], *,
 def _content_format(root: Place, path: str) -> str | None:
     """Returns parquet or jsonl by what a file begins with; None for anything else.
 
-    Raises: UserError where the file cannot be read.
+    Raises UserError where the file cannot be read.
     """
     try:
         with root.filesystem.open_input_stream(root.child(path), compression="detect") as stream:
@@ -153,7 +153,7 @@ def _hides(part: str) -> bool:
 
 class UnitReader(Protocol):
     def read(self, unit: Unit) -> Iterator[pa.RecordBatch]:
-        """The unit's rows in order. Raises: SourceReadError, after which other units can still be read."""
+        """The unit's rows in order. Raises SourceReadError, after which other units can still be read."""
         ...
 
 

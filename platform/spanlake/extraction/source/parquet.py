@@ -55,7 +55,7 @@ class Footer:
 def read_footer(filesystem: fs.FileSystem, path: str) -> Footer:
     """The footer of a Parquet file, by one small read.
 
-    Raises: UserError for a file that is not Parquet, is cut short, or is encrypted; OSError where it cannot be read.
+    Raises UserError for a file that is not Parquet, is cut short, or is encrypted; OSError where it cannot be read.
     """
     with filesystem.open_input_file(path) as file:
         size = file.size()
@@ -79,7 +79,7 @@ def read_parquet_files(
 ) -> tuple[list[SourceFile], pa.Schema]:
     """Every file by its footer, and the common schema of the columns that are read, Hive's partitions among them.
 
-    Raises: UserError for files that cannot be read, of which one message says how many there are; for columns that are
+    Raises UserError for files that cannot be read, of which one message says how many there are; for columns that are
     missing, or of types that no common type holds.
     """
 
@@ -191,7 +191,7 @@ class RowReader:
         """The unit's rows in order, with the columns of its file, cut in the same places whatever was read before:
 
         scores depend in their last bits on which rows are read together.
-        Raises: SourceReadError, after which the reader can still read other units.
+        Raises SourceReadError, after which the reader can still read other units.
         """
         try:
             if self._digest != unit.digest:
@@ -312,7 +312,7 @@ class ParquetReader:
         self._schema = schema
 
     def read(self, unit: Unit) -> Iterator[pa.RecordBatch]:
-        """The unit's rows in order. Raises: SourceReadError, after which other units can still be read."""
+        """The unit's rows in order. Raises SourceReadError, after which other units can still be read."""
         for batch in self._rows.read(unit):
             try:
                 arrays = [_column(batch, field, unit.columns.get(field.name)) for field in self._schema]

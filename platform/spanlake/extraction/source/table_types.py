@@ -8,7 +8,7 @@ from spanlake.errors import UserError
 def plain(schema: pa.Schema) -> pa.Schema:
     """The schema in the types that both formats have: no large or dictionary-encoded ones, no unsigned integers.
 
-    Raises: UserError for types that neither can hold, with all of their columns.
+    Raises UserError for types that neither can hold, with all of their columns.
     """
     lost = [f"{field.name} ({', '.join(_lost(field.type))})" for field in schema if _lost(field.type)]
     if lost:

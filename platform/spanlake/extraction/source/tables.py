@@ -55,7 +55,7 @@ class TableName:
     def parse(uri: str) -> "TableName | None":
         """The table that a URI names; None for any other. A local path is made absolute.
 
-        Raises: UserError where the library for it is not installed, or an Iceberg table is named without a catalogue.
+        Raises UserError where the library for it is not installed, or an Iceberg table is named without a catalogue.
         """
         match = _NAME.fullmatch(uri)
         if match is None:
@@ -73,7 +73,7 @@ class TableName:
 def pinned(uri: str, recorded: str | None) -> str:
     """The source to read: of a table, the version that an output was begun with, where there is such an output.
 
-    Raises: UserError where another version is asked for.
+    Raises UserError where another version is asked for.
     """
     asked, begun = TableName.parse(uri), recorded and TableName.parse(recorded)
     if not asked or not begun or (asked.kind, asked.table) != (begun.kind, begun.table):
@@ -88,7 +88,7 @@ def pinned(uri: str, recorded: str | None) -> str:
 def read_table(name: TableName, text_column: str, wanted: Wanted) -> Source:
     """The source that a table's snapshot is: the newest, if none is named.
 
-    Raises: UserError for a table that cannot be reached, has no such version, or cannot be read as it stands.
+    Raises UserError for a table that cannot be reached, has no such version, or cannot be read as it stands.
     """
     snapshot = _delta_snapshot(name) if name.kind == "delta" else _iceberg_snapshot(name)
     everything = pa.schema([field.remove_metadata() for field in plain(snapshot.schema)])
@@ -222,7 +222,7 @@ def _delta_snapshot(name: TableName) -> _Snapshot:
 
 
 def _check_delta(table: Any, name: TableName) -> None:
-    """Raises: UserError where the files do not hold the table's rows and columns as they are."""
+    """Raises UserError where the files do not hold the table's rows and columns as they are."""
     unknown = set(table.protocol().reader_features or ()) - _DELTA_FEATURES
     if unknown or table.metadata().configuration.get("delta.columnMapping.mode", "none") != "none":
         feature = ", ".join(sorted(unknown)) or "columnMapping"

@@ -101,9 +101,9 @@ def test_dropping_the_text_leaves_nothing_of_it(tmp_path: Path) -> None:
 
 def test_another_redaction_is_another_result(tmp_path: Path) -> None:
     extract(make_request(tmp_path, Layout(redaction=Redaction("hash", b"0123456789abcdef"))))
-    with pytest.raises(UserError, match="redact hash in the output, none asked"):
+    with pytest.raises(UserError, match="redact hash in the output, none requested"):
         prepare(make_request(tmp_path, Layout()))
-    with pytest.raises(UserError, match=r"redaction key with digest \w+ in the output, \w+ asked"):
+    with pytest.raises(UserError, match=r"redaction key with digest \w+ in the output, \w+ requested"):
         prepare(make_request(tmp_path, Layout(redaction=Redaction("hash", b"another key of 16+"))))
     assert prepare(make_request(tmp_path, Layout(redaction=Redaction("hash", b"0123456789abcdef"))))
 
@@ -125,9 +125,9 @@ def test_chosen_columns_stand_in_the_order_that_is_asked(tmp_path: Path) -> None
     assert [(row["more"], row["id"]) for row in found] == list(zip("vwxyz", range(5), strict=True))
     assert found[0]["entities"][0]["text"] == "Ada" and found[1]["error"] == "text is null"
     assert audit(ledger).complete
-    with pytest.raises(UserError, match="columns more, id in the output, all asked"):
+    with pytest.raises(UserError, match="columns more, id in the output, all requested"):
         prepare(make_request(tmp_path, Layout()))
-    with pytest.raises(UserError, match="columns more, id in the output, id, more asked"):
+    with pytest.raises(UserError, match="columns more, id in the output, id, more requested"):
         prepare(make_request(tmp_path, Layout(columns=("id", "more"))))
 
 
@@ -237,7 +237,7 @@ def test_layouts_that_cannot_be() -> None:
 
 def test_columns_that_a_layout_cannot_have() -> None:
     source = pa.schema([("text", pa.string()), ("score", pa.int64()), ("redacted_text", pa.string())])
-    with pytest.raises(UserError, match="--key nothing is no column of the source"):
+    with pytest.raises(UserError, match="--key nothing is not a column of the source"):
         Layout(kind="mentions", keys=("nothing",)).check(source, "text")
     with pytest.raises(UserError, match="column score has a name that the output adds"):
         Layout(kind="mentions", keys=("score",)).check(source, "text")
@@ -255,7 +255,7 @@ REFUSED = [
     (["--redact", "words"], "invalid choice: 'words'"),
     (["--key", "id"], "--key belongs to --layout mentions"),
     (["--drop-text"], "--drop-text leaves out what --redact replaces"),
-    (["--layout", "mentions", "--key", "nothing"], "--key nothing is no column of the source: give one of id, text"),
+    (["--layout", "mentions", "--key", "nothing"], "--key nothing is not a column of the source: give one of id, text"),
     (["--into", "somewhere"], "--into somewhere names no table to add to"),
 ]
 

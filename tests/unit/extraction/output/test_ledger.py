@@ -153,18 +153,24 @@ def test_killed_before_the_manifest_was_written(ask, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("given", "expected"),
     [
-        ({"settings": Settings.make(["person", "place"], 0.6)}, "threshold 0.5 in the output, 0.6 asked"),
-        ({"settings": Settings.make(["person"])}, "labels person, place in the output, person asked"),
-        ({"settings": Settings.make(["place", "person"])}, "labels person, place in the output, place, person asked"),
+        ({"settings": Settings.make(["person", "place"], 0.6)}, "threshold 0.5 in the output, 0.6 requested"),
+        ({"settings": Settings.make(["person"])}, "labels person, place in the output, person requested"),
+        (
+            {"settings": Settings.make(["place", "person"])},
+            "labels person, place in the output, place, person requested",
+        ),
         (
             {"settings": Settings.make({"person": "human being", "place": "place"})},
-            "labels person, place in the output, person (human being), place asked",
+            "labels person, place in the output, person (human being), place requested",
         ),
-        ({"settings": Settings.make(["person", "place"], nested=True)}, "nested false in the output, true asked"),
+        ({"settings": Settings.make(["person", "place"], nested=True)}, "nested false in the output, true requested"),
         ({"settings": Settings.make(["person", "place"], multi_label=True)}, "multi-label false in the output"),
-        ({"model_fingerprint": "e" * 64}, "model capitals (ffffffffffff) in the output, capitals (eeeeeeeeeeee) asked"),
-        ({"text_column": "title"}, "text column text in the output, title asked"),
-        ({"precision": "bfloat16"}, "precision auto in the output, bfloat16 asked"),
+        (
+            {"model_fingerprint": "e" * 64},
+            "model capitals (ffffffffffff) in the output, capitals (eeeeeeeeeeee) requested",
+        ),
+        ({"text_column": "title"}, "text column text in the output, title requested"),
+        ({"precision": "bfloat16"}, "precision auto in the output, bfloat16 requested"),
     ],
 )
 def test_a_different_result_is_refused(ask, tmp_path: Path, given: dict, expected: str) -> None:
@@ -504,5 +510,5 @@ def test_show_crops_long_texts_between_words(ask, tmp_path: Path) -> None:
 
 def test_manifest_names_every_difference(ask) -> None:
     work(ask(), slice(0, 1))
-    with pytest.raises(UserError, match="threshold 0.5 in the output, 0.7 asked; nested false in the output, true"):
+    with pytest.raises(UserError, match="threshold 0.5 in the output, 0.7 requested; nested false in the output, true"):
         prepare(replace(ask(), settings=Settings.make(["person", "place"], 0.7, nested=True)))
