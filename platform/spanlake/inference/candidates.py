@@ -1,4 +1,4 @@
-"""The spans that may become entities, and the choice among them."""
+"""Spans that may become entities, and the choice among them."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ class Candidates:
     score: np.ndarray
 
     def by_text(self, indexes: Sequence[int]) -> Iterator[Candidates]:
-        """The candidates of each text; `indexes` must increase."""
+        """Yields the candidates of each text in `indexes`, which must increase."""
         order = np.argsort(self.text, kind="stable")
         begins, ends = (np.searchsorted(self.text[order], indexes, side=side) for side in ("left", "right"))
         for begin, end in zip(begins, ends, strict=True):
@@ -32,13 +32,13 @@ class Candidates:
 
 
 def join(parts: Sequence[Candidates]) -> Candidates:
-    """All candidates of one or more passes."""
+    """Returns the candidates of all parts together. There must be at least one part."""
     columns = zip(*((part.text, part.start, part.end, part.label, part.score) for part in parts), strict=True)
     return Candidates(*map(np.concatenate, columns))
 
 
 def choose(cut: CutText, settings: Settings, found: Candidates) -> list[Entity]:
-    """The entities of a text, chosen among the candidates of all its windows and label groups."""
+    """Returns the entities of a text, chosen among the candidates of all its windows and label groups."""
     spans = (found.start, found.end, found.label, found.score)
     chosen = select(*spans, nested=settings.nested, multi_label=settings.multi_label)
     return to_entities(cut.text, cut.offsets, settings.names, *(values[chosen] for values in spans))

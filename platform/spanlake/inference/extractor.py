@@ -1,4 +1,4 @@
-"""Texts and labels in, entities out: the one way of inference that Python, bulk extraction and serving share."""
+"""Finds entities in texts. The Python API, bulk extraction and serving share this code."""
 
 from __future__ import annotations
 
@@ -25,10 +25,10 @@ from spanlake.package import Package, open_package
 
 # Padded sub-words in one forward pass.
 _BATCH_TOKENS = {"cpu": 2048, "cuda": 32768}
-# Texts planned together: enough rows to sort by length, little enough to hold in memory.
+# Texts planned together: enough rows to sort by length, and few enough to fit in memory.
 _CHUNK_CHARACTERS = 400_000
 _CHUNK_TEXTS = 4096
-_STEPS_AHEAD = 4  # batches laid out while the model works on one
+_STEPS_AHEAD = 4  # batches to lay out while the model works on one
 _CACHED_LABEL_SETS = 256
 
 _T = TypeVar("_T")
@@ -36,7 +36,7 @@ _T = TypeVar("_T")
 
 @dataclass(frozen=True)
 class _Begun:
-    """A pass that runs, or is about to."""
+    """A forward pass that runs or waits to run."""
 
     tokens: int  # sub-words of its rows
     scores: Future[Candidates]
@@ -44,15 +44,15 @@ class _Begun:
 
 @dataclass(frozen=True)
 class _Scored:
-    """Follows the last pass over these texts: their entities can be chosen."""
+    """Follows the last pass over these texts, so that their entities can be chosen."""
 
     texts: list[tuple[CutText, Settings]]
 
 
 class Extractor:
-    """Finds entities with one model on one device. Safe to call from several threads.
+    """Finds entities with one model on one device. Threads may share it.
 
-    Up to `lanes` passes run side by side. A closed Extractor, or one whose `with` block has ended, keeps no model.
+    Up to `lanes` forward passes run side by side. `close`, or the end of a `with` block, releases the model.
     """
 
     def __init__(
@@ -63,8 +63,9 @@ class Extractor:
         batch_tokens: int | None = None,
         threads: int | None = None,
     ) -> None:
-        """The package's model is moved to the device and the precision, not copied. On a CPU, `threads` passes run
-        side by side; by default as many as torch has threads.
+        """Takes over the package's model and moves it, without a copy, to the device and the precision.
+
+        On a CPU, `threads` passes run side by side; the default is torch's number of threads.
         """
         self.device = device
         self.precision = precision
@@ -85,11 +86,13 @@ class Extractor:
         batch_tokens: int | None = None,
         threads: int | None = None,
     ) -> Extractor:
-        """`model` is `mini`, a directory or URI of a package, a published GLiNER directory, or a Hub id of either.
-        `precision` is auto, float32 or bfloat16; `batch_tokens` bounds the padded sub-words of one forward pass;
-        `threads` is how many cores of a CPU compute, as many as torch would use if it is not given.
+        """Loads a model.
 
-        Raises `PackageError` for a model that cannot be read, `UserError` for an unknown device or precision.
+        `model` is `mini`, a directory or URI of a package, a published GLiNER directory, or a Hub id of either.
+        `device` is auto, cpu, cuda or cuda:N. `precision` is auto, float32 or bfloat16. `batch_tokens` bounds the
+        padded sub-words of one forward pass. `threads` is the number of CPU cores to use; the default is torch's.
+
+        Raises `PackageError` for a model that cannot be read, and `UserError` for another wrong argument.
         """
         for name, number in (("batch_tokens", batch_tokens), ("threads", threads)):
             if number is not None and number < 1:
@@ -99,14 +102,15 @@ class Extractor:
 
     @property
     def package(self) -> Package:
-        """Raises `UserError` once the Extractor is closed."""
+        """Returns the model's package. Raises `UserError` if the Extractor is closed."""
         if self._package is None:
             raise UserError("The Extractor is closed; load the model again.")
         return self._package
 
     def close(self) -> None:
-        """Waits for the passes that run, then lets go of the model. Its memory is free when nobody else holds the
-        package.
+        """Waits for the running passes, then releases the model.
+
+        This frees the model's memory, unless other code still holds the package.
         """
         self.scorer.close()
         self._package = None
@@ -125,13 +129,14 @@ class Extractor:
         nested: bool = False,
         multi_label: bool = False,
     ) -> list[list[Entity]]:
-        """The entities of each text, by position.
+        """Returns the entities of each text, in the order of the texts.
 
-        `labels` is one list of names or one mapping of names to descriptions for all texts, or one such per text.
-        `threshold` is one number, or one per label. `nested` allows entities within entities, `multi_label` several
-        labels for one span.
+        `labels` is a list of names or a mapping of names to descriptions, for all texts; or a list of these, one for
+        each text. `threshold` is one number, or one per label. `nested` allows entities within entities, and
+        `multi_label` allows several labels for one span.
 
-        Raises `UserError` for texts that are no list of strings, and as `Settings.make` does.
+        Raises `UserError` for texts that are not a list of strings, and for labels and thresholds as `Settings.make`
+        does.
         """
         if isinstance(texts, (str, bytes)) or not isinstance(texts, Iterable):
             raise UserError(f"The texts are {shown(texts)}; give a list of strings.")
@@ -152,11 +157,12 @@ class Extractor:
     def stream(
         self, requests: Iterable[tuple[str, Settings]], on_pass: Callable[[int], None] | None = None
     ) -> Iterator[list[Entity]]:
-        """The entities of each text in turn, reading `requests` a bounded way ahead.
+        """Yields the entities of each text in turn. The number of requests read ahead is bounded.
 
-        Another thread reads them and cuts them into sub-words while the model works. `on_pass` is told how many
-        sub-words each forward pass has read, those of labels too. Raises `UserError` for a label
-        that the model cannot read.
+        Another thread reads the requests and cuts them into sub-words while the model works. After each forward pass,
+        `on_pass` receives the number of sub-words that the pass has read, including those of labels.
+
+        Raises `UserError` for a label that the model cannot read.
         """
         found: list[Candidates] = []
         for step in self._run_ahead(_read_ahead(self._plan(requests), _STEPS_AHEAD + self.lanes)):
@@ -169,7 +175,7 @@ class Extractor:
                 found = []
 
     def _run_ahead(self, steps: Iterator[Pass | _Scored]) -> Iterator[_Begun | _Scored]:
-        """The steps in turn, their passes begun as far ahead as keeps every lane at work."""
+        """Yields the steps in turn, and begins their passes early enough to keep every lane at work."""
         ahead: deque[_Begun | _Scored] = deque()
         try:
             for step in steps:
@@ -193,16 +199,16 @@ class Extractor:
                 cut, own = self.plan(index, text, settings)
                 texts.append((cut, settings))
                 rows += own
-            a_lane = sum(row.tokens for row in rows) // self.lanes  # so that a few rows keep all of them busy
+            a_lane = sum(row.tokens for row in rows) // self.lanes  # so that few rows, too, occupy all lanes
             for batch in plan_batches(rows, min(self.batch_tokens, max(1, a_lane))):
                 yield self.scorer.prepare(batch)
             yield _Scored(texts)
 
     def plan(self, index: int, text: str, settings: Settings) -> tuple[CutText, list[Row]]:
-        """The rows that score a text, each marked with `index`; a text without words has none.
+        """Returns a text cut into words, and the rows that score it, each marked with `index`.
 
-        For callers that form passes themselves: the `scorer` prepares and runs rows of any texts together, and
-        `choose` gives the entities of a text once all its rows are scored.
+        A text without words has no rows. Use this to form passes yourself: the `scorer` prepares and runs rows of any
+        texts together, and `choose` returns the entities of a text once all its rows are scored.
 
         Raises `UserError` for a label that the model cannot read.
         """
@@ -211,7 +217,7 @@ class Extractor:
         return cut, list(plan_rows(index, cut, self._groups(settings), tokenizer, config))
 
     def prompt_size(self, settings: Settings) -> tuple[int, int]:
-        """How many prompts the labels need, and their sub-words in all. Raises `UserError` as `plan` does."""
+        """Returns how many prompts the labels need, and their sub-words in total. Raises `UserError` as `plan` does."""
         groups = self._groups(settings)
         return len(groups), sum(len(group.prompt.ids) for group in groups)
 
@@ -225,14 +231,14 @@ def _choose_all(texts: Sequence[tuple[CutText, Settings]], found: Sequence[Candi
 
 
 def _one_for_all(labels: Labels | Sequence[Labels]) -> bool:
-    """Whether the labels are those of every text, or no labels at all, which `Settings.make` says better."""
+    """Returns whether the labels apply to every text; True for invalid labels too, which `Settings.make` refuses."""
     if isinstance(labels, (Mapping, str)) or not isinstance(labels, Sequence):
         return True
     return not any(isinstance(each, (Mapping, Sequence)) and not isinstance(each, str) for each in labels)
 
 
 def _read_ahead(items: Iterator[_T], count: int) -> Iterator[_T]:
-    """The items, of which another thread keeps the next `count` ready."""
+    """Yields the items, while another thread keeps the next `count` items ready."""
     reader = ThreadPoolExecutor(max_workers=1, thread_name_prefix="spanlake-plan")
     try:
         ready = deque(reader.submit(next, items, None) for _ in range(count))

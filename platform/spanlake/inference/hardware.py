@@ -1,4 +1,4 @@
-"""Where a model runs, and in which precision."""
+"""Chooses the device and the precision of a model."""
 
 from __future__ import annotations
 
@@ -12,7 +12,10 @@ Precision = Literal["auto", "float32", "bfloat16"]
 
 
 def choose_device(name: str) -> torch.device:
-    """`auto` is the first CUDA device, or else the CPU. Raises `UserError` for a device that is not there."""
+    """Returns the device of a name; `auto` is the first CUDA device, or the CPU where there is no CUDA device.
+
+    Raises `UserError` for a device that this machine does not have.
+    """
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
@@ -23,15 +26,17 @@ def choose_device(name: str) -> torch.device:
         raise UserError(f"The device {name!r} is not supported; give auto, cpu, cuda or cuda:0.")
     if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
         raise UserError(
-            f"The device {name!r} is not there: {torch.cuda.device_count()} CUDA devices are; use auto or cpu."
+            f"The device {name!r} does not exist: there are {torch.cuda.device_count()} CUDA devices; use auto or cpu."
         )
     return device
 
 
 def choose_precision(name: str, device: torch.device) -> torch.dtype:
-    """`auto` is bfloat16 where the hardware multiplies it (tensor cores; AMX or AVX512-BF16), float32 elsewhere.
+    """Returns the precision of a name; `auto` is bfloat16 where the hardware multiplies it fast, float32 elsewhere.
 
-    The choice follows from the hardware alone, never from a timing, so that all workers of a kind agree.
+    Tensor cores, AMX and AVX512-BF16 multiply bfloat16 fast. The choice depends on the hardware alone, not on a timing,
+    so that all workers of one kind agree.
+
     Raises `UserError` for another name.
     """
     if name not in get_args(Precision):

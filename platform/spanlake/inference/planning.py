@@ -1,7 +1,7 @@
-"""Texts -> the rows of forward passes: windows of words beside groups of labels, and batches of near-equal cost.
+"""Plans forward passes: rows, each a window of words with a group of labels, and batches of rows of similar length.
 
-Nothing is cut off. A text too long for one pass is read in overlapping windows, a label list too long for one prompt in
-groups, and every span of every text is scored for every label exactly once.
+Nothing is cut off. A text that is too long for one pass is read in overlapping windows, and a label list that is too
+long for one prompt is read in groups. Every span of every text is scored for every label exactly once.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from spanlake.modeling.cutting import CutText
 from spanlake.modeling.tokens import Prompt, PromptTokenizer
 from spanlake.modeling.words import Words
 
-# The share of a pass that the labels may take before they are split into groups.
+# The labels are split into groups where they would take more than this share of a pass.
 _PROMPT_SHARE = 0.5
 
 
@@ -33,22 +33,22 @@ class LabelGroup:
 
 @dataclass(frozen=True)
 class Row:
-    """One text's window beside one label group: one row of a batch."""
+    """One row of a batch: a window of a text with a label group."""
 
-    text_index: int  # in the texts being planned
+    text_index: int  # in the texts that are planned together
     first: int  # the window's first word in the text
-    stop: int  # the word after its last
-    own_from: int  # the span (i, j) of the text, inclusive words, is this row's to score if own_from <= i + j < own_to
+    stop: int  # the word after the window's last word
+    own_from: int  # this row scores the span of the words i..j of the text (inclusive) if own_from <= i + j < own_to
     own_to: int
-    words: Words  # the window's
+    words: Words  # the window's words
     group: LabelGroup
     tokens: int  # sub-words, special tokens included
 
 
 def group_labels(settings: Settings, tokenizer: PromptTokenizer, config: ModelConfig) -> list[LabelGroup]:
-    """Groups in label order, as large as the prompt's share of a pass and the model's `max_labels` allow.
+    """Returns groups of the labels, in order, as large as the prompt's share of a pass and `max_labels` allow.
 
-    Raises `UserError` for a label that leaves no room for words beside it.
+    Raises `UserError` for a label so long that a pass has no room for words.
     """
     room = config.max_tokens - tokenizer.special_tokens
     share = int(room * _PROMPT_SHARE)
@@ -83,7 +83,10 @@ def plan_rows(
 
 
 def plan_batches(rows: Sequence[Row], batch_tokens: int) -> list[list[Row]]:
-    """Rows of near-equal length together; rows times the longest stay within `batch_tokens`, save for a row alone."""
+    """Returns batches of rows of similar length.
+
+    In a batch, the number of rows times the longest row is at most `batch_tokens`, unless the batch is a single row.
+    """
     batches: list[list[Row]] = []
     for row in sorted(rows, key=lambda row: row.tokens, reverse=True):
         if not batches or batches[-1][0].tokens * (len(batches[-1]) + 1) > batch_tokens:

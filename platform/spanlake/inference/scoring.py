@@ -1,4 +1,4 @@
-"""Forward passes: rows in, candidates out.
+"""Runs forward passes, which turn rows into candidates.
 
 Shapes: B rows of a batch, W words, K span width, C labels of a prompt.
 """
@@ -29,24 +29,24 @@ class Pass:
 
     @property
     def tokens(self) -> int:
-        """Sub-words of the rows, those of labels included."""
+        """Returns the sub-words of the rows, including those of labels."""
         return sum(row.tokens for row in self.rows)
 
     @property
     def padded_tokens(self) -> int:
-        """Sub-words that the model computes."""
+        """Returns the sub-words that the model computes, padding included."""
         return len(self.rows) * max(row.tokens for row in self.rows)
 
 
 class Scorer:
-    """Runs the passes of one model on one device. Safe to use from several threads.
+    """Runs the passes of one model on one device. Threads may share it.
 
-    On a CPU, `lanes` passes run side by side, each on one core: where several cores share a pass, each waits for the
-    slowest after every operation. An accelerator has one lane, because two passes would need twice its memory.
+    On a CPU, `lanes` passes run side by side, each on one core. If several cores shared a pass, each would wait for the
+    slowest core after every operation. An accelerator has one lane, because two passes would need twice the memory.
     """
 
     def __init__(self, package: Package, device: torch.device, precision: torch.dtype, lanes: int) -> None:
-        """The package's model is moved to the device and the precision, not copied."""
+        """Takes over the package's model and moves it, without a copy, to the device and the precision."""
         self._model = package.model.to(device, precision).eval()
         self._device = device
         self._tokenizer = package.tokenizer
@@ -58,10 +58,9 @@ class Scorer:
         return Pass(rows, self._tokenizer.collate([(row.group.prompt, row.words) for row in rows], self._pad_id))
 
     def submit(self, work: Pass) -> Future[Candidates]:
-        """Runs a pass as soon as a lane is free. A pass that does not fit the device's memory is halved and tried
-        again.
+        """Runs a pass as soon as a lane is free. A pass that does not fit into memory is halved and tried again.
 
-        Raises `UserError` once the scorer is closed.
+        Raises `UserError` if the scorer is closed.
         """
         try:
             return self._lanes.submit(self._score, work)
@@ -69,7 +68,7 @@ class Scorer:
             raise UserError("The Extractor is closed; load the model again.") from error
 
     def close(self) -> None:
-        """Waits for the passes that were submitted, then lets go of the model."""
+        """Waits for the submitted passes, then releases the model."""
         self._lanes.shutdown()
         if hasattr(self, "_model"):
             del self._model
@@ -87,7 +86,7 @@ class Scorer:
     def _forward(self, rows: list[Row], batch: Batch) -> Candidates:
         logits = self._model(batch.to(self._device))  # [B, W, K, C]
         _, words, width, _ = logits.shape
-        thresholds = np.ones(logits.shape[::3], dtype=np.float32)  # [B, C]; 1 is never exceeded, for padding
+        thresholds = np.ones(logits.shape[::3], dtype=np.float32)  # [B, C]; padding gets 1, which no score exceeds
         for i, row in enumerate(rows):
             thresholds[i, : row.group.count] = row.group.thresholds
         first = torch.tensor([row.first for row in rows], device=self._device).view(-1, 1, 1)
@@ -113,17 +112,17 @@ class Scorer:
 
 
 def _start_lanes(count: int) -> ThreadPoolExecutor:
-    """Threads whose operations each stay on one core."""
+    """Returns a pool of threads that each compute on one core."""
     before = torch.get_num_threads()
     lanes = ThreadPoolExecutor(count, "spanlake-pass", initializer=_stay_on_one_core)
     started = Barrier(count + 1)
     for _ in range(count):
         lanes.submit(started.wait)
     started.wait()
-    torch.set_num_threads(before)  # else threads that begin later would take over the lanes' number
+    torch.set_num_threads(before)  # else threads that begin later would also compute on one core
     return lanes
 
 
 def _stay_on_one_core() -> None:
-    torch.get_num_threads()  # a thread takes over the process's number when it first asks, and would later, too
+    torch.get_num_threads()  # a thread's first call reads the process's number, and would undo a number set before it
     torch.set_num_threads(1)

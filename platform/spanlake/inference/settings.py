@@ -1,4 +1,4 @@
-"""What is asked of a model: labels, thresholds and the kind of selection, checked once at the door."""
+"""The settings of an extraction: labels, thresholds and the kind of selection. They are checked once, here."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ from spanlake.text import replace_surrogates
 @dataclass(frozen=True)
 class Settings:
     names: tuple[str, ...]  # as they appear in the output
-    prompts: tuple[str, ...]  # what the model reads for each
-    thresholds: tuple[float, ...]  # one per label; an entity scores above its label's
+    prompts: tuple[str, ...]  # for each label, what the model reads
+    thresholds: tuple[float, ...]  # one per label; an entity scores above the threshold of its label
     nested: bool
     multi_label: bool
 
@@ -24,10 +24,12 @@ class Settings:
     def make(
         cls, labels: Labels, threshold: Threshold = 0.5, nested: bool = False, multi_label: bool = False
     ) -> Settings:
-        """`labels` are names, or map names to the descriptions that the model reads in their place; a name given twice
-        counts once. `threshold` is one number, or one per label by name or in the labels' order.
+        """Checks the settings and returns them in one form.
 
-        Raises `UserError` for no labels, a blank one, or a threshold outside 0..1.
+        `labels` are names, or map names to the descriptions that the model reads in their place. A name that is given
+        twice counts once. `threshold` is one number, or one per label, by name or in the order of the labels.
+
+        Raises `UserError` where there are no labels, a label is blank, or a threshold is outside 0..1.
         """
         described = _described(labels)
         names = tuple(described)
@@ -35,7 +37,7 @@ class Settings:
         return cls(names, prompts, _thresholds(threshold, labels, names), bool(nested), bool(multi_label))
 
     def as_json(self) -> dict[str, Any]:
-        """All that determines the output, in one canonical form."""
+        """Returns everything that determines the output, in one canonical form."""
         return {
             "labels": dict(zip(self.names, self.prompts, strict=True)),
             "thresholds": dict(zip(self.names, self.thresholds, strict=True)),
@@ -85,6 +87,6 @@ def _thresholds(threshold: Threshold, labels: Labels, names: tuple[str, ...]) ->
 
 def _probability(value: Any) -> float:
     number = isinstance(value, Real) and not isinstance(value, bool)
-    if not number or not 0 <= value <= 1:  # nor is NaN
-        raise UserError(f"The threshold {shown(value)} is no number from 0 to 1; 0.5 is the usual one.")
+    if not number or not 0 <= value <= 1:  # NaN fails this test too
+        raise UserError(f"The threshold {shown(value)} is not a number from 0 to 1; the usual one is 0.5.")
     return float(value)

@@ -1,8 +1,9 @@
-"""Attention for training on a CPU: whole texts at a time, with dropout of the probabilities.
+"""Attention for training on a CPU: one text at a time, with dropout of the probabilities.
 
 PyTorch's fused kernel has no dropout on a CPU, and its backward pass in bfloat16 takes twice as long as in float32.
-Here the scores of a text are a matrix, kept for the backward pass: memory grows with the square of a text's sub-words,
-which a window bounds. In bfloat16 the scores are rounded before the softmax, as in transformers' eager attention.
+This module keeps the matrix of a text's scores for the backward pass. Its memory grows with the square of a text's
+sub-words, which a window bounds. In bfloat16 the scores are rounded before the softmax, as in transformers' eager
+attention.
 
 Shapes: B texts, A heads, T sub-words in the longest, t in one, d width of a head.
 """
@@ -20,7 +21,7 @@ from transformers.masking_utils import sdpa_mask
 from spanlake.modeling.dropout import dropped, generator, rounded
 
 NAME = "spanlake_cpu"
-# Encoders whose attention is plain: every sub-word sees every other of its text, and positions are in the input.
+# Encoders with plain attention: every sub-word sees every other one of its text, and positions are part of the input.
 PLAIN = ("albert", "bert", "camembert", "electra", "roberta", "xlm-roberta")
 
 
@@ -34,9 +35,10 @@ def attention(
     dropout: float = 0.0,
     **others: Any,
 ) -> tuple[torch.Tensor, None]:
-    """[B, A, T, d] three times -> [B, T, A, d], 0 past a text's end; as the transformers library calls it.
+    """Returns [B, T, A, d], 0 past a text's end, from query, key and value [B, A, T, d].
 
-    `attention_mask` [B, 1, T, T] is True where a sub-word of the text stands in both places, which are its first ones.
+    The transformers library sets the arguments. `attention_mask` [B, 1, T, T] is True where both positions hold
+    sub-words of the text; a text's sub-words come first in its row.
     """
     fused = query.dtype == torch.float32 and not dropout
     if fused or not query.is_cpu or not torch.is_grad_enabled():
@@ -46,7 +48,7 @@ def attention(
     texts, _, length, width = query.shape
     counts = [length] * texts if attention_mask is None else attention_mask[:, 0, 0].sum(-1).tolist()
     scaling = width**-0.5 if scaling is None else scaling
-    by_head = [tensor.contiguous() for tensor in (query * scaling, key, value)]  # as matrix products like them
+    by_head = [tensor.contiguous() for tensor in (query * scaling, key, value)]  # matrix products are faster on these
     output: torch.Tensor = _Attention.apply(*by_head, counts, dropout)
     return output.transpose(1, 2).contiguous(), None
 
@@ -92,7 +94,7 @@ class _Attention(torch.autograd.Function):
         for text, count in enumerate(ctx.counts):
             q, k, v, o, gradient = (tensor[text, :, :count] for tensor in (query, key, value, output, by_output))
             weights = probabilities[text]
-            # The softmax's gradient needs sum_j p_ij dp_ij, which is the product of the output and its gradient.
+            # The softmax's gradient needs sum_j p_ij dp_ij, which equals the product of the output and its gradient.
             mean = (o.to(precise) * gradient).sum(-1, keepdim=True).to(o.dtype)
             gradient = gradient * ctx.keep_scale
             by_weights = torch.bmm(gradient, v.transpose(1, 2))
@@ -107,7 +109,7 @@ class _Attention(torch.autograd.Function):
 
 
 def _masked(values: torch.Tensor, keep: torch.Tensor) -> torch.Tensor:
-    """`keep` int16: -1 where a value is kept, 0 where it becomes 0."""
+    """Returns the values where `keep` (int16) is -1, and 0 where it is 0."""
     if values.element_size() == 2:
         return torch.bitwise_and(values.view(torch.int16), keep).view(values.dtype)
     return values * keep.neg()

@@ -1,4 +1,4 @@
-"""What a span model is made of: everything that, with the weights and the tokenizer, determines its scores."""
+"""The architecture of a span model. With the weights and the tokenizer, it determines the scores."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ from spanlake.errors import PackageError, shown
 
 SpanHeadKind = Literal["paper", "marker_v0", "marker"]
 
-# A text in one window is read whole, so its cost grows with the square of its sub-words; encoders with relative
-# positions have no limit of their own, and this one keeps a window of very long "words" within memory.
+# The cost of a window grows with the square of its sub-words. Encoders with relative positions have no limit of their
+# own, so this one keeps a window of very long "words" within memory.
 RELATIVE_POSITION_WINDOW = 2048
 
 
@@ -23,10 +23,10 @@ class ModelConfig:
     """
 
     encoder: dict[str, Any]  # the Hugging Face configuration of the encoder, with `model_type`
-    hidden_size: int  # D, width of word and type vectors; a projection joins it to the encoder where they differ
+    hidden_size: int  # D, width of word and type vectors; a projection follows an encoder of another width
     span_head: SpanHeadKind
-    entity_token: str  # stands before each type in the prompt
-    separator_token: str  # stands between the prompt and the words
+    entity_token: str  # precedes each type in the prompt
+    separator_token: str  # separates the prompt from the words
     entity_token_id: int
     max_width: int = 12  # K, words in the longest span
     lstm: bool = False  # a bidirectional LSTM over the words
@@ -43,7 +43,7 @@ class ModelConfig:
             if not isinstance(getattr(self, name), kind):
                 raise PackageError(f"The model's {name} is {shown(getattr(self, name))}; it must be a {kind.__name__}.")
         if not isinstance(self.encoder.get("model_type"), str):
-            raise PackageError("The model's encoder configuration names no model_type; the package cannot be built.")
+            raise PackageError("The model's encoder configuration has no model_type; fetch the package again.")
         for name in ("hidden_size", "max_width", "max_words", "max_labels"):
             value = getattr(self, name)
             if name == "max_labels" and value is None:
@@ -55,7 +55,7 @@ class ModelConfig:
 
     @property
     def max_tokens(self) -> int:
-        """Sub-words, special tokens included, that the encoder reads at once."""
+        """Returns how many sub-words, special tokens included, the encoder reads at once."""
         positions = self.encoder.get("max_position_embeddings")
         if not isinstance(positions, int) or positions < 1 or self._relative_positions:
             return RELATIVE_POSITION_WINDOW
@@ -79,7 +79,7 @@ class ModelConfig:
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> ModelConfig:
-        """Raises `PackageError` on a missing or unknown key."""
+        """Builds the configuration from its values. Raises `PackageError` on a missing or unknown key."""
         known = {field.name for field in fields(cls)}
         unknown = sorted(set(values) - known)
         if unknown:

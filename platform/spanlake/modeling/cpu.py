@@ -1,4 +1,4 @@
-"""What makes a training step on a CPU cheap."""
+"""Prepares a model for cheap training steps on a CPU."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ _NEVER = 2**31 - 1  # bytes
 def prepare_cpu_training(model: SpanModel) -> None:
     """Gives the model the attention and the dropout of this package where they fit, and keeps freed memory.
 
-    What the model computes stays the same, and in evaluation mode how it does too. The setting of the memory is the
-    process's, so this is for a process that trains and does nothing else.
+    The model computes the same function. In evaluation mode it also computes it in the same way. The memory setting
+    applies to the whole process, so call this only in a process that does nothing but train.
     """
     use_cheap_dropout(model)
     if isinstance(model.encoder, PreTrainedModel) and model.config.encoder["model_type"] in attention.PLAIN:
@@ -28,10 +28,13 @@ def prepare_cpu_training(model: SpanModel) -> None:
 
 
 def _keep_freed_memory() -> None:
-    """A step allocates what the one before it freed; to hand that back to Linux and have it zeroed again, page by page,
-    costs more than most element-wise operations."""
+    """Makes the C library keep freed memory instead of returning it to Linux.
+
+    A step allocates the memory that the step before it freed. If the memory goes back to Linux, Linux zeroes it again
+    page by page, which costs more than most element-wise operations.
+    """
     if sys.platform == "linux":
         libc = ctypes.CDLL(None)
-        if hasattr(libc, "mallopt"):  # glibc's
+        if hasattr(libc, "mallopt"):  # only glibc has it
             libc.mallopt(_M_MMAP_THRESHOLD, _NEVER)
             libc.mallopt(_M_TRIM_THRESHOLD, _NEVER)

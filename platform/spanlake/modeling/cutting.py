@@ -1,6 +1,6 @@
-"""A text as the encoder reads it: cut into words and sub-words, and into windows where it is too long.
+"""Cuts a text into words and sub-words, and into windows where it is too long for the encoder.
 
-Training and inference both cut here, so a model is trained on what it will be asked to read.
+Training and inference both cut here, so a model is trained on the same input that it reads later.
 
 Shapes: W words.
 """
@@ -17,13 +17,13 @@ from spanlake.modeling.tokens import PromptTokenizer
 from spanlake.modeling.words import Words
 from spanlake.text import BoolArray, IntArray, Window, plan_windows, replace_surrogates, sentence_starts, word_offsets
 
-# Words beyond the widest span by which neighbouring windows overlap, for context.
+# Neighbouring windows overlap by the widest span and this many more words, which give context.
 _CONTEXT = 20
 
 
 @dataclass(frozen=True, eq=False)
 class CutText:
-    """A text, and those of its words that the tokenizer can see."""
+    """A text and the words of it that the tokenizer can see."""
 
     text: str
     offsets: IntArray  # [W, 2] code points
@@ -36,9 +36,9 @@ class CutText:
     def windows(self, room: int, config: ModelConfig) -> tuple[Words, list[Window]]:
         """Returns the words, each with at most `room` sub-words, and the windows that cover them.
 
-        A window holds at most `room` sub-words and the model's `max_words`. A single word of more sub-words than that
-        is read by its first ones: its vector is that of the first. Windows overlap by more than the widest span, so
-        every span that a window can hold lies wholly in one.
+        A window holds at most `room` sub-words and `max_words` words. Of a word with more than `room` sub-words only
+        the first ones are kept; its vector is read at the first sub-word in any case. Windows overlap by more than the
+        widest span, so every span that fits into a window lies wholly in one.
         """
         words = self.words.clipped(room)
         fits = len(words) <= config.max_words and len(words.ids) <= room
@@ -55,7 +55,7 @@ class CutText:
 def cut_text(text: str, tokenizer: PromptTokenizer) -> CutText:
     """Returns the words of a text and their sub-words.
 
-    Words that the tokenizer cannot see, such as a zero-width character, are left out of both.
+    It leaves out words that the tokenizer cannot see, such as a zero-width character.
     """
     offsets = word_offsets(text)
     readable = replace_surrogates(text)

@@ -1,9 +1,9 @@
-"""Dropout whose random numbers are cheap on a CPU.
+"""Dropout with random numbers that are cheap on a CPU.
 
 PyTorch draws one Bernoulli number per element, which on a CPU takes longer than the matrix products between two
-dropouts. Here a seed is drawn from PyTorch's generator, so that `torch.manual_seed` and a restored generator state
-repeat a step, and a SFC64 generator turns it into 15 bits per element. Rates are thus rounded to 1/32768; what is kept
-is scaled by the rounded rate, so that its mean is right.
+dropouts. This module draws one seed from PyTorch's generator, so that `torch.manual_seed` and a restored generator
+state repeat a step. An SFC64 generator turns the seed into 15 bits per element. Rates are therefore rounded to 1/32768.
+Kept values are scaled by the rounded rate, so that their mean is right.
 """
 
 from __future__ import annotations
@@ -18,24 +18,24 @@ _STEPS = 1 << 15
 
 
 def rounded(rate: float) -> float:
-    """The rate as it is applied."""
+    """Returns the rate that is applied in place of `rate`."""
     return round(rate * _STEPS) / _STEPS
 
 
 def dropped(elements: int, rate: float, rng: np.random.SFC64) -> torch.Tensor:
-    """[elements] int16, -1 where an element is dropped and 0 where it is kept."""
+    """Returns int16 [elements]: -1 where an element is dropped, 0 where it is kept."""
     drawn = rng.random_raw((elements + 3) // 4).view(np.int16)
     bits = torch.from_numpy(drawn)[:elements]
     return bits.bitwise_and_(_STEPS - 1).sub_(round(rate * _STEPS)).bitwise_right_shift_(15)
 
 
 def generator() -> np.random.SFC64:
-    """A new one, seeded from PyTorch's generator."""
+    """Returns a new generator, seeded from PyTorch's."""
     return np.random.SFC64(int(torch.randint(1 << 62, ())))
 
 
 class Dropout(nn.Dropout):
-    """As `torch.nn.Dropout`; on other devices than the CPU it is that."""
+    """Does what `torch.nn.Dropout` does, with cheap random numbers on a CPU."""
 
     def forward(self, input: torch.Tensor) -> torch.Tensor:
         if not self.training or not 0 < rounded(self.p) < 1 or input.device.type != "cpu":
@@ -70,4 +70,4 @@ def _kept(values: torch.Tensor, keep: torch.Tensor, scale: float) -> torch.Tenso
     if values.element_size() == 2:
         bits = torch.bitwise_and(values.view(torch.int16), keep)
         return bits.view(values.dtype).mul_(scale)
-    return (values * keep).mul_(-scale)  # kept: -1
+    return (values * keep).mul_(-scale)  # `keep` is -1 for a kept value

@@ -1,10 +1,10 @@
-"""Published GLiNER checkpoints of the uni-encoder span architecture, read and written.
+"""Reads and writes published GLiNER checkpoints of the uni-encoder span architecture.
 
-    gliner_config.json                        architecture, mixed with the settings it was trained under
+    gliner_config.json                        the architecture, mixed with settings of its training
     model.safetensors or pytorch_model.bin    the tensors, under the names of `_TENSORS`
-    tokenizer.json, tokenizer_config.json     sometimes; where they are missing, the tokenizer is the encoder's
+    tokenizer.json, tokenizer_config.json     optional; without them the tokenizer is the encoder's
 
-A checkpoint is read strictly: what cannot be honoured, or does not fit together, is refused by name.
+Reading is strict: an unsupported setting, or parts that do not fit together, raise an error that names them.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ TOKENIZER_CONFIG = "tokenizer_config.json"
 
 _SPAN_MODES: dict[str, SpanHeadKind] = {"markerV0": "marker_v0", "marker": "marker"}
 
-# What a checkpoint leaves out, and null where the default is not null, means this.
+# The values of settings that a checkpoint leaves out. A null in a checkpoint counts as left out.
 _DEFAULTS: dict[str, Any] = {
     "model_name": "microsoft/deberta-v3-small",
     "span_mode": "markerV0",
@@ -52,8 +52,8 @@ _DEFAULTS: dict[str, Any] = {
     "embed_ent_token": True,
 }
 
-# Settings that change what a checkpoint computes, and the values that mean the architecture read here. Whatever else
-# stands in a configuration is about training, or about architectures that these settings rule out.
+# Settings that change what a checkpoint computes, and their values for the architecture of this module. All other
+# settings concern training, or architectures that these values exclude.
 _SUPPORTED: dict[str, tuple[Any, ...]] = {
     "model_type": (None, "gliner", "gliner_base", "gliner_uni_encoder", "gliner_uni_encoder_span"),
     "span_mode": tuple(_SPAN_MODES),
@@ -65,10 +65,10 @@ _SUPPORTED: dict[str, tuple[Any, ...]] = {
     "relations_layer": (None,),
     "span_encoder_config": (None,),
     "precomputed_prompts_mode": (None, False),
-    "num_rnn_layers": (None, 0, 1),  # whether there is one is told by the tensors: old checkpoints say 1 and mean 0
+    "num_rnn_layers": (None, 0, 1),  # the tensors decide: old checkpoints without an LSTM say 1
 }
 
-# Our names of tensors and the published ones, by how they begin. Only the joint layer of the head differs by kind.
+# The prefixes of our tensor names and of the published ones. Only the head's joint layer differs between kinds.
 _TENSORS: dict[str, str] = {
     "encoder.": "token_rep_layer.bert_layer.model.",
     "projection.": "token_rep_layer.projection.",
@@ -85,7 +85,7 @@ _JOINT_TENSORS: dict[SpanHeadKind, dict[str, str]] = {
     "marker": {"spans.out.": "span_rep_layer.span_rep_layer.out_project."},
 }
 
-# Tensors that published checkpoints carry and their own forward pass never reads.
+# Tensors that published checkpoints hold but do not use in their own forward pass.
 _UNUSED = re.compile(
     r"token_rep_layer\.bert_layer\.model\.(pooler\..*|embeddings\.(position_ids|token_type_ids))|cross_fuser\..*"
 )
@@ -96,10 +96,10 @@ def is_gliner_directory(directory: Path) -> bool:
 
 
 def read_gliner(directory: Path) -> tuple[SpanModel, Tokenizer]:
-    """The checkpoint in `directory`: float32, on the CPU, in evaluation mode.
+    """Returns the model and the tokenizer in `directory`: float32, on the CPU, in evaluation mode.
 
     Raises `PackageError` for another architecture, for a tensor that is missing, extra or misshapen, and for a
-    tokenizer that cannot be had or does not fit the tensors.
+    tokenizer that cannot be found or does not fit the tensors.
     """
     directory = Path(directory)
     settings = _read_settings(directory)
@@ -130,7 +130,7 @@ def read_gliner(directory: Path) -> tuple[SpanModel, Tokenizer]:
 
 
 def write_gliner(directory: Path, model: SpanModel, tokenizer: Tokenizer) -> None:
-    """Writes `model` into `directory` in the gliner library's format, whole enough to be read without a network.
+    """Writes `model` into `directory` in the gliner library's format, complete, so that it loads without a network.
 
     Raises `PackageError` for the `paper` head, which that format does not have, and for a directory that is not empty
     or cannot be written.
@@ -145,7 +145,7 @@ def write_gliner(directory: Path, model: SpanModel, tokenizer: Tokenizer) -> Non
         )
     settings = {
         "model_type": "gliner_uni_encoder_span",
-        "model_name": config.encoder["model_type"],  # a name is asked for, but never looked up: all is in the directory
+        "model_name": config.encoder["model_type"],  # required, but not used: the directory holds everything
         "encoder_config": config.encoder,
         "span_mode": span_mode,
         "hidden_size": config.hidden_size,
@@ -179,7 +179,7 @@ def write_gliner(directory: Path, model: SpanModel, tokenizer: Tokenizer) -> Non
 
 
 def _read_settings(directory: Path) -> dict[str, Any]:
-    """The configuration with its defaults; nothing in it that cannot be honoured."""
+    """Returns the settings of a checkpoint with their defaults. Raises `PackageError` for an unsupported setting."""
     try:
         values = json.loads((directory / CONFIG).read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
@@ -206,7 +206,7 @@ def _read_settings(directory: Path) -> dict[str, Any]:
 
 
 def _encoder(directory: Path, settings: Mapping[str, Any]) -> dict[str, Any]:
-    """The encoder's configuration in full: what a checkpoint leaves out has the defaults of its model type."""
+    """Returns the whole configuration of the encoder; values that are left out get the defaults of its model type."""
     values = settings.get("encoder_config")
     if isinstance(values, dict):
         return encoder_values(encoder_config({"model_type": "deberta-v2", **values}))
@@ -215,13 +215,13 @@ def _encoder(directory: Path, settings: Mapping[str, Any]) -> dict[str, Any]:
         return encoder_values(AutoConfig.from_pretrained(name))
     except (OSError, ValueError) as error:
         raise PackageError(
-            f"{directory} has no encoder_config, and the configuration of its encoder {name!r} is neither in the local "
-            f"cache nor to be fetched; run `hf download {name} config.json` where there is a network."
+            f"{directory} has no encoder_config, and the configuration of its encoder {name!r} is not in the local "
+            f"cache and cannot be fetched; run `hf download {name} config.json` where there is a network."
         ) from error
 
 
 def _read_tensors(directory: Path) -> dict[str, torch.Tensor]:
-    """Raises `PackageError` where there are none, or none that can be read without running code."""
+    """Returns the tensors. Raises `PackageError` where they are missing or cannot be read without running code."""
     path = directory / WEIGHTS
     try:
         if path.is_file():
@@ -234,7 +234,7 @@ def _read_tensors(directory: Path) -> dict[str, torch.Tensor]:
     except (SafetensorError, UnpicklingError, OSError, RuntimeError, EOFError) as error:
         raise PackageError(f"{path} cannot be read as tensors ({one_line(error)}).") from error
     if not isinstance(tensors, dict) or not all(isinstance(tensor, torch.Tensor) for tensor in tensors.values()):
-        raise PackageError(f"{path} holds other things than named tensors; fetch the checkpoint again.")
+        raise PackageError(f"{path} holds something other than named tensors; fetch the checkpoint again.")
     return {key: tensor.float() if tensor.is_floating_point() else tensor for key, tensor in tensors.items()}
 
 
@@ -245,14 +245,14 @@ def _read_tokenizer(directory: Path, model_name: str) -> Tokenizer:
         return pretrained_tokenizer(model_name)
     except PackageError as error:
         raise PackageError(
-            f"{directory} holds no tokenizer, and that of its encoder {model_name!r} cannot be had: "
+            f"{directory} holds no tokenizer, and the tokenizer of its encoder {model_name!r} cannot be read: "
             f"{str(error.__cause__).splitlines()[0]}; run `hf download {model_name}` where there is a network, or copy "
             "that model's tokenizer files into the directory."
         ) from error
 
 
 def _add_prompt_tokens(tokenizer: Tokenizer, settings: Mapping[str, Any]) -> None:
-    """As training added them to the encoder's tokenizer, in this order; those it holds already stay as they are."""
+    """Adds the prompt's tokens in the order in which training added them. Tokens that are present stay the same."""
     tokens = ("[FLERT]", settings["ent_token"], settings["sep_token"])
     tokenizer.add_special_tokens([AddedToken(token, normalized=False, special=True) for token in tokens])
 
@@ -266,10 +266,10 @@ def _number(tokenizer: Tokenizer, token: str) -> int:
 def _check_vocabulary(
     model: SpanModel, tokenizer: Tokenizer, tensors: Mapping[str, torch.Tensor], directory: Path
 ) -> None:
-    """The tokenizer's numbers must be those that the embeddings were trained with.
+    """Raises `PackageError` where the tokenizer's numbers are not those that the embeddings were trained with.
 
-    Where the settings give the entity token's number it fixes the others too, and only the size is left to check;
-    otherwise the number of embeddings must be exactly that of the tokens.
+    Where the settings give the entity token's number, they also fix the number of embeddings, and the tokens must not
+    exceed it. Otherwise there must be exactly one embedding for each token.
     """
     encoder: Any = model.encoder
     embeddings = encoder.get_input_embeddings().weight
@@ -285,7 +285,7 @@ def _check_vocabulary(
 
 
 def _gliner_names(model: SpanModel) -> dict[str, str]:
-    """The name in the gliner library of each tensor of `model`, by ours."""
+    """Returns the gliner library's name of each tensor of `model`, by our name."""
     table = _TENSORS | _JOINT_TENSORS[model.config.span_head]
     names = {}
     for key in model.state_dict():
@@ -295,8 +295,11 @@ def _gliner_names(model: SpanModel) -> dict[str, str]:
 
 
 def _tokenizer_settings(tokenizer: Tokenizer, config: ModelConfig) -> dict[str, Any]:
-    """Only what tokenizer.json does not say. A beginning and an end token are left out on purpose: a reader that knows
-    them puts them in the place of the special tokens that tokenizer.json sets around a text."""
+    """Returns the settings that tokenizer.json does not hold.
+
+    They name no beginning and end token: a reader that knows these would replace the special tokens that tokenizer.json
+    sets around a text.
+    """
     settings: dict[str, Any] = {"tokenizer_class": "PreTrainedTokenizerFast", "clean_up_tokenization_spaces": False}
     padding = tokenizer.id_to_token(config.pad_token_id)
     unknown = unknown_token(tokenizer)

@@ -18,10 +18,10 @@ from spanlake.modeling.config import ModelConfig
 from spanlake.modeling.span_head import SpanHead, feed_forward
 from spanlake.modeling.tokens import Batch
 
-# What a configuration says besides what makes the encoder.
+# Values of an encoder's configuration that do not determine what the encoder computes.
 _ORIGIN = ("name_or_path", "architectures", "auto_map", "transformers_version")
 _STORAGE = ("dtype", "torch_dtype")
-# How to run it: left to this library, and an implementation can name code to be fetched.
+# How to run the encoder. This library decides, because a value here can name code that would be fetched and run.
 _RUNNING = (
     "attn_implementation",
     "experts_implementation",
@@ -32,13 +32,16 @@ _RUNNING = (
 )
 _OTHER_USES = ("id2label", "label2id")
 
-# The switch is the process's, and remembers what it found: two threads at once could leave it off for good.
+# `no_init_weights` sets a switch of the whole process and then restores it: two threads at once could leave it set.
 _UNFILLED = threading.Lock()
 
 
 class SpanModel(nn.Module):
     def __init__(self, config: ModelConfig, encoder: nn.Module | None = None) -> None:
-        """`encoder` replaces the randomly initialised one that `config` describes; training starts from a real one."""
+        """Builds the model with `encoder`, or with a randomly initialised encoder that `config` describes.
+
+        Training passes a pretrained encoder.
+        """
         super().__init__()
         self.config = config
         self.encoder = encoder or build_encoder(config.encoder)
@@ -50,7 +53,7 @@ class SpanModel(nn.Module):
         self.spans = SpanHead(config.span_head, width, config.max_width, dropout)
 
     def forward(self, batch: Batch) -> torch.Tensor:
-        """Returns float32 logits [B, W, K, C]; spans past a text's last word and types past its last mean nothing."""
+        """Returns float32 logits [B, W, K, C]. Ignore those of spans past a text's last word, and of padding types."""
         hidden = self.encoder(input_ids=batch.input_ids, attention_mask=batch.attention_mask).last_hidden_state
         words = _rows(hidden, batch.word_positions)
         types = _rows(hidden, batch.type_positions)
@@ -72,9 +75,9 @@ class SpanModel(nn.Module):
 
 
 def unfilled_model(config: ModelConfig) -> SpanModel:
-    """The model in evaluation mode, its weights still to be filled in.
+    """Returns the model in evaluation mode, with weights that are still to be filled in.
 
-    To draw random numbers for them first would take most of the time of loading.
+    Random initial weights would take most of the time of loading.
     """
     with _UNFILLED, no_init_weights():
         return SpanModel(config).eval()
@@ -85,47 +88,50 @@ def _rows(hidden_BTH: torch.Tensor, positions_BN: torch.Tensor) -> torch.Tensor:
 
 
 def encoder_output_width(encoder: dict[str, Any]) -> int:
-    """H, which some families call by another name."""
+    """Returns H, which some encoder families call by another name.
+
+    Raises `PackageError` where the configuration does not have it.
+    """
     width = getattr(encoder_config(encoder), "hidden_size", None)
     if not isinstance(width, int):
-        raise PackageError("The model's encoder configuration names no hidden_size; the package cannot be built.")
+        raise PackageError("The model's encoder configuration has no hidden_size; choose another encoder or package.")
     return width
 
 
 def encoder_config(values: dict[str, Any]) -> PretrainedConfig:
-    """Raises `PackageError` for what is no encoder that the installed transformers library knows."""
+    """Returns the encoder's configuration. Raises `PackageError` where the transformers library does not know it."""
     kind = values["model_type"]
     if kind not in CONFIG_MAPPING:
         raise PackageError(
-            f"The encoder type {kind!r} is not one that the installed transformers library knows; upgrade transformers."
+            f"The encoder type {kind!r} is unknown to the installed transformers library; upgrade transformers."
         )
     dropped = {"model_type", *_ORIGIN, *_STORAGE, *_RUNNING}
     try:
         kept = {key: value for key, value in values.items() if key not in dropped and not key.startswith("_")}
         config = AutoConfig.for_model(kind, **kept)
-    except Exception as error:  # of no narrower kind: each model type checks its own values
-        raise PackageError(f"The encoder's configuration is not one of type {kind!r} ({one_line(error)}).") from error
+    except Exception as error:  # each model type checks its own values and raises its own kind
+        raise PackageError(f"The encoder's configuration does not fit type {kind!r} ({one_line(error)}).") from error
     if config.is_encoder_decoder:
         raise PackageError(f"The encoder type {kind!r} has a decoder too; this version reads encoders alone.")
     return config
 
 
 def encoder_values(config: PretrainedConfig) -> dict[str, Any]:
-    """All that makes the encoder, defaults included, and nothing of where it came from or how it was stored."""
+    """Returns the values that determine what the encoder computes, defaults included."""
     dropped = {*_ORIGIN, *_STORAGE, *_OTHER_USES}
     return {key: value for key, value in config.to_dict().items() if key not in dropped and key[0] != "_"}
 
 
 def build_encoder(values: dict[str, Any]) -> nn.Module:
-    """The encoder in float32 with random weights, without the pooling layer that some have and nothing here reads.
+    """Returns the encoder in float32 with random weights, without a pooling layer, which the span model never reads.
 
-    Raises `PackageError` where there is none of that configuration.
+    Raises `PackageError` where no encoder can be built from the configuration.
     """
     config = encoder_config(values)
     auto: Any = AutoModel  # its type hints are incomplete
     try:
         encoder: nn.Module = auto.from_config(config, dtype=torch.float32)
-    except Exception as error:  # of no narrower kind: each model type fails in its own way
+    except Exception as error:  # each model type fails in its own way
         raise PackageError(f"No encoder can be built from the model's configuration ({one_line(error)}).") from error
     drop_pooler(encoder)
     return encoder

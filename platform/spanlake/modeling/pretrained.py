@@ -1,4 +1,4 @@
-"""Tokenizers as they come with pretrained encoders and published checkpoints."""
+"""Reads the tokenizers of pretrained encoders and published checkpoints."""
 
 from __future__ import annotations
 
@@ -13,20 +13,20 @@ _FILE = "tokenizer.json"
 
 
 def pretrained_tokenizer(source: str) -> Tokenizer:
-    """The tokenizer of the directory or Hub id `source`: its tokenizer.json where there is one, else converted.
+    """Returns the tokenizer of the directory or Hub id `source`: its tokenizer.json, or else a converted tokenizer.
 
-    tokenizer.json is read as it is. The transformers library, from version 5 on, rebuilds several families' tokenizers
-    from their vocabularies alone; for DeBERTa that loses the normalisation of characters, and with it "…" and "ﬁ".
+    It reads tokenizer.json directly. The transformers library, from version 5 on, rebuilds the tokenizers of several
+    families from their vocabularies alone. For DeBERTa that loses the normalisation of characters such as "…" and "ﬁ".
 
-    Raises `PackageError`, from what stood in the way, where there is no tokenizer that can be read.
+    Raises `PackageError`, with the cause attached, where no tokenizer can be read.
     """
     try:
         file = cached_file(source, _FILE, _raise_exceptions_for_missing_entries=False)
         return Tokenizer.from_file(file) if file else _converted(AutoTokenizer.from_pretrained(source))
-    except Exception as error:  # of no narrower kind: each format fails in its own way
+    except Exception as error:  # each format fails in its own way
         raise PackageError(
-            f"The tokenizer of {source!r} cannot be read: {str(error).splitlines()[0]}; converting one from a "
-            "SentencePiece model needs the package sentencepiece."
+            f"The tokenizer of {source!r} cannot be read: {str(error).splitlines()[0]}; to convert a SentencePiece "
+            "model, install the package sentencepiece."
         ) from error
 
 
@@ -34,7 +34,7 @@ def _converted(tokenizer: PreTrainedTokenizerBase) -> Tokenizer:
     if type(tokenizer).__name__ != "DebertaV2Tokenizer":
         backend: Tokenizer = tokenizer.backend_tokenizer
         return backend
-    backend = convert_slow_tokenizer(tokenizer)  # from spm.model itself, with its normalisation
+    backend = convert_slow_tokenizer(tokenizer)  # reads spm.model, with its normalisation
     for _, token in sorted(tokenizer.added_tokens_decoder.items()):
         backend.add_tokens([token])
     return backend

@@ -1,10 +1,10 @@
-"""Word and type vectors -> one logit per span and type (Zaratiana et al. 2023, equations 1 and 2).
+"""Computes one logit per span and type from word and type vectors (Zaratiana et al. 2023, equations 1 and 2).
 
-A span (i, i + k) has the vector `W2 act(W1 [x_i ; y_j] + b1) + b2` and its logit against a type q is the dot product of
-the two. Both linear layers are factored, which changes nothing but the order of the sums:
+A span (i, j), j = i + k, has the vector `W2 act(W1 [x_i ; y_j] + b1) + b2`. The dot product of that vector and a type q
+is the span's logit for q. Both linear layers are factored, which changes only the order of the sums:
 
-- `W1 [x_i ; y_j] = W_s x_i + W_e y_j`: computed per word and added per span, so nothing of size spans x 2D is built;
-- `(W2 r + b2) . q = r . (W2^T q) + b2 . q`: W2 is folded into the types, as long as they are fewer than D.
+- `W1 [x_i ; y_j] = W_s x_i + W_e y_j`: computed per word and added per span, so no array of size spans x 2D is built;
+- `(W2 r + b2) . q = r . (W2^T q) + b2 . q`: W2 is folded into the types, unless there are more than D types.
 
 Shapes: B texts, W words, K span width, C types, D width of a vector, F width inside the joint layer.
 """
@@ -18,8 +18,8 @@ from torch import nn
 
 from spanlake.modeling.config import SpanHeadKind
 
-# Elements of [texts, W, F] worked on at once. Small enough for a CPU core's cache, where the work is bound by memory;
-# an accelerator takes the batch whole.
+# Elements of [texts, W, F] in one chunk on a CPU. A chunk fits into a core's cache, because memory limits the speed.
+# An accelerator works on the whole batch.
 _CPU_CHUNK = 1 << 21
 
 
@@ -47,7 +47,7 @@ class SpanHead(nn.Module):
             self.out = nn.Linear(4 * width, width)
 
     def forward(self, words_BWD: torch.Tensor, types_BCD: torch.Tensor) -> torch.Tensor:
-        """Returns float32 logits [B, W, K, C]; entries of spans past the last word are 0 and mean nothing."""
+        """Returns float32 logits [B, W, K, C]. Those of spans past the last word are 0; ignore them."""
         start_BWF, end_BWF = self.word_parts(words_BWD)
         batch, words, features = start_BWF.shape
         at_once = batch if words_BWD.is_cuda else max(1, _CPU_CHUNK // (words * features))
@@ -58,13 +58,13 @@ class SpanHead(nn.Module):
         return torch.cat(chunks)
 
     def word_parts(self, words_BWD: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """What each word adds to the joint layer as the first and as the last word of a span, [B, W, F] each."""
+        """Returns each word's part of the joint layer, as first and as last word of a span, [B, W, F] each."""
         start, end = words_BWD, words_BWD
         if self.has_markers:
             start, end = torch.relu(self.start(words_BWD)), torch.relu(self.end(words_BWD))
         joint = self.out if self.joined is None else self.joined
         weight_start, weight_end = joint.weight.chunk(2, dim=1)
-        # Dropped per word, not per span: random numbers for the span grid would cost more than the grid itself.
+        # Dropout is per word, not per span: random numbers for the span grid would cost more than the grid itself.
         start, end = self.dropout(start), self.dropout(end)
         return nn.functional.linear(start, weight_start, joint.bias), nn.functional.linear(end, weight_end)
 
@@ -73,7 +73,7 @@ class SpanHead(nn.Module):
         types, width = types_bCD.shape[1:]
         if self.joined is None:
             return _grid(start_bWF, end_bWF, types_bCD.transpose(1, 2), None, self.max_width, relu=False)
-        # The folded types are [b, F, C]; beyond D types it is cheaper to finish the span vectors.
+        # The folded types are [b, F, C]; with more than D types it is cheaper to compute the span vectors.
         if types <= width:
             columns = (types_bCD @ self.out.weight).transpose(1, 2)
             bias = (types_bCD @ self.out.bias).unsqueeze(1)
@@ -97,13 +97,13 @@ def _grid(
     *,
     relu: bool,
 ) -> torch.Tensor:
-    """act(start_i + end_{i+k}) . columns + bias, float32 [b, W, K, C]; 0 where a span ends past the last word."""
+    """Returns act(start_i + end_{i+k}) . columns + bias, float32 [b, W, K, C]; 0 for spans past the last word."""
     logits: torch.Tensor = _Grid.apply(start_bWF, end_bWF, columns_bFC, bias_b1C, max_width, relu)
     return logits
 
 
 class _Grid(torch.autograd.Function):
-    """The backward pass adds the spans up again: that is cheaper than to keep K times the size of the words."""
+    """The backward pass computes the spans again, which is cheaper than to keep K times the memory of the words."""
 
     @staticmethod
     def forward(
@@ -152,7 +152,7 @@ def _spans(start: torch.Tensor, end: torch.Tensor, k: int, relu: bool) -> torch.
 
 
 def span_mask(word_counts: list[int], words: int, max_width: int, device: torch.device) -> torch.Tensor:
-    """[B, W, K], True where the span lies within its text."""
+    """Returns bool [B, W, K], True where the span lies within its text."""
     counts = torch.tensor(word_counts, device=device).view(-1, 1, 1)
     last = torch.arange(words, device=device).view(-1, 1) + torch.arange(max_width, device=device)
     return last < counts

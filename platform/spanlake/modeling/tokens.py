@@ -1,8 +1,8 @@
-"""Words and labels -> the encoder's input: `[CLS] [ENT] type … [SEP] words [SEP]`.
+"""Lays out words and labels as the encoder's input: `[CLS] [ENT] type … [SEP] words [SEP]`.
 
-Each word and each label is cut into sub-words by itself, so the sub-words of a word depend on the word alone. That
-makes the cut cacheable, and it makes offsets safe: a word's vector is found by counting sub-words, never by asking the
-tokenizer to align texts.
+Each word and each label is cut into sub-words by itself, so the sub-words of a word depend on the word alone. The cut
+can therefore be cached. It also makes offsets safe: a word's vector is found by counting sub-words, and the tokenizer
+need not align texts.
 
 Shapes: B texts, T sub-words in the longest, W words in the longest, C labels in the longest prompt.
 """
@@ -19,14 +19,14 @@ from tokenizers import Tokenizer
 from spanlake.errors import PackageError, UserError, shown
 from spanlake.modeling.words import Words
 
-# What is remembered of words seen before. Longer ones are rare, and could fill the memory.
+# The cache of cut words. It leaves out longer words, which are rare and could fill the memory.
 _CACHED_WORDS = 200_000
 _CACHED_LENGTH = 64  # code points
 
 
 @dataclass(frozen=True)
 class Prompt:
-    """The sub-words of `[ENT] type … [SEP]`, and where in them each type's vector is read."""
+    """The sub-words of `[ENT] type … [SEP]`, and the position of each type's vector among them."""
 
     ids: tuple[int, ...]
     type_positions: tuple[int, ...]
@@ -34,7 +34,7 @@ class Prompt:
 
 @dataclass
 class Batch:
-    """One forward pass. Padding positions point at sub-word 0 and are told apart by the counts."""
+    """The input of one forward pass. Positions past the counts are padding, and point at sub-word 0."""
 
     input_ids: torch.Tensor  # [B, T] int64
     attention_mask: torch.Tensor  # [B, T] int64
@@ -55,7 +55,7 @@ class Batch:
 
 
 class PromptTokenizer:
-    """Cuts words and labels into sub-words and lays them out for the encoder. Safe to use from several threads."""
+    """Cuts words and labels into sub-words and lays them out for the encoder. Threads may share it."""
 
     def __init__(
         self,
@@ -66,7 +66,7 @@ class PromptTokenizer:
         entity_token_id: int,
         type_vector_at_entity_token: bool = True,
     ) -> None:
-        """Raises `PackageError` where the tokenizer does not hold the prompt's two tokens."""
+        """Takes over `tokenizer`. Raises `PackageError` where it does not hold the prompt's two tokens."""
         tokenizer.no_truncation()
         tokenizer.no_padding()
         separator_id = tokenizer.token_to_id(separator_token)
@@ -86,13 +86,13 @@ class PromptTokenizer:
 
     @property
     def special_tokens(self) -> int:
-        """How many tokens surround the prompt and the words."""
+        """Returns how many special tokens surround the prompt and the words."""
         return len(self._before) + len(self._after)
 
     def words(self, words: Sequence[str]) -> Words:
-        """Returns the sub-words of words. One that the tokenizer cannot see, such as a zero-width character, has none.
+        """Returns the sub-words of words, which must hold no lone surrogates.
 
-        The words must hold no lone surrogates.
+        A word that the tokenizer cannot see, such as a zero-width character, has 0 sub-words.
         """
         cache = self._words
         found = {word: cache[word] for word in words if word in cache}
@@ -102,7 +102,7 @@ class PromptTokenizer:
             encodings = self.backend.encode_batch(pieces, is_pretokenized=True, add_special_tokens=False)
             cut = {word: tuple(encoding.ids) for word, encoding in zip(new, encodings, strict=True)}
             if len(cache) + len(cut) > _CACHED_WORDS:
-                cache = self._words = {}  # not emptied: another thread may be reading it
+                cache = self._words = {}  # a new cache, because another thread may be reading the old one
             cache.update((word, ids) for word, ids in cut.items() if len(word) <= _CACHED_LENGTH)
             found |= cut
         return Words.of([found[word] for word in words])
@@ -111,22 +111,22 @@ class PromptTokenizer:
         return tuple(self.backend.encode([word], is_pretokenized=True, add_special_tokens=False).ids)
 
     def label(self, label: str) -> tuple[int, ...]:
-        """The sub-words of a label as the model reads it, at least one.
+        """Returns the sub-words of a label, at least one.
 
         Raises `UserError` for a label without visible characters or with one of the tokenizer's reserved tokens.
         """
         ids = self._word(label)
         if not ids:
-            raise UserError(f"The label {shown(label)} has no characters that the model can read; write it in words.")
+            raise UserError(f"The label {shown(label)} has no characters that the model can read; use other words.")
         reserved = [self.backend.id_to_token(i) for i in ids if i in self._reserved]
         if reserved:
             raise UserError(
-                f"The label {shown(label)} holds {reserved[0]!r}, which the model reserves; write it otherwise."
+                f"The label {shown(label)} holds {reserved[0]!r}, which the model reserves; choose another label."
             )
         return ids
 
     def prompt(self, labels: Sequence[tuple[int, ...]]) -> Prompt:
-        """The prompt of labels that `label` has cut."""
+        """Returns the prompt of labels that `label` has cut."""
         ids: list[int] = []
         positions: list[int] = []
         for label in labels:
@@ -137,7 +137,7 @@ class PromptTokenizer:
         return Prompt(tuple(ids), tuple(positions))
 
     def collate(self, rows: Sequence[tuple[Prompt, Words]], pad_id: int) -> Batch:
-        """Lays out a batch. Each row is a prompt and the words beside it, every word with at least one sub-word."""
+        """Returns a batch of the rows. A row is a prompt and its words, each word with at least one sub-word."""
         length = max(len(prompt.ids) + len(words.ids) for prompt, words in rows) + self.special_tokens
         count = max(len(words) for _, words in rows)
         types = max(len(prompt.type_positions) for prompt, _ in rows)
@@ -167,7 +167,7 @@ class PromptTokenizer:
 
 
 def _surrounding_tokens(tokenizer: Tokenizer) -> tuple[list[int], list[int]]:
-    """The special tokens that the encoder expects before and after a text, as its own post-processor places them."""
+    """Returns the special tokens that the tokenizer's post-processor sets before and after a text."""
     encoding = tokenizer.encode(["a"], is_pretokenized=True)
     special = encoding.special_tokens_mask
     if all(special):
@@ -178,7 +178,7 @@ def _surrounding_tokens(tokenizer: Tokenizer) -> tuple[list[int], list[int]]:
 
 
 def unknown_token(tokenizer: Tokenizer) -> str | None:
-    """The token for what the tokenizer cannot spell, if it has one."""
+    """Returns the tokenizer's token for characters that it cannot spell, or None."""
     model = tokenizer.model
     named: str | None = getattr(model, "unk_token", None)
     if named is not None:
@@ -191,7 +191,7 @@ def unknown_token(tokenizer: Tokenizer) -> str | None:
 
 
 def _special_ids(tokenizer: Tokenizer) -> frozenset[int]:
-    """Every special token but the unknown one, which stands for ordinary characters."""
+    """Returns the numbers of all special tokens except the unknown token, which replaces ordinary characters."""
     unknown = unknown_token(tokenizer)
     added = tokenizer.get_added_tokens_decoder()
     return frozenset(i for i, token in added.items() if token.special and token.content != unknown)

@@ -1,4 +1,4 @@
-"""Fills a model from a file's tensors, strictly: no weight is ever left random or left over."""
+"""Fills a model from the tensors of a file. Every weight is filled, and every tensor is used."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ from spanlake.modeling.model import SpanModel
 
 
 def load_weights(model: SpanModel, tensors: Mapping[str, torch.Tensor], names: Mapping[str, str], source: str) -> None:
-    """`names` gives, for each tensor of `model`, its name among `tensors`.
+    """Fills `model` from `tensors`. `names` maps the name of each tensor of `model` to its name in `tensors`.
 
-    Raises `PackageError`, about `source`, on a tensor that is missing, extra or misshapen.
+    Raises `PackageError`, which names `source`, for a tensor that is missing, extra or misshapen.
     """
     expected = {names[key]: tensor.shape for key, tensor in model.state_dict().items()}
     missing = sorted(expected.keys() - tensors.keys())

@@ -1,4 +1,4 @@
-"""The sub-words of many words as two flat arrays.
+"""The sub-words of many words, in two flat arrays.
 
 Shapes: W words, T sub-words.
 """
@@ -31,23 +31,23 @@ class Words:
         return len(self.edges) - 1
 
     def __getitem__(self, part: slice) -> Words:
-        """Returns the words of a slice; it shares their memory."""
+        """Returns the words of a slice. They share the memory of these words."""
         first, stop, _ = part.indices(len(self))
         edges = self.edges[first : max(first, stop) + 1]
         return Words(self.ids[edges[0] : edges[-1]], edges - edges[0])
 
     @property
     def lengths(self) -> IntArray:
-        """The sub-words of each word, [W]."""
+        """Returns how many sub-words each word has, [W]."""
         return np.diff(self.edges)
 
     def without_empty(self) -> Words:
-        """Returns the words that have sub-words."""
+        """Returns the words that have at least one sub-word."""
         kept = np.concatenate(([True], self.lengths > 0))
         return self if kept.all() else Words(self.ids, self.edges[kept])
 
     def clipped(self, most: int) -> Words:
-        """Returns the words with at most `most` sub-words each, the first ones."""
+        """Returns the words with the first `most` sub-words of each."""
         lengths = self.lengths
         if not len(self) or lengths.max() <= most:
             return self

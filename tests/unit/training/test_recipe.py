@@ -241,7 +241,7 @@ def test_a_small_twin_has_a_model_and_data_offline(path: Path, tmp_path: Path, m
         ({"encoder": "/no/such"}, "no encoder in '/no/such'"),
         ({"encoder_config": {"hidden_size": 8}}, "names no model_type"),
         ({"encoder_config": {"model_type": "bert", "vocab_size": 8}}, "vocab_size, which is that of model.tokenizer"),
-        ({"encoder_config": {"model_type": "none"}}, "'none' is not one that the installed"),
+        ({"encoder_config": {"model_type": "none"}}, "'none' is unknown to the installed"),
         ({"encoder_config": {"model_type": "bert"}, "tokenizer": "nothing"}, "'nothing' is unknown"),
     ],
 )
