@@ -130,7 +130,7 @@ def test_the_same_command_again_does_nothing(
     assert cli.main(arguments) == 0
     before = {path: path.stat().st_mtime_ns for path in output.glob("*.parquet")}
     assert cli.main(arguments) == 0
-    assert "was complete already" in capsys.readouterr().out
+    assert "was already complete" in capsys.readouterr().out
     assert {path: path.stat().st_mtime_ns for path in output.glob("*.parquet")} == before
 
     first = next(iter(before))
@@ -301,7 +301,7 @@ def test_a_unit_that_kills_every_worker_is_left_out_and_told(
     request = prepare_run(source, tmp_path / "out", tiny_model_dir)
     summary = execute(request, faulty(tiny_model_dir, kill))
     (problem,) = summary.problems
-    assert "part-1.parquet" in problem and "worker after worker died over it" in problem
+    assert "part-1.parquet" in problem and "too many workers died over it" in problem
     result = audit(read_ledger(request.output))
     assert not result.complete and 0 < result.missing_rows <= 40
     assert execute(request, faulty(tiny_model_dir, print)).problems == []
@@ -384,8 +384,8 @@ def test_a_wrong_call_is_one_line_and_leaves_nothing(source: Path, tiny_model_di
         (["--model", "nowhere"], "nowhere"),
         (["--precision", "float8"], "float8"),
         (["--device", "cuda"], "the Ray cluster has none"),
-        (["--workers", "0"], "'0' is neither a number from 1 up nor two such"),
-        (["--workers", "3:2"], "'3:2' is neither a number from 1 up nor two such"),
+        (["--workers", "0"], "'0' is not a number of at least 1, or two such numbers"),
+        (["--workers", "3:2"], "'3:2' is not a number of at least 1, or two such numbers"),
         (["--unit-rows", "many"], "'many' is not a whole number"),
     ],
 )

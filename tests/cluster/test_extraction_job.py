@@ -41,7 +41,7 @@ def test_a_job_is_stopped_and_goes_on(head: str, tiny_model_dir: Path, tmp_path:
     assert 0 < stands < json.loads((output / "_spanlake/manifest.json").read_text())["units"]
     done = run(f"{submit} --submission-id second -- {call}", checkout)
     assert done.returncode == 0, done.stdout + done.stderr
-    assert re.search(r"[\d,]+ of 40,000 rows stand already", done.stdout)
+    assert re.search(r"[\d,]+ of 40,000 rows are already in", done.stdout)
     assert "units: 0 waiting" in done.stdout
     audit = run(f"spanlake audit {output}", checkout)
     assert audit.returncode == 0 and json.loads(audit.stdout)["output_rows"] == ROWS

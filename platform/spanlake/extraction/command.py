@@ -15,52 +15,61 @@ from spanlake.options import add_labels_option, add_model_options, add_selection
 if TYPE_CHECKING:
     from spanlake.extraction.output.ledger import Request
 
-# Everything else is imported where it is used: `spanlake predict --help` waits for neither Arrow nor Ray.
+# Functions import everything else themselves, so that `spanlake predict --help` does not wait for Arrow and Ray.
 
 _DEVICES = ("auto", "cpu", "cuda")
 _PROBLEMS_SHOWN = 20
-_STOPPED = "stopped; what is committed stays, and the same command goes on from there."
+_STOPPED = "stopped; committed units stay, and the same command continues from there."
 
 
 def add_commands(subparsers: "argparse._SubParsersAction[Any]") -> None:
-    """Add the commands; each sets `run`, a function from the parsed arguments to an exit code."""
-    _add_extract(subparsers.add_parser("extract", help="extract entities from Parquet files, on Ray"))
-    audit = subparsers.add_parser("audit", help="prove that an output holds every source row exactly once")
+    """Adds the commands. Each sets `run`, a function from the parsed arguments to an exit code."""
+    _add_extract(subparsers.add_parser("extract", help="extract entities from files and tables, on Ray"))
+    audit = subparsers.add_parser("audit", help="prove that an output has every source row exactly once")
     audit.add_argument("output", metavar="OUTPUT", help="a directory that `spanlake extract` has written")
     audit.set_defaults(run=_run_audit)
-    show = subparsers.add_parser("show", help="what an output holds, at a glance")
+    show = subparsers.add_parser("show", help="show counts and sample passages of an output")
     show.add_argument("output", metavar="OUTPUT", help="a directory that `spanlake extract` has written")
     show.add_argument("--examples", type=_count, default=5, metavar="N", help="passages to print (default: 5)")
     show.set_defaults(run=_run_show)
     report = subparsers.add_parser("report", help="write one HTML file about an output")
     report.add_argument("output", metavar="OUTPUT", help="a directory that `spanlake extract` has written")
-    report.add_argument("--html", default="report.html", metavar="FILE", help="where it is written (report.html)")
+    report.add_argument("--html", default="report.html", metavar="FILE", help="(default: report.html)")
     report.set_defaults(run=_run_report)
 
 
 def _add_extract(parser: argparse.ArgumentParser) -> None:
-    parser.description = "Read a text column, and write every row with the entities found in it. Run again to resume."
+    parser.description = "Read a text column, and write every row with its entities. Run the same command to resume."
     parser.add_argument(
         "source", metavar="SOURCE", help="Parquet, JSON lines or CSV: a file, directory or glob; delta:… or iceberg:…"
     )
-    parser.add_argument("output", metavar="OUTPUT", help="a directory: new, empty, or of the same call before")
+    parser.add_argument("output", metavar="OUTPUT", help="a directory: new, empty, or written by the same call")
     add_labels_option(parser)
     add_model_options(parser)
     parser.add_argument("--text-column", default="text", metavar="NAME", help="(default: text)")
     add_threshold_option(parser)
     add_selection_options(parser)
     parser.add_argument(
-        "--workers", type=_range, metavar="N|MIN:MAX", help="models at work (default: as many as fit the cluster)"
+        "--workers",
+        type=_range,
+        metavar="N|MIN:MAX",
+        help="number of workers (default: as many as fit the cluster)",
     )
-    parser.add_argument("--unit-rows", type=positive, metavar="N", help="rows committed at once (default: 64 to 2048)")
     parser.add_argument(
-        "--max-error-rate", type=_share, default=1.0, metavar="R", help="stop once more than this share of rows fail"
+        "--unit-rows", type=positive, metavar="N", help="rows in one committed unit (default: 64 to 2048)"
     )
-    parser.add_argument("--retry-errors", action="store_true", help="extract units again that hold rows with an error")
-    parser.add_argument("--overwrite", action="store_true", help="first delete the output that stands in OUTPUT")
+    parser.add_argument(
+        "--max-error-rate",
+        type=_share,
+        default=1.0,
+        metavar="R",
+        help="stop when more than this share of rows has failed",
+    )
+    parser.add_argument("--retry-errors", action="store_true", help="extract units with failed rows again")
+    parser.add_argument("--overwrite", action="store_true", help="first delete the existing output in OUTPUT")
     parser.add_argument("--json", action="store_true", help="print a summary as JSON")
     add_layout_options(parser)
-    parser.add_argument("--dry-run", action="store_true", help="read some rows, print an estimate, write nothing")
+    parser.add_argument("--dry-run", action="store_true", help="extract some rows, print an estimate, write nothing")
     parser.add_argument("--into", metavar="TABLE", help="at the end, add the rows to delta:PATH or iceberg:C.N.TABLE")
     parser.set_defaults(run=_run_extract)
 
@@ -68,7 +77,7 @@ def _add_extract(parser: argparse.ArgumentParser) -> None:
 def _range(text: str) -> tuple[int, int]:
     bounds = [int(part) if part.isdecimal() else 0 for part in text.split(":")]
     if not 1 <= bounds[0] <= bounds[-1] or len(bounds) > 2:
-        raise argparse.ArgumentTypeError(f"{text!r} is neither a number from 1 up nor two such, as in 2:8")
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number of at least 1, or two such numbers, as in 2:8")
     return bounds[0], bounds[-1]
 
 
@@ -84,7 +93,7 @@ def _share(text: str) -> float:
 
 def _count(text: str) -> int:
     if not text.isdecimal():
-        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number from 0 up")
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number of at least 0")
     return int(text)
 
 
@@ -103,7 +112,8 @@ def _run_extract(args: argparse.Namespace) -> int:
     from spanlake.extraction.run.pipeline import Terminated
     from spanlake.inference.extractor import Extractor
 
-    model = os.path.abspath(args.model) if os.path.isdir(args.model) else args.model  # workers have their own directory
+    # Workers have another working directory.
+    model = os.path.abspath(args.model) if os.path.isdir(args.model) else args.model
     target = open_target(args.into, request.output_schema, request.source.uri) if args.into else None
     if target:
         check_values(str(target.name), request.source, request.output_schema)
@@ -138,7 +148,7 @@ def _run_extract(args: argparse.Namespace) -> int:
         return 1
     if target:
         added = publish(read_ledger(request.output), target)
-        _say(f"{added:,} units added to {target.name}" if added else f"{target.name} has all rows already")
+        _say(f"{added:,} units added to {target.name}" if added else f"{target.name} already has all rows")
     return 0
 
 
@@ -158,7 +168,7 @@ def _dry_run(request: "Request", args: argparse.Namespace) -> int:
 
 
 def _request(args: argparse.Namespace) -> "Request":
-    """The call, with everything in it checked that can be checked before anything is written."""
+    """Returns the request of a call, after every check that is possible before anything is written."""
     from spanlake.extraction.output.ledger import Request, read_manifest
     from spanlake.extraction.output.plan import default_unit_rows
     from spanlake.extraction.source.open import read_source
@@ -169,7 +179,7 @@ def _request(args: argparse.Namespace) -> "Request":
 
     if args.device not in _DEVICES:
         raise UserError(
-            f"The device {args.device!r} is unknown; give one of {', '.join(_DEVICES)}: Ray chooses the GPU."
+            f"The device {args.device!r} is unknown: give one of {', '.join(_DEVICES)}. Ray chooses the GPU."
         )
     settings = Settings.make(parse_labels(args.labels), args.threshold, args.nested, args.multi_label)
     layout = read_layout(args)
@@ -178,10 +188,11 @@ def _request(args: argparse.Namespace) -> "Request":
     uri = pinned(args.source, begun["source"]["uri"] if begun else None)
     source = read_source(uri, args.text_column, None if layout.columns is None else frozenset(layout.columns))
     layout.check(source.schema, args.text_column)
-    from spanlake.inference.hardware import choose_device, choose_precision  # torch: so what is quick is checked before
+    # This imports torch, which is slow, so the quick checks come first.
+    from spanlake.inference.hardware import choose_device, choose_precision
     from spanlake.package import open_package
 
-    choose_precision(args.precision, choose_device("cpu"))  # a name that is unknown here is unknown to workers
+    choose_precision(args.precision, choose_device("cpu"))  # a name that is unknown here is also unknown to workers
     package = open_package(args.model)
     return Request(
         source=source,

@@ -1,4 +1,4 @@
-"""The options of `spanlake extract` that say what an output looks like."""
+"""The options of `spanlake extract` for the layout of the output."""
 
 import argparse
 from typing import TYPE_CHECKING
@@ -9,31 +9,44 @@ from spanlake.labels import split_names
 if TYPE_CHECKING:
     from spanlake.extraction.output.layout import Layout
 
-# What imports Arrow is imported where it is used: `spanlake --help` does not wait for it.
+# Functions import what needs Arrow themselves, so that `spanlake --help` does not wait for it.
 
 
 def add_layout_options(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("what the output looks like")
     group.add_argument("--layout", choices=("nested", "mentions"), default="nested", help="(default: nested)")
     group.add_argument(
-        "--key", action="append", default=[], metavar="COLUMN", help="of the source, in each mention; may be repeated"
+        "--key",
+        action="append",
+        default=[],
+        metavar="COLUMN",
+        help="a column of the source to add to each mention; may be repeated",
     )
     group.add_argument(
-        "--columns", metavar="A,B", help="of the source, in the nested layout; with commas between (default: all)"
+        "--columns",
+        metavar="A,B",
+        help="columns of the source in the nested layout, with commas between them (default: all)",
     )
     group.add_argument(
         "--redact",
         choices=("label", "hash", "mask"),
-        help="add redacted_text: entities as [LABEL], [LABEL:keyed hash] or a fixed mask",
+        help="add redacted_text, with entities as [LABEL], [LABEL:keyed hash] or a fixed mask",
     )
     group.add_argument(
-        "--redact-key-file", metavar="FILE", help="the key of hashes (default: the variable SPANLAKE_REDACTION_KEY)"
+        "--redact-key-file",
+        metavar="FILE",
+        help="a file with the key of hashes (default: the variable SPANLAKE_REDACTION_KEY)",
     )
-    group.add_argument("--drop-text", action="store_true", help="with --redact: leave out the text and entities' texts")
+    group.add_argument(
+        "--drop-text", action="store_true", help="with --redact: leave out the text and the texts of entities"
+    )
 
 
 def read_layout(args: argparse.Namespace) -> "Layout":
-    """Raises UserError for options that do not go together, and a key that cannot be used."""
+    """Returns the layout that the options describe.
+
+    Raises UserError for options that do not go together, and for a key that cannot be used.
+    """
     from spanlake.extraction.output.layout import Layout
     from spanlake.extraction.output.redaction import Redaction, read_key
 
@@ -46,5 +59,5 @@ def read_layout(args: argparse.Namespace) -> "Layout":
     if args.columns is not None:
         columns = tuple(dict.fromkeys(split_names(args.columns, "column")))
         if not all(columns):
-            raise UserError(f"--columns {shown(args.columns)} lacks a name: give names with commas between.")
+            raise UserError(f"--columns {shown(args.columns)} lacks a name: give names with commas between them.")
     return Layout(args.layout, tuple(dict.fromkeys(args.key)), redaction, args.drop_text, columns)

@@ -67,7 +67,9 @@ class Layout:
         if taken:
             raise UserError(f"The source's column {taken[0]} has a name that the output adds: rename it in the source.")
         if self.drop_text and text_column not in source.names:
-            raise UserError(f"--drop-text leaves out a column, and {text_column} is part of one: redact without it.")
+            raise UserError(
+                f"--drop-text leaves out a column, and {text_column} is a part of one: redact without --drop-text."
+            )
         if self.drop_text and text_column in self.keys:
             raise UserError(f"--key {text_column} is the text that --drop-text leaves out: give another key.")
 

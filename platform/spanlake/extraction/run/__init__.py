@@ -1,1 +1,1 @@
-"""How an extraction works: execute.py does what an output lacks, pipeline.py does it on Ray Data."""
+"""Runs an extraction: execute.py finds the pending units of an output, pipeline.py processes them on Ray Data."""

@@ -1,4 +1,4 @@
-"""What is in work: at which attempt, by which worker, at what stage, and over which rows workers have died."""
+"""Keeps track of units in work: their attempt, worker and stage, and the rows over which workers have died."""
 
 from collections import Counter
 from dataclasses import dataclass, field
@@ -16,17 +16,20 @@ class Turn(NamedTuple):
 
 @dataclass
 class State:
-    """How many workers there are, and how many units are at each stage."""
+    """The number of workers, and the number of units at each stage."""
 
     workers: int
     stages: dict[str, int] = field(default_factory=dict)
 
 
 class Board:
-    """One for all workers of a run. Ray retries a unit without end if its worker dies each time, and tells nobody."""
+    """The shared record of all workers in a run.
+
+    It is needed because Ray retries a unit without end, and without notice, if its worker dies each time.
+    """
 
     def __init__(self, limit: int) -> None:
-        """`limit`: attempts at a unit."""
+        """`limit` is the number of attempts at a unit."""
         self._limit = limit
         self._workers: set[str] = set()
         self._begun: Counter[str] = Counter()
@@ -36,16 +39,16 @@ class Board:
         self._deaths: dict[str, Counter[int]] = {}
 
     def join(self, worker: str) -> None:
-        """A worker is ready."""
+        """Records that a worker is ready."""
         self._workers.add(worker)
 
     def tried(self, unit: str) -> bool:
-        """Whether a worker has begun the unit, and did not end it."""
+        """Returns whether a worker has begun the unit and has not ended it."""
         return self._begun[unit] > 0
 
     def begin(self, unit: str, worker: str) -> Turn | None:
-        """A worker begins a unit; None where it would be one attempt too many."""
-        self._workers.discard(self._worker_of.get(unit, ""))  # which would have ended it, were it alive
+        """Records that a worker begins a unit, and returns its turn; None if there were too many attempts."""
+        self._workers.discard(self._worker_of.get(unit, ""))  # the earlier worker died, because it did not end the unit
         self._worker_of[unit] = worker
         self._stage_of.pop(unit, None)
         self._begun[unit] += 1
@@ -54,14 +57,14 @@ class Board:
             deaths[self._at.pop(unit)] += 1
         if self._begun[unit] > self._limit:
             return None
-        # A worker may die of something else. That it does so twice over the same row is no chance.
+        # A worker may die for another reason. Two deaths over the same row are not a coincidence.
         return Turn(self._begun[unit], {row for row, count in deaths.items() if count > 1})
 
     def at_stage(self, unit: str, stage: str) -> None:
         self._stage_of[unit] = stage
 
     def at_row(self, unit: str, row: int) -> None:
-        """The row is about to be read, and no other of any unit by the same worker."""
+        """Records that the worker of a unit is about to process this row, and only this row."""
         self._at[unit] = row
 
     def end(self, unit: str) -> None:

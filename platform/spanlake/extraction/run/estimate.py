@@ -1,4 +1,4 @@
-"""What a request would take, judged by rows from all over its source (`extract --dry-run`). Nothing is written."""
+"""Estimates the cost of a request from a sample of its rows (`extract --dry-run`). Writes nothing."""
 
 import time
 from collections import Counter
@@ -24,23 +24,23 @@ from spanlake.extraction.source.texts import read_texts
 from spanlake.inference.extractor import Extractor
 from spanlake.modeling.cutting import cut_text
 
-ROWS = 128  # read at most, about
-PLACES = 32  # in the source, spread evenly, where they are read
-CHARACTERS = 1 << 18  # of text, after which no more rows are read
+ROWS = 128  # about the most that are read
+PLACES = 32  # the most places in the source from which they are read, evenly spread
+CHARACTERS = 1 << 18  # of text, after which it stops reading
 
 _PASSAGES = 5
 
 
 @dataclass
 class Sample:
-    """What some rows took, and what there is to do."""
+    """The cost of some rows, and the pending work."""
 
     source_rows: int
-    pending_rows: int  # which no earlier run has committed
+    pending_rows: int  # rows that no earlier run has committed
     pending_units: int
     rows: int = 0
     failed_rows: int = 0
-    seconds: float = 0.0  # that one worker took for them
+    seconds: float = 0.0  # that one worker needed for the sample
     tokens: int = 0  # sub-words of the texts
     output_bytes: int = 0  # of the sampled rows in a file
     file_bytes: int = 0  # of a file without rows
@@ -48,7 +48,7 @@ class Sample:
     passages: list[Passage] = field(default_factory=list)  # the first with entities
 
     def as_json(self, workers: int) -> dict[str, Any]:
-        """The sample, and what the pending rows take if they are like it."""
+        """Returns the sample, and the cost of the pending rows if they are like it."""
         share = self.pending_rows / self.rows if self.rows else 0.0
         return {
             "source_rows": self.source_rows,
@@ -68,9 +68,9 @@ class Sample:
 
 
 def sample(request: Request, extractor: Extractor) -> Sample:
-    """Read rows of every part of what is pending, and extract them as a worker would.
+    """Returns the cost of rows from all parts of the pending work, extracted as a worker would extract them.
 
-    Raises UserError where the output stands with other values; SourceReadError where rows cannot be read.
+    Raises UserError if the existing output has other values, and SourceReadError if rows cannot be read.
     """
     ledger = prepare(request)
     pending = ledger.pending(ledger.committed())
@@ -81,7 +81,7 @@ def sample(request: Request, extractor: Extractor) -> Sample:
         return taken
     texts = [text for part in parts for text in part.texts]
     reasons = [reason for part in parts for reason in part.errors]
-    annotate(extractor, request.settings, texts[:1])  # what is slow the first time only
+    annotate(extractor, request.settings, texts[:1])  # the first pass is slower, so it is not measured
     started = time.monotonic()
     entities, errors = annotate(extractor, request.settings, texts)
     taken.seconds = time.monotonic() - started
@@ -94,7 +94,7 @@ def sample(request: Request, extractor: Extractor) -> Sample:
 
 
 def _spread(plan: pa.Table) -> list[Unit]:
-    """The first rows of units, evenly over a plan."""
+    """Returns the first rows of some units, evenly spread over a plan."""
     count = min(PLACES, plan.num_rows)
     chosen = plan.take(pa.array([plan.num_rows * index // count for index in range(count)], pa.int64()))
     rows = -(-ROWS // max(1, count))
@@ -148,14 +148,14 @@ def _output(
 
 
 def _written(table: pa.Table) -> int:
-    """The size of a file with these rows, in bytes."""
+    """Returns the size of a file with these rows, in bytes."""
     sink = pa.BufferOutputStream()
     pq.write_table(table, sink, compression="zstd")
     return sink.tell()
 
 
 def draw(taken: Sample, workers: int, console: Console) -> None:
-    """Print the estimate for people."""
+    """Prints the estimate for people."""
     found = taken.as_json(workers)
     labels = ", ".join(f"{label} {count:,}" for label, count in found["by_label"].items())
     lines = [

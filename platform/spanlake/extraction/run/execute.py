@@ -1,4 +1,4 @@
-"""One run of `extract`: whatever a request's output still lacks."""
+"""Runs `extract` on the pending units of an output."""
 
 import time
 from collections import Counter
@@ -27,20 +27,20 @@ _NAMES_IN_WORDS = 3
 
 @dataclass
 class Summary:
-    """What a run did. Rows of units that stood before it are counted apart, and nothing else of theirs is."""
+    """The results of a run. Units that were committed before count only as `resumed_rows` and `resumed_units`."""
 
     output: str
     model: dict[str, str]
     source_rows: int
     units: int
-    files_not_read: tuple[str, ...] = ()  # among those of the source
+    files_not_read: tuple[str, ...] = ()  # of the source
     resumed_rows: int = 0
     resumed_units: int = 0
     rows: int = 0
     failed_rows: int = 0
     by_label: Counter[str] = field(default_factory=Counter)
     seconds: float = 0.0
-    workers: dict[str, Any] | None = None  # None where nothing was left to do
+    workers: dict[str, Any] | None = None  # None if there was no pending unit
     problems: list[str] = field(default_factory=list)  # a sentence for each unit that could not be read
 
     def add(self, unit: UnitCounts) -> None:
@@ -78,12 +78,9 @@ class Summary:
 
     def as_line(self) -> str:
         if not self.rows and self.resumed_rows:
-            return (
-                f"{self.output} was complete already: all {self.source_rows:,} rows stand in it"
-                + self._not_read_in_words()
-            )
+            return f"{self.output} was already complete with all {self.source_rows:,} rows" + self._not_read_in_words()
         labels = ", ".join(f"{label} {count:,}" for label, count in self.by_label.most_common())
-        resumed = f", {self.resumed_rows:,} stood already" if self.resumed_rows else ""
+        resumed = f", {self.resumed_rows:,} were there already" if self.resumed_rows else ""
         failed = f", {self.failed_rows:,} could not be read (column error says why)" if self.failed_rows else ""
         return (
             f"{self.rows:,} rows in {self.seconds:,.1f} s ({self.rows_per_second:,.0f} rows/s){resumed}{failed}; "
@@ -95,7 +92,7 @@ class Summary:
 
 
 def not_read(paths: Sequence[str]) -> str:
-    """Returns in words how many files of a source are not read, and the first of them."""
+    """Returns a text with the number of files that are not read, and the first names."""
     more = ", ..." if len(paths) > _NAMES_IN_WORDS else ""
     are = "files are" if len(paths) > 1 else "file is"
     return f"{len(paths):,} {are} not read, by name or content ({', '.join(paths[:_NAMES_IN_WORDS])}{more})"
@@ -111,13 +108,14 @@ def execute(
     max_error_rate: float = 1.0,
     retry_errors: bool = False,
 ) -> Summary:
-    """Extract what the output lacks.
+    """Extracts the pending units of an output, and returns a summary.
 
-    `workers`: at least and at most. `say` tells a person. `max_error_rate`: share of the source's rows that may fail.
-    `retry_errors`: units that hold rows with an error are extracted again, and stand until they are.
+    `workers` is the least and the greatest number of workers. `say` shows a message. `max_error_rate` is the share of
+    the source's rows that may fail. With `retry_errors`, units with failed rows are extracted again; the old units
+    stay until the new ones replace them.
 
-    Raises UserError, before anything is written, where the output or the cluster does not fit the request;
-    ShortfallError where the work cannot go on, or too many rows fail; what is committed stays.
+    Raises UserError, before it writes anything, if the output or the cluster does not fit the request. Raises
+    ShortfallError if the run cannot continue, or if too many rows fail. Committed units stay.
     """
     ledger = prepare(request)
     committed = ledger.committed()
@@ -127,7 +125,7 @@ def execute(
     summary = _begin(ledger, request.source.ignored, pending)
     if pending.num_rows:
         if summary.resumed_units:
-            say(f"{summary.resumed_rows:,} of {summary.source_rows:,} rows stand already in {summary.output}")
+            say(f"{summary.resumed_rows:,} of {summary.source_rows:,} rows are already in {summary.output}")
         check_free(ledger.output)
         with pipeline.cluster():
             share = pipeline.share_cluster(workers, device)
@@ -149,8 +147,8 @@ def execute(
                     if summary.failed_rows > max_error_rate * summary.source_rows:
                         raise ShortfallError(
                             f"{summary.failed_rows:,} of {summary.source_rows:,} rows could not be read, and "
-                            f"--max-error-rate {max_error_rate:g} allows no more: column error of "
-                            f"{summary.output} says why; mend the source, or allow more."
+                            f"--max-error-rate {max_error_rate:g} does not allow more: the column error of "
+                            f"{summary.output} says why; correct the source, or allow more."
                         )
 
                 summary.problems = pipeline.run(Job.of(request, ledger), pending, share, load, on_unit)
@@ -160,7 +158,7 @@ def execute(
 
 
 def _with_errors(ledger: Ledger, units: set[str]) -> set[str]:
-    """Those of the units that say they hold rows with an error, or cannot be read."""
+    """Returns the units that have failed rows by their footers, or whose footers cannot be read."""
 
     def has_errors(name: str) -> bool:
         path = ledger.output.child(f"{name}{SUFFIX}")

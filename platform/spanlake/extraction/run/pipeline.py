@@ -1,7 +1,7 @@
-"""Units on Ray Data: a pool of actors, each with a loaded model, that read, extract and commit unit after unit.
+"""Processes units on Ray Data, with a pool of actors that each load the model and read, extract and commit units.
 
-While one unit of an actor is scored, another is read, tokenized or written. Only descriptions of units travel through
-Ray, and only counts come back. The one module of extraction that imports Ray.
+While an actor scores one unit, it reads, tokenizes or writes another. Only descriptions of units pass through Ray, and
+only counts come back. No other module of extraction imports Ray.
 """
 
 import json
@@ -27,41 +27,41 @@ from spanlake.extraction.run.unit import Job, UnitCounts, UnitRunner
 from spanlake.extraction.source.model import SourceReadError, Unit
 from spanlake.inference.extractor import Extractor
 
-_OBJECT_STORE_BYTES = 300_000_000  # descriptions and counts are all it holds
-_TASKS = 10_000  # at most about so many, whatever the number of units
-_HASTY_ATTEMPTS = 3  # at a unit, before its rows are read one by one to find those that kill
-_ATTEMPTS = 12  # at a unit: three rows that kill their workers are found by then
+_OBJECT_STORE_BYTES = 300_000_000  # it holds only descriptions and counts
+_TASKS = 10_000  # about the most tasks, for any number of units
+_HASTY_ATTEMPTS = 3  # at a unit, before its rows are read one by one to find the deadly ones
+_ATTEMPTS = 12  # at a unit: enough to find three deadly rows
 _AT_ONCE = 2  # units of one worker
 _HEADROOM_CPUS = 0.5  # left to Ray's own processes
 
 
 class LoadExtractor(Protocol):
-    """Makes a worker's extractor. It is sent to the worker."""
+    """Makes the extractor of a worker. Ray sends it to the worker."""
 
     def __call__(self, *, device: str, threads: int) -> Extractor: ...
 
 
 @contextmanager
 def cluster() -> Iterator[None]:
-    """The Ray cluster to extract on while the block lasts. Raises as `spanlake.cluster.cluster` does."""
-    # Ray prints messages of its raylets, as of workers that died, to stdout until it is shut down.
+    """Provides the Ray cluster inside the block. Raises the same as `spanlake.cluster.cluster`."""
+    # Ray prints messages of its raylets to stdout, such as those about dead workers, until it is shut down.
     with redirect_stdout(sys.stderr), ray_cluster(_OBJECT_STORE_BYTES), _stopping_at_sigterm():
         yield
 
 
 class Terminated(BaseException):
-    """SIGTERM has come, as from `ray job stop` or a cluster that is shut down."""
+    """The process received SIGTERM, for example from `ray job stop` or from a cluster that shuts down."""
 
 
 @contextmanager
 def _stopping_at_sigterm() -> Iterator[None]:
-    """SIGTERM raises Terminated while the block lasts; Ray's own handler would abort the process."""
-    if threading.current_thread() is not threading.main_thread():  # where no handler can be set
+    """Turns SIGTERM into Terminated inside the block; Ray's own handler would abort the process."""
+    if threading.current_thread() is not threading.main_thread():  # only the main thread can set a handler
         yield
         return
 
     def stop(*_: object) -> None:
-        signal.signal(signal.SIGTERM, signal.SIG_IGN)  # the first one is heeded
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)  # only the first one counts
         raise Terminated
 
     before = signal.signal(signal.SIGTERM, stop)
@@ -73,24 +73,24 @@ def _stopping_at_sigterm() -> Iterator[None]:
 
 @dataclass(frozen=True)
 class Workers:
-    """The actor pool: how many at least and at most, on what, and each one's share of the cluster."""
+    """The actor pool: its least and greatest size, its device, and the share of the cluster for each actor."""
 
     least: int
     most: int
     device: str
     cpus: float
     gpus: int
-    threads: int  # that each computes with
+    threads: int  # with which each actor computes
 
     def describe(self) -> str:
         return str(self.most) if self.least == self.most else f"{self.least} to {self.most}"
 
 
 def share_cluster(asked: tuple[int, int] | None, device: str) -> Workers:
-    """Divide the cluster among workers: one for each GPU, or one for each four CPUs, unless a number is asked for.
+    """Divides the cluster among workers: one for each GPU or for each four CPUs, unless `asked` gives numbers.
 
-    `asked`: at least and at most so many. Where the two differ, the cluster may have no room for the most yet.
-    Raises UserError where a GPU is asked for and the cluster has none.
+    `asked` is the least and the greatest number. If they differ, the cluster may still have to grow for the greatest.
+    Raises UserError if a GPU is requested and the cluster has none.
     """
     resources = ray.cluster_resources()
     cpus, gpus = resources.get("CPU", 1.0), int(resources.get("GPU", 0))
@@ -98,7 +98,7 @@ def share_cluster(asked: tuple[int, int] | None, device: str) -> Workers:
     if device == "cuda" and not gpus and not grows:
         raise UserError(
             "--device cuda needs a GPU and the Ray cluster has none: use --device cpu, "
-            "or --workers MIN:MAX where the cluster starts GPU nodes when they are needed."
+            "or --workers MIN:MAX if the cluster starts GPU nodes on demand."
         )
     on_gpu = device == "cuda" or (gpus > 0 and device != "cpu")
     default = gpus if on_gpu else max(1, int(cpus) // 4)
@@ -119,7 +119,7 @@ def share_cluster(asked: tuple[int, int] | None, device: str) -> Workers:
 
 
 def _reserved(share: float) -> float:
-    """CPUs as an actor may reserve them: whole numbers above one, else hundredths."""
+    """Returns CPUs as an actor may reserve them: whole numbers above one, otherwise hundredths."""
     return float(int(share)) if share >= 1 else max(0.01, int(share * 100) / 100)
 
 
@@ -130,15 +130,15 @@ def run(
     load: LoadExtractor,
     on_unit: Callable[[UnitCounts, State], None],
 ) -> list[str]:
-    """Do all units of a plan; `on_unit` is called with the counts of each as it is committed, and what is in work.
+    """Processes all units of a plan. Calls `on_unit` for each committed unit, with its counts and the state of the run.
 
-    Returns: a sentence for each unit that cannot be read, or kills its workers; the others are committed.
-    Raises ShortfallError where the work cannot go on. What is committed stays.
+    Returns a sentence for each unit that cannot be read, or that kills its workers. All others are committed.
+    Raises ShortfallError if the run cannot continue. Committed units stay.
     """
     _quieten()
     problems: list[str] = []
     per_task = -(-plan.num_rows // _TASKS)
-    # It may stand on a node that dies. What it knew is then lost, and known again after as many deaths as before.
+    # If its node dies, it restarts empty, and finds deadly rows again after as many deaths as before.
     board: Any = ray.remote(num_cpus=0, max_restarts=-1, max_task_retries=-1)(Board).remote(_ATTEMPTS)
     results = ray.data.from_arrow(_parts(plan, per_task)).map_batches(
         _Worker,
@@ -169,7 +169,7 @@ def _answers(results: Dataset) -> Iterator[dict[str, Any]]:
     while True:
         try:
             row = next(rows, None)
-        except Exception as error:  # of many kinds; workers catch their own, so it is Ray that cannot go on
+        except Exception as error:  # of many kinds; workers catch their own errors, so this one is Ray's
             raise _shortfall(described(error)) from error
         if row is None:
             return
@@ -178,7 +178,7 @@ def _answers(results: Dataset) -> Iterator[dict[str, Any]]:
 
 def _shortfall(reason: str) -> ShortfallError:
     return ShortfallError(
-        f"the extraction stopped ({reason}); what is committed stays, and the same command goes on from there."
+        f"the extraction stopped ({reason}); committed units stay, and the same command continues from there."
     )
 
 
@@ -191,28 +191,28 @@ def _quieten() -> None:
     context.enable_progress_bars = False
     context.print_on_execution_start = False
     for handler in logging.getLogger("ray.data").handlers:
-        if isinstance(handler, logging.StreamHandler):  # its file in the session's directory is left as it is
+        if isinstance(handler, logging.StreamHandler):  # its log file in the session's directory still gets everything
             handler.setLevel(logging.CRITICAL)
 
 
 class _Worker:
-    """One actor of the pool. It answers for each unit with its counts, a `problem`, or why work has `stopped`.
+    """One actor of the pool. It answers each unit with its counts, a `problem`, or the reason why it has `stopped`.
 
-    It has up to _AT_ONCE units in work, each in a thread of its own.
+    It works on up to _AT_ONCE units, each in its own thread.
     """
 
     def __init__(self, job: Job, load: LoadExtractor, workers: Workers, board: Any) -> None:
         """`board` is the handle of a Board."""
         self._job = job
         self._board = board
-        self._name = uuid.uuid4().hex  # another one after each death, which an actor's own id is not
+        self._name = uuid.uuid4().hex  # unlike the actor's id, it differs after each restart
         self._entry = threading.Lock()
         self._places = threading.Semaphore(_AT_ONCE)
-        self._own = threading.local()  # a runner for each thread
+        self._own = threading.local()  # one runner for each thread
         self._stopped: str | None = None
         try:
             self._extractor = _load(job, load, workers)
-        except Exception as error:  # to be told in a sentence, where Ray would show its own inside
+        except Exception as error:  # `_answer` reports it in one sentence; Ray would show a traceback
             self._stop(error)
         else:
             board.join.remote(self._name)
@@ -223,16 +223,16 @@ class _Worker:
     def _answer(self, unit: Unit) -> dict[str, Any]:
         if self._stopped is not None:
             return {"stopped": self._stopped}
-        # A unit over which a worker died is alone in its next one, before it is said to begin there: no other may be
-        # blamed for what it does.
+        # After a worker died over a unit, the next worker processes that unit alone, so that no other unit is blamed if
+        # it dies again. It waits until it is alone before it records that the unit begins.
         tried: bool = ray.get(self._board.tried.remote(unit.name))
         try:
             with self._place(_AT_ONCE if tried else 1):
                 turn: Turn | None = ray.get(self._board.begin.remote(unit.name, self._name))
                 if turn is None:
-                    return {"problem": f"{unit.describe()}: worker after worker died over it"}
+                    return {"problem": f"{unit.describe()}: too many workers died over it"}
                 answer = vars(self._run(unit, turn))
-        except SourceReadError as error:  # the units of sound files go on
+        except SourceReadError as error:  # units of other files continue
             answer = {"problem": str(error)}
         except Exception as error:
             self._stop(error)
@@ -242,7 +242,7 @@ class _Worker:
 
     @contextmanager
     def _place(self, count: int) -> Iterator[None]:
-        with self._entry:  # so that two who need several do not each wait for the other's
+        with self._entry:  # one thread at a time, so that two threads that need several do not wait for each other
             for _ in range(count):
                 self._places.acquire()
         try:
@@ -281,5 +281,5 @@ def _load(job: Job, load: LoadExtractor, workers: Workers) -> Extractor:
 
 
 def _traits(extractor: Extractor) -> dict[str, str]:
-    """What a unit says of how it was computed."""
+    """Returns what the footer of a unit says about its computation."""
     return {"device": str(extractor.device), "precision": str(extractor.precision).removeprefix("torch.")}

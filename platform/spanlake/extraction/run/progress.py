@@ -1,4 +1,4 @@
-"""How far a run is, on stderr: a bar on a terminal, a line now and then in a log."""
+"""Shows the progress of a run on stderr: as a bar on a terminal, as lines in a log."""
 
 import sys
 import time
@@ -15,16 +15,19 @@ _SECONDS_BETWEEN_LINES = 10.0
 
 
 class RunProgress:
-    """Rows done of a known total, what was found, and what is in work. Rows that stood before are no speed."""
+    """Rows done of a known total, entities found, and units in work.
+
+    Speeds count only the rows of this run, not those that were committed before.
+    """
 
     def __init__(self, units: int, total: int, standing: int) -> None:
-        """`units`: that are to be done; `total`: rows of the source; `standing`: rows of it that stood before."""
+        """`units` are pending; `total` counts the rows of the source, and `standing` those committed before."""
         self._units = units
         self._total = total
         self._standing = standing
         self._rows = self._tokens = self._entities = self._failed_rows = 0
         self._state = State(0)
-        self._said = -1  # rows, when a line was last printed
+        self._said = -1  # rows at the last printed line
         self._started = self._spoke = time.monotonic()
         console = Console(stderr=True)
         self._bar = _bar(console) if console.is_terminal else None
@@ -66,7 +69,7 @@ class RunProgress:
         )
 
     def _work(self) -> str:
-        """Units that no worker has begun, those at each stage, and the workers."""
+        """Returns the number of waiting units, of units at each stage, and of workers."""
         stages = self._state.stages
         waiting = max(0, self._units - sum(stages.values()))
         counts = [f"{waiting:,} waiting", *(f"{stages.get(stage, 0)} {stage}" for stage in STAGES)]

@@ -1,4 +1,4 @@
-"""One unit of work: read its rows, extract, and commit them with what was found, under the unit's own name."""
+"""Processes one unit: reads its rows, extracts their entities, and commits both under the name of the unit."""
 
 import json
 import os
@@ -23,14 +23,14 @@ from spanlake.extraction.source.texts import read_texts
 from spanlake.inference.settings import Settings
 from spanlake.storage import Place
 
-_GROUP_BYTES = 32 << 20  # of one row group of the output, about
-ALL_ROWS = -1  # in place of a row's number: those that may be read, together
+_GROUP_BYTES = 32 << 20  # about the size of one row group in the output
+ALL_ROWS = -1  # instead of the number of a row: all rows that may be read, together
 _DEADLY = "reading the text killed the worker, twice"
 _PROBE = "Ada Lovelace wrote to Charles Babbage in London."
 
 
 class TextExtractor(Protocol):
-    """What a unit needs of the Extractor."""
+    """The part of the Extractor that a unit uses."""
 
     def stream(
         self, requests: Iterable[tuple[str, Settings]], on_pass: Callable[[int], None] | None = None
@@ -39,7 +39,7 @@ class TextExtractor(Protocol):
 
 @dataclass(frozen=True)
 class Job:
-    """What every unit of one run shares. It is sent to each worker."""
+    """What all units of a run have in common. Ray sends it to each worker."""
 
     source: SourceHandle
     output: Place
@@ -47,7 +47,7 @@ class Job:
     text_column: str
     schema: pa.Schema  # of the output
     settings: Settings
-    request_digest: str  # fingerprint of all that decides the result
+    request_digest: str  # fingerprint of everything that determines the result
     model: dict[str, str]  # name, fingerprint
     layout: Layout = Layout()
 
@@ -68,11 +68,11 @@ class Job:
 
 @dataclass
 class UnitCounts:
-    """What one unit holds. `by_label` has every label that was asked for, also those not found."""
+    """The counts of one unit. `by_label` has every requested label, with 0 if none was found."""
 
     rows: int = 0
     failed_rows: int = 0
-    tokens: int = 0  # sub-words that the model has read, those of labels too
+    tokens: int = 0  # sub-words that the model has read, including those of labels
     by_label: Counter[str] = field(default_factory=Counter)
     seconds: float = 0.0
 
@@ -85,10 +85,10 @@ class UnitCounts:
 
 
 class UnitRunner:
-    """Does units of a job with one extractor, one at a time."""
+    """Processes units of a job with one extractor, one at a time."""
 
     def __init__(self, job: Job, extractor: TextExtractor, traits: dict[str, str] | None = None) -> None:
-        """`traits` goes into every committed unit's footer: the device it was computed on, say."""
+        """`traits` goes into the footer of every committed unit, such as the device that computed it."""
         self._job = job
         self._extractor = extractor
         self._traits = traits or {}
@@ -100,14 +100,15 @@ class UnitRunner:
         on_stage: Callable[[str], object] = lambda stage: None,
         may_read: Callable[[int], bool] | None = None,
     ) -> UnitCounts:
-        """Commit a unit: it is in the output whole when this returns, and not at all if this raises.
+        """Commits a unit. After a return, the output has the whole unit; after an exception, it has none of it.
 
-        `on_stage` is told what is being done: reading, scoring or writing.
-        `may_read` is asked of each row of the unit by number, from 0, just before it is read by itself, and of ALL_ROWS
-        before the rows of a batch are read together. Rows that may not be read are marked as having killed the process.
+        `on_stage` receives the current stage: reading, scoring or writing.
+        If `may_read` is given, rows are processed one by one: it is called with the number of each row in the unit,
+        from 0, just before that row, and with ALL_ROWS before the rows of a batch are processed together. A row for
+        which it returns False is marked as one that killed the process.
 
-        Raises SourceReadError where its rows cannot be read; ShortfallError where the extractor no longer works;
-        OSError where the output cannot be written.
+        Raises SourceReadError if its rows cannot be read, ShortfallError if the extractor no longer works, and OSError
+        if the output cannot be written.
         """
         job, started = self._job, time.monotonic()
         counts = UnitCounts(by_label=Counter(dict.fromkeys(job.settings.names, 0)))
@@ -161,10 +162,10 @@ def annotate(
     texts: Sequence[str | None],
     on_pass: Callable[[int], None] | None = None,
 ) -> tuple[list[list[Entity] | None], list[str | None]]:
-    """Returns the entities of each text, and why a text has none: the model failed on it. None has neither.
+    """Returns the entities of each text, and the error of each text on which the model failed.
 
-    `on_pass` is told how many sub-words each forward pass has read.
-    Raises ShortfallError where the extractor fails on any text, so that no row is blamed for it.
+    A text that is None has neither. `on_pass` receives the number of sub-words of each forward pass.
+    Raises ShortfallError if the extractor fails on every text, because the rows are then not at fault.
     """
     readable = [row for row, text in enumerate(texts) if text is not None]
     entities: list[list[Entity] | None] = [None] * len(texts)
@@ -187,10 +188,10 @@ def _annotate_warily(
     counts: UnitCounts,
     may_read: Callable[[int], bool],
 ) -> tuple[list[list[Entity] | None], list[str | None]]:
-    """Annotates each text by itself, then those that are safe together.
+    """Annotates each text by itself, and then all safe texts together.
 
-    The last bits of a score depend on what is read together, so the second reading gives the scores that `annotate`
-    gives. `counts` are those of the unit before these rows.
+    The last bits of a score depend on which texts share a batch. The second pass gives the same scores as `annotate`.
+    `counts` are those of the unit before these rows.
     """
     entities: list[list[Entity] | None] = []
     errors: list[str | None] = []
@@ -209,12 +210,12 @@ def _annotate_warily(
 def _extract(
     extractor: TextExtractor, settings: Settings, texts: list[str], on_pass: Callable[[int], None] | None
 ) -> list[list[Entity] | str]:
-    """Entities of each text; for a text that makes the extractor raise, the reason instead."""
+    """Returns the entities of each text, or the reason if the extractor fails on the text."""
     if not texts:
         return []
     try:
         return list(extractor.stream(((text, settings) for text in texts), on_pass))
-    except Exception as error:  # whatever a text can provoke: the others must not pay for it
+    except Exception as error:  # of any kind; the other texts must not suffer from it
         if len(texts) == 1:
             return [described(error)]
     half = len(texts) // 2
@@ -238,7 +239,7 @@ def _count(counts: UnitCounts, entities: list[list[Entity] | None], errors: list
 
 
 class _UnitWriter:
-    """A Parquet file in the making, in row groups of bounded size."""
+    """Writes a Parquet file in row groups of bounded size."""
 
     def __init__(self, job: Job, path: str) -> None:
         self._writer = pq.ParquetWriter(

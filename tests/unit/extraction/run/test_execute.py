@@ -15,7 +15,7 @@ def test_a_summary_counts_and_names_the_files_that_are_not_read() -> None:
     assert found.as_json()["files_not_read"] == {"count": 4, "names": names}
     assert found.as_line().endswith("in out; 4 files are not read, by name or content (_SUCCESS, a.lock, b.lock, ...)")
     again = summary(files_not_read=names[:1], resumed_rows=10)
-    assert again.as_line().endswith("stand in it; 1 file is not read, by name or content (_SUCCESS)")
+    assert again.as_line().endswith("rows; 1 file is not read, by name or content (_SUCCESS)")
     many = summary(files_not_read=tuple(f"{number}.crc" for number in range(1000))).as_json()["files_not_read"]
     assert many["count"] == 1000 and len(many["names"]) == 100
 
