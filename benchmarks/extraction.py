@@ -1,10 +1,10 @@
-"""Rows per second of `spanlake extract` beside the bare Extractor, on the same rows and machine, in one run.
+"""Measures rows per second of `spanlake extract` and of the bare Extractor, on the same rows and machine, in one run.
 
     python benchmarks/extraction.py [--model mini] [--rows 1200] [--rounds 3] [--precision auto] [--device auto]
 
 The Extractor reads a list of texts in this process. The pipeline reads Parquet, extracts with one worker, and commits
-units of 300 rows; its speed is counted from when it begins its first unit, as loading a model is no part of the
-Extractor's either. The sides take turns; figures are medians. The last line says what the whole command took.
+units of 300 rows. The time to load the model counts for neither side, so the pipeline's time begins with its first
+unit. The two sides take turns. The figures are medians. The last line gives the time of the whole command.
 """
 
 import argparse
@@ -69,7 +69,7 @@ def main() -> None:
 
 
 def run(source: Path, output: Path, extractor: Extractor, args: argparse.Namespace) -> float:
-    """Seconds of one extraction."""
+    """Extracts once, and returns the seconds that it took."""
     package = extractor.package
     request = Request(
         source=read_source(str(source), "text"),
@@ -88,7 +88,7 @@ def run(source: Path, output: Path, extractor: Extractor, args: argparse.Namespa
 
 
 def rows_per_second(output: Path) -> float:
-    """From when the first unit was begun to when the last was committed."""
+    """Returns rows per second, from the begin of the first unit to the commit of the last."""
     begun, ended, rows = [], [], 0
     for path in output.glob("*.parquet"):
         metadata = pq.read_metadata(path)

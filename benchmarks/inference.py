@@ -1,10 +1,10 @@
-"""Texts per second of the Extractor beside the gliner library, with the same checkpoint, in one run.
+"""Measures texts per second of the Extractor and of the gliner library, with the same checkpoint, in one run.
 
     python benchmarks/inference.py [--model mini] [--texts 200] [--rounds 3] [--threads 2]
 
-Both sides read the same weights (the package, exported to the published form), the same passages, labels and
-threshold, in their own default batch sizes, one after the other in each round; the figure is the median round.
-gliner cuts texts at its word limit, so only passages within it are timed.
+Both sides use the same weights (gliner reads the exported package), passages, labels and threshold, each with its own
+default batch size. They take turns in each round, and the figure is the median round. gliner cuts texts at its word
+limit, so only passages within that limit are timed.
 """
 
 import argparse
@@ -76,7 +76,7 @@ def main() -> None:
 
 
 def medians(sides: list[Callable[[], object]], rounds: int) -> list[float]:
-    """Seconds of each side, the median of `rounds`, the sides taking turns after one round to warm up."""
+    """Returns the median seconds of each side over `rounds` rounds. The sides take turns, after one warm-up round."""
     seconds: list[list[float]] = [[] for _ in sides]
     for turn in range(rounds + 1):
         for side, taken in zip(sides, seconds, strict=True):

@@ -1,10 +1,11 @@
-"""A lake of many rows through a trivial model: how fast, in how much memory, and whether it is resumed and audited.
+"""Extracts a lake of many rows with a trivial model, and measures speed, memory, the resumption and the audit.
 
     python benchmarks/lake.py [--rows 1000000] [--files 50]
 
-Writes the lake and a model of random weights to a temporary directory, then runs the commands as a user would: extract,
-killed with SIGKILL when a third of the units stand, with everything that it has started; extract again; audit. Memory
-is the largest sum of the proportional set sizes (PSS) of a command's processes; Ray's own take much of it.
+It writes the lake and a model of random weights to a temporary directory. Then it runs the commands as a user would:
+extract; extract again; audit. It kills the first extraction and all its processes with SIGKILL when a third of the
+units are committed. Memory is the largest sum of the proportional set sizes (PSS) of a command's processes, of which
+Ray's processes take a large part.
 """
 
 import argparse
@@ -45,12 +46,12 @@ def main() -> None:
         write_model(model)
         extract = ["extract", str(source), str(output), "--labels", "person,place", "--model", str(model)]
 
-        def a_third_stands() -> bool:
+        def a_third_is_committed() -> bool:
             plan = list(output.glob("_spanlake/manifest.json"))
             return bool(plan) and len(list(output.glob("*.parquet"))) * 3 > json.loads(plan[0].read_text())["units"]
 
         report("dry run", *watch([*extract, "--dry-run", "--json"]))
-        report("extract, killed", *watch(extract, a_third_stands))
+        report("extract, killed", *watch(extract, a_third_is_committed))
         report("extract again", *watch([*extract, "--json"]))
         report("extract once more", *watch([*extract, "--json"]))
         report("audit", *watch(["audit", str(output)]))
@@ -68,7 +69,7 @@ def write_lake(directory: Path, rows: int, files: int) -> None:
 
 
 def write_model(directory: Path) -> None:
-    """One layer, 32 wide, of random weights."""
+    """Writes a package whose encoder has one layer of width 32 with random weights."""
     characters = [chr(code) for code in range(33, 127)]
     tokens = [
         "[PAD]",
@@ -110,7 +111,10 @@ def write_model(directory: Path) -> None:
 
 
 def watch(arguments: list[str], until: Callable[[], bool] | None = None) -> tuple[float, float, int, str]:
-    """Run a command; kill it and all it started when `until` holds. Seconds, peak MiB, exit code, what it printed."""
+    """Runs a command, and kills it and all its processes when `until` returns True.
+
+    Returns the seconds, the peak memory in MiB, the exit code and what the command printed.
+    """
     started, peak = time.monotonic(), 0.0
     with tempfile.TemporaryFile("w+") as printed:
         command = [sys.executable, "-m", "spanlake.cli", *arguments]
@@ -129,7 +133,7 @@ def watch(arguments: list[str], until: Callable[[], bool] | None = None) -> tupl
 def proportional_mib(process: psutil.Process) -> float:
     try:
         return process.memory_full_info().pss / 2**20
-    except psutil.Error:  # gone since it was listed
+    except psutil.Error:  # the process has ended since it was listed
         return 0.0
 
 

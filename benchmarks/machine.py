@@ -1,4 +1,4 @@
-"""What a benchmark ran on."""
+"""Describes the machine and the versions of a benchmark."""
 
 import platform
 import re
@@ -7,13 +7,13 @@ from pathlib import Path
 
 
 def machine(cores: int, *distributions: str) -> str:
-    """The processor, how many of its cores compute, and the versions of Python, Spanlake and these distributions."""
+    """Returns the processor, the number of cores in use, and the versions of Python, Spanlake and `distributions`."""
     versions = ", ".join(f"{name} {version(name)}" for name in ("spanlake", *distributions))
     return f"{processor()}, {cores} cores; Python {platform.python_version()}, {versions}"
 
 
 def processor() -> str:
-    """The processor's name and the instructions that decide the speed of bfloat16."""
+    """Returns the processor's name, and its instructions that make bfloat16 fast."""
     described = Path("/proc/cpuinfo")
     if not described.exists():
         return platform.processor() or platform.machine()

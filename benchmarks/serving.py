@@ -1,9 +1,9 @@
-"""Requests per second and their latency: `spanlake serve` against `gliner.serve`, which is a Ray Serve server too.
+"""Measures requests per second and latency of `spanlake serve` and of `gliner.serve`, which also uses Ray Serve.
 
-Both serve the same checkpoint with one replica, one after the other on the same machine, and are asked the same: one
-text and ten labels a request, at times drawn from a Poisson process, however slow the answers are. So a request that
-waits is counted from when it was due. Each server runs with its own defaults, but that the peer is told how many cores
-there are, to use no GPU where there is none, and to read as many words as the checkpoint allows.
+Both serve the same checkpoint with one replica, one after the other on the same machine. Both get the same requests,
+each of one text and ten labels, at times drawn from a Poisson process. The times do not depend on the answers, and
+latency counts from the time at which a request was due. Each server runs with its own defaults. For gliner three
+settings change: the number of cores, the CPU where there is no GPU, and as many words as the checkpoint allows.
 
     python benchmarks/serving.py --texts short --rates 5,10,20,40,80
 """
@@ -39,8 +39,8 @@ PASSAGES = Path(__file__).parents[1] / "examples" / "passages.parquet"
 LABELS = ["person", "organization", "location", "date", "film", "song", "team", "award", "event", "product"]
 TIMEOUT = 30.0  # seconds until a request counts as an error
 START_SECONDS = 300
-SUSTAINED = 0.95  # of the requests answered, within:
-PATIENCE = 2.0  # seconds, at the 99th percentile
+SUSTAINED = 0.95  # a server sustains a rate if it answers this share of the requests
+PATIENCE = 2.0  # and the 99th percentile of latency is at most this many seconds
 
 
 @dataclass(frozen=True)
@@ -87,9 +87,9 @@ def main() -> None:
     parser.add_argument("--model", default="mini")
     parser.add_argument("--texts", choices=("short", "mixed", "long"), default="short")
     parser.add_argument("--rates", default="5,10,20,40,80", help="requests per second, rising")
-    parser.add_argument("--seconds", type=float, default=8, help="at each rate")
-    parser.add_argument("--sides", default="spanlake,gliner", help="which, in which order")
-    parser.add_argument("--haproxy", action="store_true", help="both behind Ray Serve's HAProxy, not its Python proxy")
+    parser.add_argument("--seconds", type=float, default=8, help="duration of each rate")
+    parser.add_argument("--sides", default="spanlake,gliner", help="the servers to measure, in order")
+    parser.add_argument("--haproxy", action="store_true", help="use Ray Serve's HAProxy, not its Python proxy")
     parser.add_argument("--cores", type=int, default=os.cpu_count())
     parser.add_argument("--peer", nargs=3, metavar=("CHECKPOINT", "PORT", "WORDS"), help=argparse.SUPPRESS)
     args = parser.parse_args()
@@ -113,7 +113,7 @@ def main() -> None:
                     if found.sustained:
                         best[name] = found
                     elif found.answered < rate / 4:
-                        break  # higher rates would only be refused more
+                        break  # at higher rates the server would only refuse more requests
     for name, found in best.items():
         print(f"{name}: sustains {found.answered:.1f} requests/s, p99 {found.percentile(99) * 1000:.0f} ms")
     if len(best) == 2:
@@ -130,7 +130,7 @@ def read_texts(kind: str) -> list[str]:
 
 
 async def measure(side: Side, texts: Sequence[str], rate: float, seconds: float) -> Measured:
-    """Asks at `rate` requests per second for `seconds`, and waits for all answers."""
+    """Sends `rate` requests per second for `seconds`, waits for all answers, and returns the measurements."""
     chance = random.Random(7)
     statuses: Counter[str] = Counter()
     latencies: list[float] = []
@@ -159,7 +159,7 @@ async def measure(side: Side, texts: Sequence[str], rate: float, seconds: float)
 
 @contextmanager
 def serving(name: str, model: str, directory: Path, cores: int, haproxy: bool) -> Iterator[Side]:
-    """A server of this name in a process, and a Ray, of its own."""
+    """Runs the server of this name, in its own process and with its own Ray, while the block runs."""
     port = free_port()
     peer = name == "gliner"
     if peer:
@@ -201,7 +201,7 @@ def wait_until_it_answers(side: Side, process: subprocess.Popen[bytes], log: Pat
 
 
 def exported(model: str, directory: Path) -> tuple[Path, int]:
-    """The checkpoint that the peer loads, and the words that it may read at once."""
+    """Writes the checkpoint that the peer loads. Returns its directory, and the number of words in one window."""
     from spanlake.modeling.gliner_format import write_gliner
     from spanlake.package import open_package
 
@@ -225,7 +225,7 @@ def serve_peer(checkpoint: str, port: int, words: int, cores: int) -> None:
             num_gpus_per_replica=float(gpu),
             max_model_len=words,
             tokenizer_threads=cores,
-            enable_compilation=gpu,  # on a CPU it takes minutes at each new shape
+            enable_compilation=gpu,  # on a CPU, compilation takes minutes for each new shape
             http_port=port,
         ),
         blocking=True,

@@ -1,18 +1,19 @@
-"""Examples per second of a training step beside the gliner library's own trainer, in one run.
+"""Measures examples per second of training steps of Spanlake and of the gliner library's trainer, in one run.
 
     python benchmarks/training.py DATA ENCODER [--steps 8] [--rounds 2] [--batch 8] [--width 512] [--lstm]
                                               [--threads 2]
 
-DATA is a file of GLiNER JSON lines (plain or .gz), such as a part of Pile-NER; ENCODER the directory of a pretrained
-encoder. Both sides train the same architecture from the same encoder on the same passages, each asked for the same
-types, with binary cross-entropy summed over all spans, AdamW, and products in bfloat16; gliner through its own trainer
-with its collator and its shuffling, Spanlake through its own batches of near-equal length. The sides take turns,
-`--steps` batches each; the figures are of the median step of all rounds, by the clock and, for a machine that has other
-things to do, by the processor time of all threads. Passages beyond the encoder's window are left out, for gliner would
-cut them.
+DATA is a file of GLiNER JSON lines (plain or .gz), such as a part of Pile-NER. ENCODER is the directory of a pretrained
+encoder. Both sides train the same architecture from the same encoder on the same passages with the same types. Both use
+binary cross-entropy summed over all spans, AdamW, and products in bfloat16. gliner runs its own trainer, with its
+collator and its shuffling. Spanlake forms its own batches of similar length. Passages that exceed the encoder's window
+are left out, because gliner would cut them.
 
-Sides: "every dropout" drops where gliner does and as often: in attention, the encoder's layers and the head. "head's
-dropout" is model.encoder_dropout=0. The last table says where the first side's step spends its time.
+The sides take turns, `--steps` batches each. The figures are those of the median step of all rounds, by the clock and
+by the processor time of all threads. The processor time is also comparable on a busy machine.
+
+"every dropout" drops where gliner does and as often: in attention, in the encoder's layers and in the head. "head's
+dropout" sets model.encoder_dropout=0. The last table shows how long each part of Spanlake's step takes.
 """
 
 import argparse
@@ -48,14 +49,14 @@ MAX_WIDTH = 12  # K
 DROPOUT = 0.4  # of the head
 ENCODER_DROPOUT = 0.1
 OPTIM = OptimSection(max_norm=1.0)  # gliner's
-PROMPT = 128  # sub-words that are kept for it
+PROMPT = 128  # sub-words that are kept free for the prompt
 
 
 @dataclass
 class Passage:
     words: list[str]
     mentions: list[tuple[int, int, str]]  # first word, last word, type
-    types: list[str] = field(default_factory=list)  # what it is asked for
+    types: list[str] = field(default_factory=list)  # the types in its prompt
 
 
 def main() -> None:
@@ -104,10 +105,10 @@ def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("data", type=Path)
     parser.add_argument("encoder", type=str)
-    parser.add_argument("--steps", type=int, default=8, help="in a round")
+    parser.add_argument("--steps", type=int, default=8, help="steps in a round")
     parser.add_argument("--rounds", type=int, default=2)
-    parser.add_argument("--batch", type=int, default=8, help="texts")
-    parser.add_argument("--width", type=int, default=512, help="of word and type vectors")
+    parser.add_argument("--batch", type=int, default=8, help="texts in a batch")
+    parser.add_argument("--width", type=int, default=512, help="width of word and type vectors")
     parser.add_argument("--lstm", action="store_true")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     return parser.parse_args()
@@ -124,13 +125,13 @@ def read(file: Path) -> list[Passage]:
 
 
 def medians(side: "Gliner | Spanlake") -> tuple[float, float]:
-    """Seconds of the median step by the clock, and by the processor."""
+    """Returns the seconds of the median step, by the clock and by the processor."""
     by_clock, by_processor = zip(*side.seconds, strict=True)
     return statistics.median(by_clock), statistics.median(by_processor)
 
 
 class Gliner:
-    """Its own trainer, in one run of all rounds: a round is what it does until it has taken `steps` steps more."""
+    """Trains with the gliner library's own trainer. Each round is a new run of it on the same model."""
 
     name = "gliner"
 
@@ -147,7 +148,7 @@ class Gliner:
             num_rnn_layers=int(args.lstm),
         )
         self._model = gliner.GLiNER.from_config(config, backbone_from_pretrained=True)
-        self._model.float()  # some encoders are stored in float16, which it would train in, and PyTorch refuses
+        self._model.float()  # else an encoder stored in float16 would be trained in it, which PyTorch refuses
         self._data = [
             {
                 "tokenized_text": passage.words,
@@ -167,14 +168,14 @@ class Gliner:
                 others_weight_decay=OPTIM.weight_decay,
                 max_grad_norm=OPTIM.max_norm,
                 per_device_train_batch_size=self._args.batch,
-                max_steps=len(batches) + 1,  # the first is not timed: it waits for the data loader to start
+                max_steps=len(batches) + 1,  # the first step is not timed, because the data loader starts in it
                 save_strategy="no",
                 logging_strategy="no",
                 disable_tqdm=True,
                 use_cpu=True,
                 bf16=True,
             )
-            # As `train_model` does it, but with a clock.
+            # What `train_model` does, with a clock added.
             trainer = Trainer(
                 model=self._model,
                 args=settings,
@@ -187,7 +188,7 @@ class Gliner:
 
 
 class Clock(TrainerCallback):
-    """From the end of one step to the end of the next."""
+    """Records the time from the end of each step to the end of the next."""
 
     def __init__(self, seconds: list[tuple[float, float]]) -> None:
         self._seconds = seconds
@@ -222,7 +223,7 @@ class Spanlake:
         self._optimiser = adamw(self._model, OPTIM)
 
     def batches(self, passages: list[Passage], steps: int, size: int) -> list[list[Passage]]:
-        """Random passages that fit the window, as this side trains on them, and what each is asked for."""
+        """Returns batches of random passages that fit the window, and sets the types of each passage."""
         room = self._model.config.max_tokens - self._prompts.special_tokens - PROMPT
         random.Random(1).shuffle(passages)
         fitting: list[Passage] = []
@@ -237,7 +238,7 @@ class Spanlake:
         for step, batch in enumerate(batches):
             known = sorted({label for passage in batch for *_, label in passage.mentions})
             for index, passage in enumerate(batch):
-                rng = np.random.default_rng((0, 2, step, index))  # as `training_batch` draws them
+                rng = np.random.default_rng((0, 2, step, index))  # as `training_batch` seeds it
                 own = [(label,) for *_, label in passage.mentions]
                 passage.types = sample_types(own, known, Sampling(), rng)[0]
         return batches
@@ -257,7 +258,7 @@ class Spanlake:
             self.seconds.append((marks[-1][1] - marks[0][1], processor_time))
 
     def _step(self, step: int, passages: list[Passage]) -> list[tuple[str, float]]:
-        """The parts of a step, and when each ended."""
+        """Takes a step, and returns its parts and the time at which each ended."""
         marks: list[tuple[str, float]] = []
 
         def mark(part: str) -> None:

@@ -1,9 +1,9 @@
-"""What `ray job submit` runs to score a model: `python jobs/evaluate.py --model PACKAGE --suite ood --data DIR`."""
+"""Scores a model as a Ray job. Submit `python jobs/evaluate.py --model PACKAGE --suite ood --data DIR`."""
 
 import sys
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "platform"))  # as submitted, if it is not installed
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "platform"))  # for a submitted copy of the package
 
 from spanlake import cli  # noqa: E402
 

@@ -1,9 +1,9 @@
-"""What `ray job submit` runs for bulk extraction: `python jobs/extract.py SOURCE OUTPUT --labels …`."""
+"""Extracts in bulk as a Ray job. Submit `python jobs/extract.py SOURCE OUTPUT --labels …`."""
 
 import sys
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "platform"))  # as submitted, if it is not installed
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "platform"))  # for a submitted copy of the package
 
 from spanlake import cli  # noqa: E402
 

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Install Spanlake with the given extras into a virtual environment, at the versions in constraints.txt.
+# Installs Spanlake with the given extras into a virtual environment, at the versions in constraints.txt.
 # usage: tools/install.sh VENV EXTRAS      e.g. tools/install.sh .venv ray,dev
 # PYTHON names the interpreter that makes the environment (default: python3).
 set -euo pipefail
@@ -8,7 +8,7 @@ venv=$1 extras=$2
 python=${PYTHON:-python3}
 
 if ! "$python" -c 'import sys; sys.exit(sys.version_info < (3, 10))'; then
-    echo "Spanlake needs Python 3.10 or newer, and '$python' is not; name one that is, e.g. make PYTHON=python3.12" >&2
+    echo "Spanlake needs Python 3.10 or newer, and '$python' is older; name another: make PYTHON=python3.12" >&2
     exit 1
 fi
 
@@ -21,8 +21,8 @@ pytorch_index=(--extra-index-url https://download.pytorch.org/whl/cpu --timeout 
 
 offers_cpu_build() { pip_install --quiet --dry-run --no-deps "$torch+cpu" "$@" >/dev/null 2>&1; }
 
-# On Linux the plain build brings gigabytes of CUDA libraries. Without an NVIDIA GPU, take the CPU build where there
-# is one: in the sources that pip is configured with, else in PyTorch's own index. Elsewhere the plain build is small.
+# On Linux the plain build downloads gigabytes of CUDA libraries. Without an NVIDIA GPU this script therefore takes the
+# CPU build: from pip's configured sources, else from PyTorch's own index. On other systems the plain build is small.
 if [ "$(uname -s)" != Linux ] || nvidia-smi -L >/dev/null 2>&1; then
     pip_install "$torch"
 elif offers_cpu_build; then

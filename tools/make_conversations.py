@@ -1,5 +1,7 @@
-"""Makes examples/conversations.json.gz: passages of examples/passages.parquet with what `mini` finds in them, in the
-format that Pile-NER comes in. They show how training runs; labels guessed by a small model are nothing to learn from.
+"""Makes examples/conversations.json.gz: passages of examples/passages.parquet and the entities that `mini` finds there.
+
+The format is that of Pile-NER. The file shows how training runs. It cannot train a good model, because a small model
+guessed its labels.
 
     python tools/make_conversations.py examples/passages.parquet examples/conversations.json.gz
 """

@@ -1,9 +1,9 @@
-"""Choose the demo's passages from a corpus of Wikipedia passages: examples/passages.parquet.
+"""Chooses the demo's passages, examples/passages.parquet, from a corpus of Wikipedia passages.
 
 usage: python tools/make_examples.py wikipedia_passages.jsonl.gz
 
-The corpus is gzip JSON lines with id, title and text. The choice is the same on every run: a third of the passages
-from each band of lengths, drawn with a fixed seed, in the corpus's order.
+The corpus is gzip JSON lines with id, title and text. The choice is the same on every run: a fixed seed draws a third
+of the passages from each band of lengths. They are sorted by id.
 """
 
 import argparse
@@ -23,8 +23,8 @@ ROWS_PER_GROUP = 100  # small, so that the demo has several units of work
 SCHEMA = pa.schema([("id", pa.int64()), ("title", pa.string()), ("text", pa.string())])
 OUTPUT = Path(__file__).parent.parent / "examples" / "passages.parquet"
 
-# Left out: texts that read as damaged where pronunciations, formulas or markup were removed; and what is no matter
-# for a demo.
+# The demo leaves out texts that are damaged where pronunciations, formulas or markup were removed. It also leaves out
+# texts on subjects that do not suit a demo.
 SCARS = ("(]", "( ", " )", "()", "(;", "(,", "(--)", "&amp;")
 UNFIT = re.compile(
     r"porn|nude|erotic|\bsex|rapist|\braped?\b|murder|klan\b|nazi|suicide|molest|genocide|massacre|drug", re.IGNORECASE
@@ -32,13 +32,13 @@ UNFIT = re.compile(
 
 
 def fit(passage: dict) -> bool:
-    """Whether the passage is undamaged and suits a demo."""
+    """Returns whether the passage is undamaged and suits a demo."""
     words = passage["title"] + " " + passage["text"]
     return not any(scar in words for scar in SCARS) and not UNFIT.search(words)
 
 
 def choose(passages: list[dict]) -> list[dict]:
-    """PER_BAND passages from each band of WORD_BANDS, in the given order."""
+    """Returns PER_BAND passages from each band of WORD_BANDS, in the order of their ids."""
     candidates = [passage for passage in passages if fit(passage)]
     rng = random.Random(SEED)
     chosen: list[dict] = []
@@ -48,7 +48,7 @@ def choose(passages: list[dict]) -> list[dict]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description="Choose the demo's passages: examples/passages.parquet.")
+    parser = argparse.ArgumentParser(description="Chooses the demo's passages, examples/passages.parquet.")
     parser.add_argument("corpus", type=Path, help="gzip JSON lines with id, title and text")
     with gzip.open(parser.parse_args().corpus, "rt", encoding="utf-8") as lines:
         passages = [json.loads(line) for line in lines]

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Writes the Python code of serving/grpc_api/extraction.proto beside it. Needs grpcio-tools.
+# Generates the Python code of serving/grpc_api/extraction.proto, in the same folder. Needs grpcio-tools.
 set -euo pipefail
 cd "$(dirname "$0")/../platform"
 folder=spanlake/serving/grpc_api

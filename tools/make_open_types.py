@@ -1,10 +1,10 @@
-"""Makes typed mentions out of encyclopedia passages: "Anna Boch was a Belgian painter" mentions a painter.
+"""Makes typed mentions from encyclopedia passages: in "Anna Boch was a Belgian painter" the subject is a painter.
 
     python tools/make_open_types.py PASSAGES.jsonl.gz OUT.jsonl.gz examples/passages.parquet
 
-The subject of a passage's first sentence gets the head nouns of what it "is" or "was" as its types, hundreds of them in
-all, where annotated corpora have a dozen. Passages of the last file are left out, so that the demo shows unseen text.
-Types that sentences often mention without being about them (cities, countries) are never offered as negatives.
+The subject of a passage's first sentence gets types: the head nouns after "is" or "was". This yields hundreds of types,
+where annotated corpora have a dozen. Passages of the last file are left out, so that the demo shows unseen text. Places
+(cities, countries) never become negatives, because many sentences mention them without being about them.
 """
 
 import gzip
@@ -59,7 +59,7 @@ class Found(NamedTuple):
 
 
 def head_nouns(phrase: str) -> list[str]:
-    """ "American film director and screenwriter" -> director, film director, screenwriter."""
+    """Returns director, film director and screenwriter for "American film director and screenwriter"."""
     types = []
     for part in re.split(r"\band\b", STOP.split(phrase, maxsplit=1)[0])[:2]:
         words = part.split()[-2:]

@@ -1,4 +1,4 @@
-"""Makes the embedded package from a trained one: int8 weights, and a model card with the scores of those very weights.
+"""Makes the embedded package from a trained one, with int8 weights and a model card with the scores of these weights.
 
 python tools/release_mini.py runs/mini-types/package BENCHMARK_DIRECTORY platform/spanlake/models/mini
 """
