@@ -6,6 +6,7 @@ import re
 from typing import Any, NamedTuple
 
 import numpy as np
+import regex
 from numpy.typing import NDArray
 
 IntArray = NDArray[np.int64]
@@ -14,6 +15,11 @@ BoolArray = NDArray[np.bool_]
 # The published GLiNER checkpoints were trained on exactly these words.
 _WORD = re.compile(r"\w+(?:[-_]\w+)*|\S")
 _SURROGATE = re.compile("[\ud800-\udfff]")
+_CLUSTER = regex.compile(r"\X")
+# A text with none of these has only clusters of one code point, save for line ends.
+_JOINING = regex.compile(
+    r"[\p{GCB=Extend}\p{GCB=SpacingMark}\p{GCB=ZWJ}\p{GCB=Prepend}\p{GCB=RI}\p{GCB=L}\p{GCB=V}\p{GCB=T}]"
+)
 
 
 def _codes(characters: str) -> NDArray[np.uint32]:
@@ -35,6 +41,22 @@ def word_offsets(text: str) -> IntArray:
     """
     flat = np.fromiter((edge for match in _WORD.finditer(text) for edge in match.span()), dtype=np.int64)
     return flat.reshape(-1, 2)
+
+
+def whole_characters(text: str, offsets: IntArray) -> IntArray:
+    """Moves the edges of words outwards to those of grapheme clusters, the characters that a reader sees (UAX 29).
+
+    offsets: [W, 2] as word_offsets(text) gives them; a combining mark is a word there. Returns int64 [W, 2]. Words of
+    one cluster overlap in it. Returns `offsets` itself where no word begins or ends inside a cluster.
+    """
+    if text.isascii() or not _JOINING.search(text):
+        return offsets
+    ends = np.fromiter((cluster.end() for cluster in _CLUSTER.finditer(text)), dtype=np.int64)
+    starts = np.concatenate(([0], ends[:-1]))
+    first = starts[np.searchsorted(starts, offsets[:, 0], side="right") - 1]
+    stop = ends[np.searchsorted(ends, offsets[:, 1])]
+    whole = np.stack((first, stop), axis=1)
+    return offsets if np.array_equal(whole, offsets) else whole
 
 
 def replace_surrogates(text: str) -> str:

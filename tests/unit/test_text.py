@@ -3,10 +3,11 @@ from itertools import pairwise
 
 import numpy as np
 import pytest
+import regex
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from spanlake.text import Window, plan_windows, replace_surrogates, sentence_starts, word_offsets
+from spanlake.text import Window, plan_windows, replace_surrogates, sentence_starts, whole_characters, word_offsets
 
 # Anything a Python string may hold, with the awkward characters drawn often.
 AWKWARD = [*"a_- \t\n\r\v\x00\x1c\x85", "\u200b", "\u200d", "\u0301", "\u05d0", "\u202e", "\u0661", "\U0001f469", "中"]
@@ -36,6 +37,35 @@ def test_words_keep_hyphens_and_split_punctuation() -> None:
     ]
     assert words_of("-a- 你好。") == ["-", "a", "-", "你好", "。"]
     assert word_offsets(" \n").shape == (0, 2)
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("Zoe\u0308 Smith", ["Zoe\u0308", "e\u0308", "Smith"]),
+        ("हिन्दी में", ["हि", "न्दी", "में"]),
+        ("the 🇫🇷 flag", ["the", "🇫🇷", "flag"]),
+        ("naïve café 中文", ["naïve", "café", "中文"]),
+    ],
+)
+def test_edges_inside_a_character_move_out(text: str, words: list[str]) -> None:
+    whole = whole_characters(text, word_offsets(text))
+    clusters = [cluster.span() for cluster in regex.finditer(r"\X", text)]
+    found = [text[start:end] for start, end in whole.tolist()]
+    assert {*whole[:, 0].tolist()} <= {start for start, _ in clusters}
+    assert {*whole[:, 1].tolist()} <= {end for _, end in clusters}
+    assert [*dict.fromkeys(found)] == words
+
+
+@given(any_text)
+def test_edges_of_words_are_those_of_characters_and_never_move_in(text: str) -> None:
+    offsets = word_offsets(text)
+    whole = whole_characters(text, offsets)
+    edges = {0, *(cluster.end() for cluster in regex.finditer(r"\X", text))}
+    assert {*whole.reshape(-1).tolist()} <= edges
+    assert np.all(whole[:, 0] <= offsets[:, 0]) and np.all(whole[:, 1] >= offsets[:, 1])
+    inside = (whole != offsets).any()
+    assert inside == (not {*offsets.reshape(-1).tolist()} <= edges) or not len(offsets)
 
 
 @pytest.mark.parametrize("unit", ["Alain Farley works at McGill.\n", ".", "a-", "_", " ", "名前。"])

@@ -19,6 +19,7 @@ from spanlake.modeling.config import ModelConfig
 from spanlake.modeling.cutting import cut_text
 from spanlake.modeling.tokens import Batch, Prompt, PromptTokenizer
 from spanlake.modeling.words import Words
+from spanlake.text import whole_characters
 
 # The share of a window that is kept for the prompt; a text that fills less of the window leaves more.
 _PROMPT_SHARE = 0.25
@@ -56,8 +57,9 @@ def tokenize(
     """
     lost = Counter[str]() if untrained is None else untrained
     cut = cut_text(example.text, tokenizer)
-    first = {start: place for place, start in enumerate(cut.offsets[:, 0].tolist())}
-    last = {end: place for place, end in enumerate(cut.offsets[:, 1].tolist())}
+    starts, ends = whole_characters(example.text, cut.offsets).T.tolist()  # those of an entity that is found
+    first = {start: place for place, start in reversed([*enumerate(starts)])}
+    last = {end: place for place, end in enumerate(ends)}
     spans: list[tuple[int, int, Types]] = []
     unplaced = set[str]()
     for mention in example.mentions:

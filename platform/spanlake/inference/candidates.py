@@ -10,6 +10,7 @@ import numpy as np
 from spanlake.decoding import Entity, select, to_entities
 from spanlake.inference.settings import Settings
 from spanlake.modeling.cutting import CutText
+from spanlake.text import IntArray, whole_characters
 
 
 @dataclass(frozen=True)
@@ -39,6 +40,19 @@ def join(parts: Sequence[Candidates]) -> Candidates:
 
 def choose(cut: CutText, settings: Settings, found: Candidates) -> list[Entity]:
     """Returns the entities of a text, chosen among the candidates of all its windows and label groups."""
-    spans = (found.start, found.end, found.label, found.score)
+    offsets = whole_characters(cut.text, cut.offsets) if len(found.start) else cut.offsets
+    start, end = found.start, found.end
+    if offsets is not cut.offsets:  # words that share a character go together
+        first, last = _joined(offsets)
+        start, end = first[start], last[end]
+    spans = (start, end, found.label, found.score)
     chosen = select(*spans, nested=settings.nested, multi_label=settings.multi_label)
-    return to_entities(cut.text, cut.offsets, settings.names, *(values[chosen] for values in spans))
+    return to_entities(cut.text, offsets, settings.names, *(values[chosen] for values in spans))
+
+
+def _joined(offsets: IntArray) -> tuple[IntArray, IntArray]:
+    """Returns for each word the first and the last of the words that overlap it, [W] each. offsets: [W, 2]."""
+    begins = np.concatenate(([True], offsets[1:, 0] >= offsets[:-1, 1]))
+    places = np.flatnonzero(begins)
+    group = np.cumsum(begins) - 1
+    return places[group], np.append(places[1:], len(offsets))[group] - 1
