@@ -101,7 +101,7 @@ class Client:
         self,
         texts: Sequence[str],
         labels: Labels,
-        threshold: Threshold = 0.5,
+        threshold: Threshold | None = None,
         nested: bool = False,
         multi_label: bool = False,
         model: str | None = None,
@@ -118,7 +118,7 @@ class Client:
         self,
         texts: Iterable[str],
         labels: Labels,
-        threshold: Threshold = 0.5,
+        threshold: Threshold | None = None,
         nested: bool = False,
         multi_label: bool = False,
         model: str | None = None,
@@ -193,7 +193,7 @@ class AsyncClient:
         self,
         texts: Sequence[str],
         labels: Labels,
-        threshold: Threshold = 0.5,
+        threshold: Threshold | None = None,
         nested: bool = False,
         multi_label: bool = False,
         model: str | None = None,
@@ -206,7 +206,7 @@ class AsyncClient:
         self,
         texts: Iterable[str] | AsyncIterable[str],
         labels: Labels,
-        threshold: Threshold = 0.5,
+        threshold: Threshold | None = None,
         nested: bool = False,
         multi_label: bool = False,
         model: str | None = None,
@@ -271,16 +271,17 @@ class AsyncClient:
 
 
 def _question(
-    labels: Labels, threshold: Threshold, nested: bool, multi_label: bool, model: str | None
+    labels: Labels, threshold: Threshold | None, nested: bool, multi_label: bool, model: str | None
 ) -> dict[str, Any]:
     if isinstance(labels, str):
         raise UserError(f"The labels are the single string {shown(labels)}; give a list of names.")
     names: Any = dict(labels) if isinstance(labels, Mapping) else list(labels)
     if isinstance(threshold, Mapping):
         threshold = dict(threshold)
-    elif not isinstance(threshold, (int, float)):
+    elif not isinstance(threshold, (int, float, type(None))):
         threshold = list(threshold)
-    return {"labels": names, "threshold": threshold, "nested": nested, "multi_label": multi_label, "model": model}
+    asked = {} if threshold is None else {"threshold": threshold}
+    return {"labels": names, **asked, "nested": nested, "multi_label": multi_label, "model": model}
 
 
 def _listed(texts: Sequence[str]) -> list[str]:

@@ -26,7 +26,10 @@ def add_labels_option(parser: argparse.ArgumentParser) -> None:
 def add_threshold_option(parser: argparse.ArgumentParser) -> None:
     """Adds --threshold; `Settings.make` checks its range."""
     parser.add_argument(
-        "--threshold", type=float, default=0.5, metavar="T", help="keep entities that score above it (default: 0.5)"
+        "--threshold",
+        type=float,
+        metavar="T",
+        help="keep entities that score above it (default: the model's own, or 0.5)",
     )
 
 

@@ -19,6 +19,7 @@ import shutil
 import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -28,6 +29,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer
 
+from spanlake.calibration import Calibration
 from spanlake.errors import PackageError, one_line, shown
 from spanlake.modeling.config import ModelConfig
 from spanlake.modeling.gliner_format import is_gliner_directory, read_gliner
@@ -59,6 +61,11 @@ class Package:
     @property
     def config(self) -> ModelConfig:
         return self.model.config
+
+    @cached_property
+    def calibration(self) -> Calibration | None:
+        found = self.metadata.get("calibration")
+        return None if found is None else Calibration.from_dict(found)
 
 
 def prompt_tokenizer(tokenizer: Tokenizer, config: ModelConfig) -> PromptTokenizer:
@@ -120,7 +127,7 @@ def _write(
     shutil.copymode(draft / TOKENIZER, draft / WEIGHTS)  # safetensors writes a file that only this user can read
     (draft / CARD).write_text(card, encoding="utf-8")
     architecture = model.config.to_dict()
-    fingerprint = _fingerprint(draft, architecture)
+    fingerprint = _fingerprint(draft, architecture, metadata.get("calibration"))
     head = {"format": FORMAT, "name": name, "fingerprint": fingerprint, "weights": "int8" if int8 else "float32"}
     # `head` comes twice: first for the order of the keys, then so that metadata cannot replace its values.
     manifest = {**head, **metadata, **head, "architecture": architecture}
@@ -266,7 +273,10 @@ def verify_package(directory: Path, source: str | None = None) -> dict[str, Any]
         raise PackageError(f"{source} has package format {shown(found)}; this version reads format {FORMAT}.")
     if not isinstance(manifest.get("architecture"), dict):
         raise PackageError(f"The {MANIFEST} of {source} describes no architecture; fetch the package again.")
-    actual = _fingerprint(directory, manifest["architecture"])
+    try:
+        actual = _fingerprint(directory, manifest["architecture"], manifest.get("calibration"))
+    except ValueError as error:
+        raise PackageError(f"The {MANIFEST} of {source} cannot be used: {error}; fetch the package again.") from error
     if manifest.get("fingerprint") != actual:
         raise PackageError(
             f"{source} has been altered: its fingerprint is {actual[:12]}…, but {MANIFEST} says "
@@ -304,9 +314,11 @@ def fingerprint_model(model: SpanModel, tokenizer: Tokenizer) -> str:
     return digest.hexdigest()
 
 
-def _fingerprint(directory: Path, architecture: Mapping[str, Any]) -> str:
+def _fingerprint(directory: Path, architecture: Mapping[str, Any], calibration: Any = None) -> str:
     digest = hashlib.sha256()
     digest.update(json.dumps(architecture, sort_keys=True).encode())
+    if calibration is not None:
+        digest.update(json.dumps(Calibration.from_dict(calibration).to_dict(), sort_keys=True).encode())
     for file in (WEIGHTS, TOKENIZER):
         with open(directory / file, "rb") as stream:
             digest.update(_sha256(stream))

@@ -15,7 +15,7 @@ SOURCE_ROOT = ROOT / "platform"
 # row. "spanlake" is the package's front door (spanlake/__init__.py), which offers what lies below it.
 LAYERS = (
     ("errors",),
-    ("text", "decoding", "storage"),
+    ("text", "decoding", "storage", "calibration"),
     ("labels",),
     ("modeling", "client", "options"),
     ("package",),

@@ -1,4 +1,4 @@
-"""`spanlake evaluate`."""
+"""`spanlake evaluate`, and where `spanlake calibrate` comes in."""
 
 import argparse
 import json
@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from spanlake.errors import UserError, shown
+from spanlake.evaluation.calibrate import add_calibrate
 from spanlake.options import add_model_options, positive
 
 if TYPE_CHECKING:
@@ -26,7 +27,8 @@ _CURVES_FROM = 0.05  # the lowest threshold of a report's curves
 
 
 def add_commands(subparsers: "argparse._SubParsersAction[Any]") -> None:
-    """Add `evaluate`; it sets `run`, a function from the parsed arguments to an exit code."""
+    """Add `evaluate` and `calibrate`; each sets `run`, a function from the parsed arguments to an exit code."""
+    add_calibrate(subparsers)
     parser = subparsers.add_parser("evaluate", help="exact-match F1 on benchmark sets")
     parser.add_argument(
         "--data", required=True, metavar="DIR", help="a set, a directory of sets, a file, or the Hub id of a data set"
@@ -35,9 +37,8 @@ def add_commands(subparsers: "argparse._SubParsersAction[Any]") -> None:
     parser.add_argument("--split", choices=("train", "dev", "test"), help="(default: the suite's, else test)")
     parser.add_argument(
         "--threshold",
-        default="0.5",
         metavar="T",
-        help="entities score above it (default: 0.5); several with commas between, or FROM:TO:STEP",
+        help="entities score above it (default: the model's own, else 0.5); several with commas, or FROM:TO:STEP",
     )
     parser.add_argument("--nested", action="store_true", help="for sets with entities within entities")
     parser.add_argument(
@@ -69,7 +70,8 @@ def _evaluate(args: argparse.Namespace) -> int:
         if path.suffix not in _REPORTS or not path.absolute().parent.is_dir():
             raise UserError(f"The report {path} must end in {', '.join(_REPORTS)} and lie in a directory that exists.")
     published = published_rows(args.suite, args.published) if args.suite else []
-    report = Report(*_evaluations(args, parse_thresholds(args.threshold)), published)
+    thresholds = [] if args.threshold is None else parse_thresholds(args.threshold)
+    report = Report(*_evaluations(args, thresholds), published)
     if args.json:
         comparison = {"comparison": [each.to_dict() for each in report.differences]} if report.against else {}
         print(json.dumps({**report.evaluation.to_dict(), **comparison}))
@@ -85,10 +87,10 @@ def _evaluate(args: argparse.Namespace) -> int:
 def _evaluations(args: argparse.Namespace, thresholds: "Sequence[float]") -> "tuple[Evaluation, Evaluation | None]":
     """The model's, and that of the other model where one is named."""
     from spanlake.evaluation.results import Evaluation
-    from spanlake.evaluation.sets import read_sets
+    from spanlake.evaluation.sets import read_sets, renaming
     from spanlake.evaluation.suites import SUITES, Missing, read_suite
 
-    renamed = dict(map(_renaming, args.rename))
+    renamed = dict(map(renaming, args.rename))
     suite = SUITES[args.suite] if args.suite else None
     split = args.split or (suite.split if suite else "test")
     missing: list[Missing] = []
@@ -96,12 +98,27 @@ def _evaluations(args: argparse.Namespace, thresholds: "Sequence[float]") -> "tu
         sets, missing = read_suite(suite, Path(args.data), split, renamed)
     else:
         sets = read_sets(args.data, split, renamed)
-    lowest = min([*thresholds, *([_CURVES_FROM] if args.report else [])])
     made = [
-        Evaluation(*_outcomes(args, model, sets, lowest), thresholds, split, suite, missing)
+        Evaluation(*_scored(args, model, sets, thresholds), split, suite, missing)
         for model in filter(None, (args.model, args.against))
     ]
     return made[0], made[1] if len(made) > 1 else None
+
+
+def _scored(
+    args: argparse.Namespace, model: str, sets: "Sequence[BenchmarkSet]", thresholds: "Sequence[float]"
+) -> "tuple[ModelFacts, list[Outcome], list[Outcome], Sequence[float | None]]":
+    """What the model is, what it finds, the same from a low threshold up, and the thresholds that it is scored at."""
+    from spanlake.calibration import DEFAULT_THRESHOLD
+
+    low = [_CURVES_FROM] if args.report else []
+    if thresholds:
+        facts, outcomes = _outcomes(args, model, sets, min([*thresholds, *low]))
+        return facts, outcomes, outcomes, thresholds
+    facts, outcomes = _outcomes(args, model, sets, low[0] if low else None)
+    if not facts.calibrated:
+        return facts, outcomes, outcomes, [DEFAULT_THRESHOLD]
+    return facts, _outcomes(args, model, sets, None)[1] if low else outcomes, outcomes, [None]
 
 
 def _write(report: "Report", path: Path) -> None:
@@ -115,7 +132,7 @@ def _write(report: "Report", path: Path) -> None:
 
 
 def _outcomes(
-    args: argparse.Namespace, model: str, sets: "Sequence[BenchmarkSet]", threshold: float
+    args: argparse.Namespace, model: str, sets: "Sequence[BenchmarkSet]", threshold: float | None
 ) -> "tuple[ModelFacts, list[Outcome]]":
     """In this process, or on Ray where workers are asked for and in the entry of a job, which has no room for work."""
     if args.workers or "RAY_JOB_CONFIG_JSON_ENV_VAR" in os.environ:
@@ -147,13 +164,6 @@ def parse_thresholds(text: str) -> list[float]:
             f"The threshold {shown(text)} is no number from 0 to 1, no list of them with commas, and no FROM:TO:STEP."
         ) from None
     return values
-
-
-def _renaming(text: str) -> tuple[str, str]:
-    old, _, new = text.partition("=")
-    if not old.strip() or not new.strip():
-        raise UserError(f"--rename {text!r} is not of the form OLD=NEW.")
-    return old, new
 
 
 def _print(evaluation: "Evaluation") -> None:

@@ -45,13 +45,16 @@ class Difference:
 
 
 def compare(
-    first: Sequence[Outcome], second: Sequence[Outcome], threshold: float, resamples: int = _RESAMPLES
+    first: Sequence[Outcome],
+    second: Sequence[Outcome],
+    thresholds: tuple[float | None, float | None],
+    resamples: int = _RESAMPLES,
 ) -> list[Difference]:
     """The difference on each set, and on their mean where there are several. Texts are drawn within each set."""
     found = []
     drawn = np.zeros((2, resamples))
     for one, other in zip(first, second, strict=True):
-        counts = [_counts(outcome, threshold) for outcome in (one, other)]
+        counts = [_counts(outcome, at) for outcome, at in zip((one, other), thresholds, strict=True)]
         resampled = _resampled_f1(counts, resamples)
         drawn += resampled
         found.append(_difference(one.benchmark.name, [_f1(count.sum(axis=0)) for count in counts], resampled))
@@ -66,7 +69,7 @@ def _difference(name: str, f1: Sequence[float], resampled: np.ndarray) -> Differ
     return Difference(name, float(f1[0]), float(f1[1]), float(low), float(high))
 
 
-def _counts(outcome: Outcome, threshold: float) -> np.ndarray:
+def _counts(outcome: Outcome, threshold: float | None) -> np.ndarray:
     """[texts, 3]: correct, predicted and gold of each text."""
     rows = []
     for entities, gold in zip(outcome.above(threshold), outcome.benchmark.gold, strict=True):

@@ -31,7 +31,7 @@ class ModelChoice:
 
 
 def evaluate_on_ray(
-    choice: ModelChoice, sets: Sequence[BenchmarkSet], *, threshold: float, nested: bool, workers: int | None
+    choice: ModelChoice, sets: Sequence[BenchmarkSet], *, threshold: float | None, nested: bool, workers: int | None
 ) -> tuple[ModelFacts, list[Outcome]]:
     """As `evaluate`, on a Ray cluster: this process's, that of RAY_ADDRESS, or one of its own.
 
@@ -59,7 +59,7 @@ def _stopped(error: BaseException) -> ShortfallError:
 
 
 def _evaluate(
-    choice: ModelChoice, sets: Sequence[BenchmarkSet], threshold: float, nested: bool, workers: int | None
+    choice: ModelChoice, sets: Sequence[BenchmarkSet], threshold: float | None, nested: bool, workers: int | None
 ) -> tuple[ModelFacts, list[Outcome]]:
     import ray
     from ray.util import ActorPool
@@ -78,7 +78,7 @@ def _evaluate(
     return model, list(_gathered(sets, answers))
 
 
-def _tasks(sets: Sequence[BenchmarkSet], threshold: float, nested: bool) -> Iterator[tuple[Any, ...]]:
+def _tasks(sets: Sequence[BenchmarkSet], threshold: float | None, nested: bool) -> Iterator[tuple[Any, ...]]:
     for benchmark in sets:
         texts, asked = texts_of(benchmark), [benchmark.asked(example) for example in benchmark.examples]
         for start in range(0, len(texts), _TEXTS):
@@ -109,6 +109,6 @@ class _Worker:
         return ModelFacts.of(self._extractor)
 
     def find(
-        self, texts: Sequence[str], asked: Sequence[Sequence[str]], threshold: float, nested: bool
+        self, texts: Sequence[str], asked: Sequence[Sequence[str]], threshold: float | None, nested: bool
     ) -> list[list[Entity]]:
         return find(self._extractor, texts, asked, threshold, nested)

@@ -39,10 +39,10 @@ class Report:
                     "name": outcome.benchmark.name,
                     "points": [[round(value, 4) for value in point] for point in curve(outcome).points()],
                 }
-                for outcome in self.evaluation.outcomes
+                for outcome in self.evaluation.ranked
             ],
             "mistakes": [
-                {"name": outcome.benchmark.name, **_counts(_found_mistakes(outcome, self._threshold))}
+                {"name": outcome.benchmark.name, **_counts(_found_mistakes(outcome, self.evaluation.threshold))}
                 for outcome in self.evaluation.outcomes
             ],
         }
@@ -53,15 +53,12 @@ class Report:
             document["comparison"] = [difference.to_dict() for difference in self.differences]
         return document
 
-    @property
-    def _threshold(self) -> float:
-        return self.evaluation.thresholds[0]
-
     @cached_property
     def differences(self) -> list[Difference]:
         if not self.against:
             return []
-        return compare(self.evaluation.outcomes, self.against.outcomes, self._threshold)
+        thresholds = (self.evaluation.threshold, self.against.threshold)
+        return compare(self.evaluation.outcomes, self.against.outcomes, thresholds)
 
     # --- Markdown -----------------------------------------------------------------------------------------------------
 
@@ -70,7 +67,7 @@ class Report:
         lines = [
             f"# {evaluation.model.name}",
             "",
-            f"Exact match at threshold {self._threshold:g} on {evaluation.split} files; fingerprint "
+            f"Exact match at {evaluation.said_threshold} on {evaluation.split} files; fingerprint "
             f"{evaluation.model.fingerprint[:12]}.",
             "",
             *_table(["set", "texts", "mentions", "precision", "recall", "F1"], map(_score_cells, results)),
@@ -81,11 +78,7 @@ class Report:
             lines += ["", *_table(["F1", *names, "source"], ([row.model, *row.cells, row.source] for row in rows))]
         for missing in evaluation.missing:
             lines += ["", f"{missing.name} is not there: {missing.reason}."]
-        counted = [
-            [outcome.benchmark.name, *(str(n) for n in _counts(_found_mistakes(outcome, self._threshold)).values())]
-            for outcome in evaluation.outcomes
-        ]
-        lines += ["", *_table(["mistakes", *KINDS], counted)]
+        lines += ["", *_table(["mistakes", *KINDS], map(self._mistake_cells, evaluation.outcomes))]
         if self.against:
             other = self.against.model.name
             cells = (
@@ -94,6 +87,10 @@ class Report:
             )
             lines += ["", *_table(["F1", evaluation.model.name, other, "difference", "95 % interval"], cells)]
         return "\n".join(lines) + "\n"
+
+    def _mistake_cells(self, outcome: Outcome) -> list[str]:
+        counts = _counts(_found_mistakes(outcome, self.evaluation.threshold))
+        return [outcome.benchmark.name, *(f"{number:,}" for number in counts.values())]
 
     # --- the table beside the published rows --------------------------------------------------------------------------
 
@@ -108,7 +105,7 @@ class Report:
             return []
         rows = []
         for evaluation in filter(None, (self.evaluation, self.against)):
-            results = evaluation.results(self._threshold)
+            results = evaluation.results()
             f1 = {result.name: _percent(result.overall.f1) for result in results}
             for average in averages(suite, results):
                 part = "" if average.sets == average.of else f" (of {average.sets})"
@@ -127,31 +124,31 @@ class Report:
             loader=PackageLoader("spanlake.evaluation"), autoescape=True, undefined=StrictUndefined, trim_blocks=True
         )
         environment.filters |= {"count": "{:,}".format, "percent": _percent, "signed": _signed, "interval": _interval}
-        others = {outcome.benchmark.name: outcome for outcome in self.against.outcomes} if self.against else {}
         return environment.get_template("report.html").render(
             evaluation=self.evaluation,
             against=self.against,
-            threshold=self._threshold,
             columns=self.table_columns(),
             rows=self.table_rows(),
             differences=self.differences,
-            sets=[self._view(outcome, others.get(outcome.benchmark.name)) for outcome in self.evaluation.outcomes],
+            sets=[self._view(number) for number in range(len(self.evaluation.outcomes))],
             kinds=KINDS,
             sweep=self.evaluation.to_dict().get("sweep"),
         )
 
-    def _view(self, outcome: Outcome, other: Outcome | None) -> SetView:
-        result = outcome.result(self._threshold)
-        found = _found_mistakes(outcome, self._threshold)
+    def _view(self, number: int) -> SetView:
+        evaluation, against = self.evaluation, self.against
+        outcome, line = evaluation.outcomes[number], curve(evaluation.ranked[number])
+        result = outcome.result(evaluation.threshold)
+        found = _found_mistakes(outcome, evaluation.threshold)
         return SetView(
             result=result,
             nested=outcome.benchmark.nested,
-            unfindable=outcome.benchmark.unfindable(self.evaluation.model.max_width),
-            labels=_label_bars(result, other.result(self._threshold) if other else None),
+            unfindable=outcome.benchmark.unfindable(evaluation.model.max_width),
+            labels=_label_bars(result, against.outcomes[number].result(against.threshold) if against else None),
             labels_left_out=max(0, len(result.by_label) - _LABELS_SHOWN),
-            line=_line(curve(outcome)),
-            best=curve(outcome).best,
-            other_line=_line(curve(other)) if other else "",
+            line=_line(line),
+            best=line.best,
+            other_line=_line(curve(against.ranked[number])) if against else "",
             counts=_counts(found),
             cards=list(_cards(outcome, found)),
         )
@@ -199,7 +196,7 @@ class SetView:
     cards: list[Card]
 
 
-def _found_mistakes(outcome: Outcome, threshold: float) -> list[tuple[int, Mistake]]:
+def _found_mistakes(outcome: Outcome, threshold: float | None) -> list[tuple[int, Mistake]]:
     """All mistakes, each with the number of its text."""
     found = zip(outcome.above(threshold), outcome.benchmark.gold, strict=True)
     return [(text, mistake) for text, (entities, gold) in enumerate(found) for mistake in mistakes(entities, gold)]

@@ -28,14 +28,22 @@ class Average:
 class Evaluation:
     model: ModelFacts
     outcomes: Sequence[Outcome]
-    thresholds: Sequence[float]  # the first is that of the tables
+    ranked: Sequence[Outcome]  # the same sets, found from a low threshold up: for curves
+    thresholds: Sequence[float | None]  # the first is that of the tables; None: the model's own
     split: Split
     suite: Suite | None = None
     missing: Sequence[Missing] = ()
 
-    def results(self, threshold: float | None = None) -> list[SetResult]:
-        at = self.thresholds[0] if threshold is None else threshold
-        return [outcome.result(at) for outcome in self.outcomes]
+    @property
+    def threshold(self) -> float | None:
+        return self.thresholds[0]
+
+    @property
+    def said_threshold(self) -> str:
+        return "the model's own thresholds" if self.threshold is None else f"threshold {self.threshold:g}"
+
+    def results(self) -> list[SetResult]:
+        return [outcome.result(self.threshold) for outcome in self.outcomes]
 
     def to_dict(self) -> dict[str, Any]:
         results = self.results()
@@ -45,7 +53,7 @@ class Evaluation:
             sets.append({**result.to_dict(), "nested": outcome.benchmark.nested, "unfindable": unfindable})
         document: dict[str, Any] = {
             "model": {"name": self.model.name, "fingerprint": self.model.fingerprint},
-            "threshold": self.thresholds[0],
+            "threshold": self.threshold,
             "split": self.split,
             "sets": sets,
         }
@@ -57,8 +65,8 @@ class Evaluation:
             document["sweep"] = [self._at(threshold) for threshold in self.thresholds]
         return document
 
-    def _at(self, threshold: float) -> dict[str, Any]:
-        results = self.results(threshold)
+    def _at(self, threshold: float | None) -> dict[str, Any]:
+        results = [outcome.result(threshold) for outcome in self.outcomes]
         scores = [{"name": result.name, **percent(result.overall)} for result in results]
         mean = sum(result.overall.f1 for result in results) / len(results)
         return {"threshold": threshold, "mean_f1": round(100 * mean, 2), "sets": scores}

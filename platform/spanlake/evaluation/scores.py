@@ -20,11 +20,12 @@ class ModelFacts:
     name: str
     fingerprint: str
     max_width: int  # K, words
+    calibrated: bool = False
 
     @classmethod
     def of(cls, extractor: Extractor) -> ModelFacts:
         package = extractor.package
-        return cls(package.name, package.fingerprint, package.config.max_width)
+        return cls(package.name, package.fingerprint, package.config.max_width, package.calibration is not None)
 
 
 @dataclass(frozen=True)
@@ -45,26 +46,31 @@ class SetResult:
 
 @dataclass(frozen=True)
 class Outcome:
-    """All that a model finds in a set above a threshold."""
+    """All that a model finds in a set, above a threshold or its own thresholds."""
 
     benchmark: BenchmarkSet
     found: list[list[Entity]]  # of each text
 
-    def above(self, threshold: float) -> list[list[Entity]]:
-        """What the model finds above a higher threshold. Choosing among spans begins with the best score, so what lies
-        lower does not change what is chosen above it."""
+    def above(self, threshold: float | None) -> list[list[Entity]]:
+        """What the model finds above a higher threshold; None: all of it.
+
+        Choosing among spans begins with the best score, so what lies lower does not change what is chosen above it.
+        """
+        if threshold is None:
+            return self.found
         limit = float(np.float32(threshold))  # scores are compared as float32
         return [[entity for entity in entities if entity.score > limit] for entities in self.found]
 
-    def result(self, threshold: float) -> SetResult:
+    def result(self, threshold: float | None) -> SetResult:
         tally = tally_of(self.above(threshold), self.benchmark.gold)
         return SetResult(self.benchmark.name, len(self.found), tally.overall(), tally.by_label())
 
 
 def evaluate(
-    extractor: Extractor, sets: Sequence[BenchmarkSet], *, threshold: float, nested: bool = False
+    extractor: Extractor, sets: Sequence[BenchmarkSet], *, threshold: float | None, nested: bool = False
 ) -> Iterator[Outcome]:
-    """Asks every text of each set in turn; `nested` is for the sets that do not say so themselves.
+    """Asks every text of each set in turn. `threshold` None is the model's own; `nested` is for the sets that do not
+    say so themselves.
 
     Raises `UserError` for a threshold or a label that the model cannot take.
     """
@@ -86,7 +92,7 @@ def texts_of(benchmark: BenchmarkSet) -> list[str]:
 
 
 def find(
-    extractor: Extractor, texts: Sequence[str], asked: Sequence[Sequence[str]], threshold: float, nested: bool
+    extractor: Extractor, texts: Sequence[str], asked: Sequence[Sequence[str]], threshold: float | None, nested: bool
 ) -> list[list[Entity]]:
     """The entities of each text; a text that is asked for nothing has none."""
     settings: dict[tuple[str, ...], Settings] = {}

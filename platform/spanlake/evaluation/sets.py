@@ -125,6 +125,14 @@ def read_set(
     return BenchmarkSet(name, labels, tuple(examples), nested)
 
 
+def renaming(text: str) -> tuple[str, str]:
+    """Reads `OLD=NEW`. Raises `UserError` for anything else."""
+    old, _, new = text.partition("=")
+    if not old.strip() or not new.strip():
+        raise UserError(f"--rename {text!r} is not of the form OLD=NEW.")
+    return old, new
+
+
 def _read_labels(path: Path) -> tuple[str, ...]:
     try:
         labels = json.loads(path.read_text(encoding="utf-8"))

@@ -198,7 +198,7 @@ def _request(args: argparse.Namespace) -> "Request":
         source=source,
         output=output,
         text_column=args.text_column,
-        settings=settings,
+        settings=settings.calibrated(package.calibration),
         model_name=package.name,
         model_fingerprint=package.fingerprint,
         precision=args.precision,

@@ -12,15 +12,18 @@ from typing import TypeVar, cast
 
 import torch
 
+from spanlake.calibration import Calibration
 from spanlake.decoding import Entity
 from spanlake.errors import UserError, shown
 from spanlake.inference.candidates import Candidates, choose, join
 from spanlake.inference.hardware import choose_device, choose_precision
-from spanlake.inference.planning import Row, group_labels, plan_batches, plan_rows
+from spanlake.inference.planning import LabelGroup, Row, group_labels, plan_batches, plan_rows
 from spanlake.inference.scoring import Pass, Scorer
 from spanlake.inference.settings import Settings
 from spanlake.labels import Labels, Threshold
+from spanlake.modeling.config import ModelConfig
 from spanlake.modeling.cutting import CutText, cut_text
+from spanlake.modeling.tokens import PromptTokenizer
 from spanlake.package import Package, open_package
 
 # Padded sub-words in one forward pass.
@@ -73,7 +76,7 @@ class Extractor:
         self.lanes = (threads or torch.get_num_threads()) if device.type == "cpu" else 1
         self._package: Package | None = package
         self.scorer = Scorer(package, device, precision, self.lanes)
-        group = partial(group_labels, tokenizer=package.tokenizer, config=package.config)
+        group = partial(_group, calibration=package.calibration, tokenizer=package.tokenizer, config=package.config)
         self._groups = lru_cache(maxsize=_CACHED_LABEL_SETS)(group)
 
     @classmethod
@@ -125,15 +128,15 @@ class Extractor:
         self,
         texts: Sequence[str],
         labels: Labels | Sequence[Labels],
-        threshold: Threshold = 0.5,
+        threshold: Threshold | None = None,
         nested: bool = False,
         multi_label: bool = False,
     ) -> list[list[Entity]]:
         """Returns the entities of each text, in the order of the texts.
 
         `labels` is a list of names or a mapping of names to descriptions, for all texts; or a list of these, one for
-        each text. `threshold` is one number, or one per label. `nested` allows entities within entities, and
-        `multi_label` allows several labels for one span.
+        each text. `threshold` is one number, or one per label; None means the model's own, or 0.5 where it has none.
+        `nested` allows entities within entities, and `multi_label` allows several labels for one span.
 
         Raises `UserError` for texts that are not a list of strings, and for labels and thresholds as `Settings.make`
         does.
@@ -220,6 +223,12 @@ class Extractor:
         """Returns how many prompts the labels need, and their sub-words in total. Raises `UserError` as `plan` does."""
         groups = self._groups(settings)
         return len(groups), sum(len(group.prompt.ids) for group in groups)
+
+
+def _group(
+    settings: Settings, calibration: Calibration | None, tokenizer: PromptTokenizer, config: ModelConfig
+) -> list[LabelGroup]:
+    return group_labels(settings.calibrated(calibration), tokenizer, config)
 
 
 def _choose_all(texts: Sequence[tuple[CutText, Settings]], found: Sequence[Candidates]) -> Iterator[list[Entity]]:

@@ -51,6 +51,7 @@ class Scorer:
         self._device = device
         self._tokenizer = package.tokenizer
         self._pad_id = package.config.pad_token_id
+        self._calibration = package.calibration
         self._lanes = _start_lanes(lanes)
 
     def prepare(self, rows: list[Row]) -> Pass:
@@ -97,6 +98,8 @@ class Scorer:
         own_to = torch.tensor([row.own_to for row in rows], device=self._device).view(-1, 1, 1)
         real = span_mask(batch.word_counts, words, width, self._device) & (centre >= own_from) & (centre < own_to)
         limit = torch.from_numpy(thresholds).to(self._device)[:, None, None, :]
+        if self._calibration:
+            logits = logits.float() * self._calibration.scale + self._calibration.shift
         scores = torch.sigmoid(logits)
         row_at, start, extra, column = (real.unsqueeze(-1) & (scores > limit)).nonzero(as_tuple=True)
         score = scores[row_at, start, extra, column].cpu().numpy()

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from numbers import Real
 from typing import Any
 
+from spanlake.calibration import DEFAULT_THRESHOLD, Calibration
 from spanlake.errors import UserError, shown
 from spanlake.labels import Labels, Threshold
 from spanlake.text import replace_surrogates
@@ -19,22 +20,32 @@ class Settings:
     thresholds: tuple[float, ...]  # one per label; an entity scores above the threshold of its label
     nested: bool
     multi_label: bool
+    own_thresholds: bool = False  # no threshold was asked for, so a calibrated model uses its own ones
 
     @classmethod
     def make(
-        cls, labels: Labels, threshold: Threshold = 0.5, nested: bool = False, multi_label: bool = False
+        cls, labels: Labels, threshold: Threshold | None = None, nested: bool = False, multi_label: bool = False
     ) -> Settings:
         """Checks the settings and returns them in one form.
 
         `labels` are names, or map names to the descriptions that the model reads in their place. A name that is given
-        twice counts once. `threshold` is one number, or one per label, by name or in the order of the labels.
+        twice counts once. `threshold` is one number, or one per label, by name or in the order of the labels. None
+        means the thresholds of the model, or 0.5 where it has none.
 
         Raises `UserError` where there are no labels, a label is blank, or a threshold is outside 0..1.
         """
         described = _described(labels)
         names = tuple(described)
         prompts = tuple(replace_surrogates(described[name]) for name in names)
-        return cls(names, prompts, _thresholds(threshold, labels, names), bool(nested), bool(multi_label))
+        asked = DEFAULT_THRESHOLD if threshold is None else threshold
+        thresholds = _thresholds(asked, labels, names)
+        return cls(names, prompts, thresholds, bool(nested), bool(multi_label), threshold is None)
+
+    def calibrated(self, calibration: Calibration | None) -> Settings:
+        """Returns the settings with the thresholds of a model, where none were asked for."""
+        if calibration is None or not self.own_thresholds:
+            return self
+        return replace(self, thresholds=tuple(map(calibration.threshold_of, self.prompts)), own_thresholds=False)
 
     def as_json(self) -> dict[str, Any]:
         """Returns everything that determines the output, in one canonical form."""

@@ -37,9 +37,10 @@ class Question(_Strict):
         description="What to find: names, or names with the descriptions that the model reads in their place.",
         examples=[["person", "organization"], {"drug": "name of a medicine"}],
     )
-    threshold: float | list[float] | dict[str, float] = Field(
-        default=0.5,
-        description="Entities score above it: one number, or one per label, in order or by name.",
+    threshold: float | list[float] | dict[str, float] | None = Field(
+        default=None,
+        description="Entities score above it: one number, or one per label, in order or by name; null: the model's "
+        "own, else 0.5.",
     )
     nested: bool = Field(default=False, description="Allow entities within entities.")
     multi_label: bool = Field(default=False, description="Allow several labels for one span.")

@@ -93,8 +93,8 @@ def models(texts: int, one_right: float, other_right: float) -> tuple[Outcome, O
 
 
 def test_an_interval_holds_the_difference_and_narrows_with_the_texts():
-    [few] = compare(*[[each] for each in models(60, 0.7, 0.5)], 0.5)
-    [many] = compare(*[[each] for each in models(6000, 0.7, 0.5)], 0.5)
+    [few] = compare(*[[each] for each in models(60, 0.7, 0.5)], (0.5, 0.5))
+    [many] = compare(*[[each] for each in models(6000, 0.7, 0.5)], (0.5, 0.5))
     true = 2 * 0.7 / 1.7 - 2 * 0.5 / 1.5
     for each in (few, many):
         assert each.low < each.difference < each.high and each.low < true < each.high
@@ -104,9 +104,9 @@ def test_an_interval_holds_the_difference_and_narrows_with_the_texts():
 
 def test_a_model_against_itself_and_the_mean_of_sets():
     one, other = models(50, 0.7, 0.2)
-    same, mean = compare([one, one], [one, one], 0.5)[1:]
+    same, mean = compare([one, one], [one, one], (0.5, None))[1:]
     assert (same.low, same.difference, same.high, mean.name) == (0, 0, 0, "mean")
-    first, second, mean = compare([one, one], [other, one], 0.5)
+    first, second, mean = compare([one, one], [other, one], (0.5, 0.5))
     assert mean.difference == pytest.approx((first.difference + second.difference) / 2)
     assert mean.f1 == pytest.approx(one.result(0.5).overall.f1)
 
@@ -115,10 +115,10 @@ def test_a_model_against_itself_and_the_mean_of_sets():
 def report() -> Report:
     found = [[entity(0, 12, "person"), entity(17, 24, "person"), entity(43, 46, "place", 0.7)]] * 70
     gold = [[(0, 12, "person"), (17, 32, "person"), (36, 42, "place")]] * 70
-    first = Evaluation(ModelFacts("one", "f" * 64, 12), [outcome(found, gold)], [0.5, 0.8], "dev", SUITES["ood"])
-    second = Evaluation(
-        ModelFacts("other | <i>", "e" * 64, 12), [outcome([[]] * 70, gold)], [0.5], "dev", SUITES["ood"]
-    )
+    good, empty = [outcome(found, gold)], [outcome([[]] * 70, gold)]
+    one, other = ModelFacts("one", "f" * 64, 12), ModelFacts("other | <i>", "e" * 64, 12, calibrated=True)
+    first = Evaluation(one, good, good, [0.5, 0.8], "dev", SUITES["ood"])
+    second = Evaluation(other, empty, empty, [None], "dev", SUITES["ood"])
     return Report(first, second, [PublishedRow("paper", "ood", "Table 1", {"AI": 50.7})])
 
 

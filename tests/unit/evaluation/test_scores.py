@@ -121,7 +121,8 @@ def test_averages_are_over_the_sets_that_are_there(tmp_path: Path):
     right, wrong = Entity(0, 12, "Ada Lovelace", "person", 0.9), Entity(0, 3, "Ada", "person", 0.6)
     found = {"German": [right], "Bengali": [right, wrong], "Chinese": [wrong]}
     outcomes = [Outcome(each, [found[each.name], [], []]) for each in sets]
-    evaluation = Evaluation(ModelFacts("m", "f", 12), outcomes, [0.5, 0.7], "test", SUITES["multiconer"], missing)
+    facts, suite = ModelFacts("m", "f", 12), SUITES["multiconer"]
+    evaluation = Evaluation(facts, outcomes, outcomes, [0.5, 0.7], "test", suite, missing)
     document = evaluation.to_dict()
     assert [(each["name"], each["f1"]) for each in document["sets"]] == [
         ("German", 100.0),

@@ -603,7 +603,6 @@ def test_wrong_labels_are_named(tiny: Extractor, labels: Any, says: str):
         (10**400, "1000"),
         (True, "True"),
         ("0.5", "'0.5'"),
-        (None, "None"),
         ([0.5], "1 thresholds for 3 labels"),
         ([0.5, 0.5, "x"], "'x'"),
         ({"person": 0.5}, "'university'"),

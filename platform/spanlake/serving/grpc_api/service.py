@@ -9,6 +9,7 @@ from typing import Any, Protocol
 
 import grpc
 
+from spanlake.calibration import DEFAULT_THRESHOLD
 from spanlake.errors import shown
 from spanlake.serving import schema
 from spanlake.serving.errors import ApiError, invalid
@@ -74,14 +75,19 @@ def _asked(request: messages.ExtractRequest, record: RequestRecord) -> schema.Ex
     by_name = {label.name: label for label in request.labels}
     if twin := next((label for label in request.labels if label != by_name[label.name]), None):
         raise invalid(f"The label {shown(twin.name)} is given twice with different values; give it once.")
-    default = request.threshold if request.HasField("threshold") else 0.5
+    default = request.threshold if request.HasField("threshold") else None
     own = {label.name: label.threshold for label in request.labels if label.HasField("threshold")}
     values = {
         "texts": list(request.texts),
         "labels": {
             label.name: label.description if label.HasField("description") else label.name for label in request.labels
         },
-        "threshold": {label.name: own.get(label.name, default) for label in request.labels} if own else default,
+        "threshold": {
+            label.name: own.get(label.name, DEFAULT_THRESHOLD if default is None else default)
+            for label in request.labels
+        }
+        if own
+        else default,
         "nested": request.nested,
         "multi_label": request.multi_label,
         "model": request.model if request.HasField("model") else None,
