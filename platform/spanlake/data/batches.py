@@ -5,7 +5,6 @@ Shapes: B texts, W words, K span width, C types.
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -48,14 +47,12 @@ def tokenize(
     *,
     source: int = 0,
     where: str = "",
-    untrained: Counter[str] | None = None,
 ) -> list[TokenizedExample]:
     """Cuts a text into words and sub-words and places its mentions on words; none for a text without words.
 
     A text longer than the model's window becomes several examples, and each mention lies wholly in one of them, or in
-    two. `untrained` counts the mentions that no span stands for, by reason.
+    two. A mention that begins or ends inside a word, or is wider than the widest span, is left out.
     """
-    lost = Counter[str]() if untrained is None else untrained
     cut = cut_text(example.text, tokenizer)
     starts, ends = whole_characters(example.text, cut.offsets).T.tolist()  # those of an entity that is found
     first = {start: place for place, start in reversed([*enumerate(starts)])}
@@ -66,16 +63,13 @@ def tokenize(
         start, end = first.get(mention.start), last.get(mention.end)
         if start is not None and end is not None and end - start < config.max_width:
             spans.append((start, end, mention.types))
-            continue
-        lost["inside_a_word" if start is None or end is None else "wider_than_max_width"] += 1
-        unplaced.update(mention.types)
+        else:
+            unplaced.update(mention.types)
     words, windows = cut.windows(int((config.max_tokens - tokenizer.special_tokens) * (1 - _PROMPT_SHARE)), config)
     examples = []
-    covered: set[tuple[int, int, Types]] = set()
     for number, window in enumerate(windows):
         inside = [span for span in spans if window.first <= span[0] and span[1] < window.stop]
         outside = [span for span in spans if span[1] < window.first or window.stop <= span[0]]
-        covered.update(inside)
         examples.append(
             TokenizedExample(
                 words[window.first : window.stop],
@@ -86,7 +80,6 @@ def tokenize(
                 where if len(windows) == 1 else f"{where}, window {number + 1}",
             )
         )
-    lost["wider_than_window"] += len({*spans} - covered)  # in sub-words
     return examples
 
 

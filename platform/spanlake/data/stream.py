@@ -9,12 +9,12 @@ from __future__ import annotations
 
 import re
 import zlib
-from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass, field
 from itertools import count
+from typing import TypeAlias
 
 import numpy as np
 import pyarrow as pa
@@ -113,7 +113,6 @@ class Position:
 class StreamBatch:
     examples: tuple[TokenizedExample, ...]  # what one optimiser step sees on all workers; the shortest first
     position: Position  # after this batch: where to go on from
-    untrained: Counter[str]  # mentions of this batch's pool that no span stands for; told once, with its first batch
 
 
 @dataclass(frozen=True)
@@ -125,10 +124,7 @@ class PoolPlan:
     pieces: tuple[tuple[int, int, float], ...]  # data set, row group of it, share of its rows
 
 
-@dataclass(frozen=True)
-class Pool:
-    examples: list[TokenizedExample]
-    untrained: Counter[str]
+Pool: TypeAlias = list[TokenizedExample]
 
 
 @dataclass(frozen=True)
@@ -160,7 +156,7 @@ class ExampleStream:
             plans = self.plans(epoch)[start.pool if epoch == start.epoch else 0 :]
             found = start != Position(epoch)  # there may be none left of an epoch that was interrupted
             for plan, pool in zip(plans, (load or self.load_ahead)(plans), strict=True):
-                lengths = [example.tokens + PROMPT_ROOM for example in pool.examples]
+                lengths = [example.tokens + PROMPT_ROOM for example in pool]
                 rng = np.random.default_rng((self.seed, 1, epoch, plan.number))
                 batches = list(plan_epoch(lengths, self.batch_tokens, self.batch_texts, rng))
                 resumed = (epoch, plan.number) == (start.epoch, start.pool)
@@ -168,9 +164,8 @@ class ExampleStream:
                     if chosen and not (resumed and number < start.batch):
                         found = True
                         yield StreamBatch(
-                            tuple(pool.examples[i] for i in chosen),
+                            tuple(pool[i] for i in chosen),
                             Position(epoch, plan.number, number + 1),
-                            pool.untrained if number == 0 else Counter(),
                         )
             if not found:
                 raise UserError(f"The data sets {', '.join(s.name for s in self.sets)} hold no text with words.")
@@ -197,8 +192,7 @@ class ExampleStream:
 
     def load(self, plan: PoolPlan) -> Pool:
         """Reads and tokenizes a pool. Raises `UserError` for a file that cannot be read."""
-        examples: list[TokenizedExample] = []
-        untrained = Counter[str]()
+        examples: Pool = []
         with ExitStack() as opened:
             places = {self.sets[number].place.path: self.sets[number].place for number, *_ in plan.pieces}
             files = {path: opened.enter_context(_Files(place)) for path, place in sorted(places.items())}
@@ -222,9 +216,8 @@ class ExampleStream:
                             self.config,
                             source=number,
                             where=f"{prepared.name}, row {row + 1}",
-                            untrained=untrained,
                         )
-        return Pool(examples, untrained)
+        return examples
 
     def load_ahead(self, plans: Sequence[PoolPlan]) -> Iterator[Pool]:
         """One pool is read while the one before it is trained on."""

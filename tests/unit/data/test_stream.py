@@ -169,11 +169,6 @@ def test_types_that_are_ignored_are_neither_mentioned_nor_negative(uri: str) -> 
     assert {example.absent for example in examples} == {("absent",)}
 
 
-def test_mentions_that_are_not_trained_are_told_once(uri: str) -> None:
-    batches = epoch(stream(uri))
-    assert sum((batch.untrained for batch in batches), Counter()) == {"wider_than_max_width": 300}
-
-
 def test_sets_without_a_text_are_no_endless_search(uri: str) -> None:
     empty = ExampleStream([], (), prompts(), CONFIG, seed=0, batch_tokens=9, batch_texts=9)
     with pytest.raises(UserError, match="hold no text with words"):
