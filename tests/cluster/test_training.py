@@ -23,6 +23,7 @@ from ray.cluster_utils import Cluster
 from spanlake.errors import ShortfallError, UserError
 from spanlake.package import load_package, open_package
 from spanlake.storage import locate
+from spanlake.training import launch as launching
 from spanlake.training.data import recipe_data
 from spanlake.training.directory import claim
 from spanlake.training.launch import launch
@@ -194,9 +195,10 @@ def test_a_run_shrinks_when_a_node_dies_and_grows_when_one_comes(recipe_file: Pa
     elastic = [*changes, "parallel.workers=[1, 2]", "parallel.zero_stage=2"]
     nodes = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "object_store_memory": STORE})
     second = nodes.add_node(num_cpus=1, object_store_memory=STORE)
-    script = "import sys; from pathlib import Path; from tests.ray.test_training import *; "
+    script = "import sys; from pathlib import Path; from tests.cluster.test_training import *; "
     script += f"train(read_recipe(Path({str(recipe_file)!r}), {elastic!r}), Path({str(run)!r}), resize_seconds=2)"
     environ = environment() | {"RAY_ADDRESS": nodes.address}
+    environ["PYTHONPATH"] += f"{os.pathsep}{ROOT / 'tests/support'}"
 
     def workers_are(number: int) -> bool:
         assert driver.poll() is None, "training ended before its cluster had changed"
@@ -225,13 +227,55 @@ def test_a_run_shrinks_when_a_node_dies_and_grows_when_one_comes(recipe_file: Pa
     assert losses(small)[: len(found)] == pytest.approx(found, rel=5e-3)
 
 
+def test_a_run_waits_for_a_cluster_that_grows(recipe_file: Path, tmp_path: Path) -> None:
+    nodes = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "object_store_memory": STORE})
+    arguments = [
+        "train",
+        str(recipe_file),
+        "parallel.workers=2",
+        "schedule.steps=1",
+        "--directory",
+        str(tmp_path / "run"),
+    ]
+    command = [sys.executable, "-m", "spanlake.cli", *arguments]
+    environ = environment() | {"RAY_ADDRESS": nodes.address}
+    with subprocess.Popen(command, env=environ, stderr=subprocess.PIPE, text=True) as driver:
+        try:
+            assert driver.stderr is not None
+            assert "2 workers with 1 CPU each, and the Ray cluster has 1 CPU; waiting" in driver.stderr.readline()
+            nodes.add_node(num_cpus=1, object_store_memory=STORE)
+            _, said = driver.communicate(timeout=240)
+            assert driver.returncode == 0, said
+        finally:
+            driver.kill()
+            nodes.shutdown()
+    assert [record["workers"] for record in records(tmp_path / "run") if "loss" in record] == [2]
+
+
 # --- what is refused ----------------------------------------------------------------------------------------------
 
 
-def test_more_than_the_cluster_has_is_refused(cluster: None, recipe_file: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("address", [None, "auto"], ids=["of this machine's own", "that does not grow"])
+def test_more_than_the_cluster_has_is_refused(
+    address: str | None, cluster: None, recipe_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if address:
+        monkeypatch.setenv("RAY_ADDRESS", address)
+        monkeypatch.setattr(launching, "_GROWTH_SECONDS", 0.5)
     recipe = read_recipe(recipe_file, ["parallel.workers=2", "parallel.gpus_per_worker=1"])
     with pytest.raises(UserError, match=r"2 workers with 1 GPU each, and the Ray cluster has 0 GPU"):
         train(recipe, tmp_path / "run")
+
+
+def test_data_that_cannot_be_read_stop_every_worker(cluster: None, recipe_file: Path, tmp_path: Path) -> None:
+    recipe = read_recipe(recipe_file, ["parallel.workers=2"])
+    directory = locate(str(tmp_path / "run"))
+    claim(directory, recipe)
+    data = recipe_data(recipe, directory.inside("data"))
+    for file in (tmp_path / "run" / "data").rglob("*.parquet"):
+        file.write_bytes(b"PAR1 no longer PAR1")
+    with pytest.raises(UserError, match=r"\.parquet cannot be read"):
+        launch(recipe, data, directory)
 
 
 def test_a_loss_that_is_not_finite_stops_every_worker(cluster: None, recipe_file: Path, tmp_path: Path) -> None:

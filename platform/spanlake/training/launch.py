@@ -5,7 +5,8 @@ on from the last checkpoint that all of them reported.
 """
 
 import json
-import pickle
+import os
+import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -13,11 +14,12 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 import ray
-import ray.data
 import torch
 from ray import train
+from ray.exceptions import RayTaskError
+from ray.train.collective import broadcast_from_rank_zero
 from ray.train.torch import TorchConfig, TorchTrainer
-from ray.train.v2.api.config import CheckpointConfig, FailureConfig, RunConfig, ScalingConfig
+from ray.util.placement_group import placement_group, remove_placement_group
 
 from spanlake.cluster import cluster, python_path
 from spanlake.data.stream import ExampleStream, Pool, PoolPlan
@@ -32,8 +34,9 @@ from spanlake.training.worker import Worker
 _FAILURES = 50  # of workers and machines, before a run is given up
 _PATIENCE_SECONDS = 7200  # of workers that wait for the first one's dev score
 _RESIZE_SECONDS = 60.0  # between looks at whether more workers fit
-_OBJECT_STORE_BYTES = 300_000_000  # of a Ray of our own; texts do not pass through it
-_READERS = 2  # pools that are read at a time
+_GROWTH_SECONDS = 1200.0  # that a cluster gets to grow until the fewest workers fit
+_OBJECT_STORE_BYTES = 300_000_000  # of a Ray of our own; a few pools of texts are there at a time
+_AHEAD = 2  # pools that are read while one is trained on
 _STOPPED = "stopped.json"  # why a run cannot go on, where trying again would not help
 
 
@@ -44,7 +47,7 @@ def launch(recipe: Recipe, data: RecipeData, run: Place, resize_seconds: float =
     """
     refuse_checkpoints(run, OWN_FOLDER)
     with cluster(_OBJECT_STORE_BYTES):
-        _check_room(recipe)
+        _wait_for_room(recipe)
         fewest, most = recipe.parallel.workers
         if run.read(_STOPPED) is not None:
             run.filesystem.delete_file(run.child(_STOPPED))
@@ -54,18 +57,19 @@ def launch(recipe: Recipe, data: RecipeData, run: Place, resize_seconds: float =
             torch_config=TorchConfig(
                 "nccl" if recipe.parallel.gpus_per_worker else "gloo", timeout_s=_PATIENCE_SECONDS
             ),
-            scaling_config=ScalingConfig(
-                num_workers=most if fewest == most else (fewest, most),
+            # The type hints of ray.train are those of its first version.
+            scaling_config=train.ScalingConfig(  # type: ignore[call-arg]
+                num_workers=most if fewest == most else (fewest, most),  # type: ignore[arg-type]
                 use_gpu=recipe.parallel.gpus_per_worker > 0,
                 resources_per_worker=_resources(recipe),
                 elastic_resize_monitor_interval_s=resize_seconds,
             ),
-            run_config=RunConfig(  # type: ignore[arg-type] # its own stubs mean the old one
+            run_config=train.RunConfig(  # type: ignore[call-arg]
                 name=RAY_FOLDER,
                 storage_path=run.path,
                 storage_filesystem=run.filesystem,
-                failure_config=FailureConfig(max_failures=_FAILURES),
-                checkpoint_config=CheckpointConfig(num_to_keep=recipe.checkpoint.keep),
+                failure_config=train.FailureConfig(max_failures=_FAILURES),
+                checkpoint_config=train.CheckpointConfig(num_to_keep=recipe.checkpoint.keep),
                 worker_runtime_env={"env_vars": {"PYTHONPATH": python_path()}},
             ),
         )
@@ -100,10 +104,11 @@ def _work(config: dict[str, Any]) -> None:
 
 
 class RayHost:
-    """Ray puts together what the workers report, in the run's storage."""
+    """Ray puts together what the workers report, in the run's storage. Tasks read the data, on any machine."""
 
     def __init__(self, worker: Worker) -> None:
         self._worker = worker
+        self._reader: Any = None
 
     @contextmanager
     def latest(self) -> Iterator[Path | None]:
@@ -121,33 +126,48 @@ class RayHost:
             train.report(metrics, checkpoint=checkpoint)
 
     def pools(self, stream: ExampleStream, plans: Sequence[PoolPlan]) -> Iterator[Pool]:
-        """Ray Data reads and tokenizes, wherever the cluster has a free CPU; the first worker hands out what comes."""
-        rows = _read_ahead(stream, plans) if self._worker.leads else iter(())
-        for _ in plans:
-            content, error = self._worker.from_first(next(rows, (None, None)))
-            if error is not None:
-                raise UserError(error)
-            yield pickle.loads(content)  # of our own making
+        """The arrays of a pool stay in the object store, where the workers of a machine share them."""
+        if self._reader is None:
+            reader: Any = None
+            if self._worker.leads:
+                reader = ray.remote(num_cpus=0, max_restarts=-1, max_task_retries=-1)(_Reader).remote(stream)
+            self._reader = broadcast_from_rank_zero(reader)
+        for plan in plans:
+            [pool] = ray.get(self._reader.pool.remote(plan.epoch, plan.number))
+            yield _fetched(pool)
 
 
-def _read_ahead(stream: ExampleStream, plans: Sequence[PoolPlan]) -> Iterator[tuple[bytes, str | None]]:
-    context = ray.data.DataContext.get_current()
-    context.execution_options.preserve_order = True
-    context.enable_progress_bars = False
-    shared = ray.put((stream, plans))
+def _fetched(pool: "ray.ObjectRef[Pool]") -> Pool:
+    try:
+        return ray.get(pool)
+    except RayTaskError as error:
+        if isinstance(error.cause, UserError):
+            raise UserError(str(error.cause)) from error
+        raise
 
-    def read(row: dict[str, int]) -> dict[str, bytes | str | None]:
-        stream, plans = ray.get(shared)
-        try:
-            return {"pool": pickle.dumps(stream.load(plans[row["number"]])), "error": None}
-        except UserError as error:
-            return {"pool": b"", "error": str(error)}
 
-    numbers = [{"number": number} for number in range(len(plans))]
-    # Workers may hold every CPU of a cluster that cannot grow; tasks that asked for one would wait for ever.
-    cpus = 1 if _can_grow() or ray.available_resources().get("CPU", 0) >= 1 else 0
-    pools = ray.data.from_items(numbers, override_num_blocks=len(plans)).map(read, num_cpus=cpus, concurrency=_READERS)
-    yield from ((row["pool"], row["error"]) for row in pools.iter_rows())
+class _Reader:
+    """Has each pool read once for all workers, and some ahead. It knows where the pools are, and holds none."""
+
+    def __init__(self, stream: ExampleStream) -> None:
+        self._stream, self._shared = stream, ray.put(stream)
+        self._pools: dict[tuple[int, int], ray.ObjectRef[Pool]] = {}
+
+    def pool(self, epoch: int, number: int) -> "list[ray.ObjectRef[Pool]]":
+        """Returns, in a list, the reference to a pool. Those before it are given up."""
+        wanted = {(epoch, plan.number): plan for plan in self._stream.plans(epoch)[number : number + 1 + _AHEAD]}
+        self._pools = {key: self._pools.get(key) or self._begin(plan) for key, plan in wanted.items()}
+        return [self._pools[epoch, number]]
+
+    def _begin(self, plan: PoolPlan) -> "ray.ObjectRef[Pool]":
+        # Workers may hold every CPU of a cluster; tasks that asked for one would wait for ever.
+        cpus = 1 if ray.available_resources().get("CPU", 0) >= 1 else 0
+        return _read.options(num_cpus=cpus).remote(self._shared, plan)
+
+
+@ray.remote
+def _read(stream: ExampleStream, plan: PoolPlan) -> Pool:
+    return stream.load(plan)
 
 
 def _resources(recipe: Recipe) -> dict[str, float]:
@@ -156,22 +176,25 @@ def _resources(recipe: Recipe) -> dict[str, float]:
     return resources | ({"GPU": float(parallel.gpus_per_worker)} if parallel.gpus_per_worker else {})
 
 
-def _check_room(recipe: Recipe) -> None:
-    """A cluster that grows by itself may have less now than it will have, and is not held to it."""
-    fewest = recipe.parallel.workers[0]
-    has = ray.cluster_resources()
-    for name, each in _resources(recipe).items():
-        if fewest * each > has.get(name, 0.0) and not _can_grow():
-            raise UserError(
-                f"The recipe asks for {fewest} workers with {each:g} {name} each, and the Ray cluster has "
-                f"{has.get(name, 0.0):g} {name}: lower parallel.workers or parallel.{name.lower()}s_per_worker, or use "
-                "a larger cluster."
-            )
+def _wait_for_room(recipe: Recipe) -> None:
+    """A cluster that has less than the fewest workers need gets time to grow, unless it is this machine's own.
 
-
-def _can_grow() -> bool:
-    """Whether the cluster has an autoscaler that has told of node types it may start."""
-    from ray._private.worker import global_worker
-
-    client: Any = global_worker
-    return bool(client.gcs_client.internal_kv_get(b"__autoscaling_config", None))
+    Raises UserError where it does not grow.
+    """
+    asked, fewest, has = _resources(recipe), recipe.parallel.workers[0], ray.cluster_resources()
+    lacking = [name for name, each in asked.items() if fewest * each > has.get(name, 0.0)]
+    if not lacking:
+        return
+    name = lacking[0]
+    short = (
+        f"The recipe asks for {fewest} workers with {asked[name]:g} {name} each, and the Ray cluster has "
+        f"{has.get(name, 0.0):g} {name}"
+    )
+    if "RAY_ADDRESS" in os.environ:
+        print(f"spanlake: {short}; waiting {_GROWTH_SECONDS / 60:g} minutes for it to grow", file=sys.stderr)
+        room = placement_group([asked] * fewest)  # an autoscaler starts nodes for it
+        grown = room.wait(_GROWTH_SECONDS)
+        remove_placement_group(room)
+        if grown:
+            return
+    raise UserError(f"{short}: lower parallel.workers or parallel.{name.lower()}s_per_worker, or use a larger cluster.")

@@ -36,13 +36,6 @@ class Worker:
             dist.all_reduce(sums)
         return sums.tolist()
 
-    def from_first(self, value: Any) -> Any:
-        """Returns what the first process gives; that of the others is not looked at."""
-        box = [value]
-        if self.size > 1:
-            dist.broadcast_object_list(box, device=self.device)
-        return box[0]
-
     def gather(self, value: Any) -> list[Any]:
         """Returns the values of all processes."""
         values = [value] * self.size
