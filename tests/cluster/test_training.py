@@ -6,19 +6,22 @@ Every run here is that of one recipe without dropout, so that its losses can be 
 import json
 import os
 import random
+import re
 import signal
 import subprocess
 import sys
 import threading
 import time
+import urllib.request
 from collections.abc import Callable
 from pathlib import Path
 
 import psutil
 import pytest
 import yaml
-from commands import ROOT
+from commands import ROOT, free_port
 from ray.cluster_utils import Cluster
+from ray.train import Result
 
 from spanlake.errors import ShortfallError, UserError
 from spanlake.package import load_package, open_package
@@ -103,6 +106,15 @@ def reached(run: Path, step: int) -> bool:
     return any(record["step"] >= step for record in records(run))
 
 
+def measured_loss(port: int) -> float:
+    """What Ray's metrics say at this port."""
+    with urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics") as answer:
+        found = re.findall(
+            r'^ray_spanlake_training_loss\{.*recipe="tiny".*\} (\S+)', answer.read().decode(), re.MULTILINE
+        )
+    return float(found[0]) if found else 0.0
+
+
 def wait_for(condition: Callable[[], bool], seconds: float = 240) -> None:
     deadline = time.monotonic() + seconds
     while not condition():
@@ -135,6 +147,7 @@ def test_two_workers_learn_what_one_process_learns(
     recipe = read_recipe(recipe_file, ["parallel.workers=2", f"parallel.zero_stage={stage}"])
     train(recipe, tmp_path / "run")
     assert losses(tmp_path / "run") == pytest.approx(alone, rel=1e-3)
+    assert Result.from_path(str(tmp_path / "run" / "ray")).metrics["loss"] == losses(tmp_path / "run")[-1]
     package = load_package(tmp_path / "run" / "package")
     assert package.metadata["training"]["step"] in (6, STEPS)
 
@@ -193,7 +206,8 @@ def test_a_run_shrinks_when_a_node_dies_and_grows_when_one_comes(recipe_file: Pa
     run, small = tmp_path / "run", tmp_path / "small"
     changes = ["schedule.steps=100000", "schedule.evaluate_every=100000", "checkpoint.every=5"]
     elastic = [*changes, "parallel.workers=[1, 2]", "parallel.zero_stage=2"]
-    nodes = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "object_store_memory": STORE})
+    head = {"num_cpus": 1, "object_store_memory": STORE, "metrics_export_port": free_port()}
+    nodes = Cluster(initialize_head=True, head_node_args=head)
     second = nodes.add_node(num_cpus=1, object_store_memory=STORE)
     script = "import sys; from pathlib import Path; from tests.cluster.test_training import *; "
     script += f"train(read_recipe(Path({str(recipe_file)!r}), {elastic!r}), Path({str(run)!r}), resize_seconds=2)"
@@ -209,6 +223,7 @@ def test_a_run_shrinks_when_a_node_dies_and_grows_when_one_comes(recipe_file: Pa
             wait_for(lambda: workers_are(2))
             nodes.remove_node(second, allow_graceful=False)
             wait_for(lambda: workers_are(1))
+            wait_for(lambda: measured_loss(head["metrics_export_port"]) > 0)
             nodes.add_node(num_cpus=1, object_store_memory=STORE)
             wait_for(lambda: workers_are(2))
             wait_for(lambda: [r["workers"] for r in records(run) if "loss" in r][-10:] == [2] * 10)

@@ -12,6 +12,7 @@ from typing import Any, Protocol
 from spanlake.data.stream import ExampleStream, Pool, PoolPlan
 from spanlake.storage import Place
 from spanlake.training.directory import OWN_FOLDER
+from spanlake.training.tracking import Send
 from spanlake.training.worker import Worker
 
 _WHOLE = "whole"  # a file that comes last
@@ -19,6 +20,10 @@ _WHOLE = "whole"  # a file that comes last
 
 class Host(Protocol):
     """All processes of a run call its methods together."""
+
+    @property
+    def sends(self) -> Sequence[Send]:
+        """What the first process calls with each record of what was measured."""
 
     def latest(self) -> AbstractContextManager[Path | None]:
         """A context that gives the directory of the last checkpoint, or None."""
@@ -35,6 +40,8 @@ class Host(Protocol):
 
 class OwnHost:
     """Checkpoints are `RUN/checkpoints/STEP/`, whole or not there. Each process reads the data for itself."""
+
+    sends: Sequence[Send] = ()
 
     def __init__(self, run: Place, keep: int, worker: Worker) -> None:
         self._run, self._keep, self._worker = run, keep, worker

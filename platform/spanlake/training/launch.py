@@ -19,6 +19,7 @@ from ray import train
 from ray.exceptions import RayTaskError
 from ray.train.collective import broadcast_from_rank_zero
 from ray.train.torch import TorchConfig, TorchTrainer
+from ray.util.metrics import Gauge
 from ray.util.placement_group import placement_group, remove_placement_group
 
 from spanlake.cluster import cluster, python_path
@@ -28,6 +29,7 @@ from spanlake.storage import Place
 from spanlake.training.data import RecipeData
 from spanlake.training.directory import OWN_FOLDER, RAY_FOLDER, refuse_checkpoints
 from spanlake.training.recipe import Recipe
+from spanlake.training.tracking import Send, numbers
 from spanlake.training.trainer import Trainer
 from spanlake.training.worker import Worker
 
@@ -96,7 +98,7 @@ def _work(config: dict[str, Any]) -> None:
     if device.type == "cpu":
         torch.set_num_threads(recipe.parallel.cpus_per_worker)
     try:
-        Trainer(recipe, config["data"], run, worker, RayHost(worker)).train()
+        Trainer(recipe, config["data"], run, worker, RayHost(recipe.name, worker)).train()
     except SpanlakeError as error:  # trying again would end the same way, so those that are started again return
         if worker.leads or run.read(_STOPPED) is None:
             run.write(_STOPPED, json.dumps({"message": str(error), "user": isinstance(error, UserError)}).encode())
@@ -106,7 +108,9 @@ def _work(config: dict[str, Any]) -> None:
 class RayHost:
     """Ray puts together what the workers report, in the run's storage. Tasks read the data, on any machine."""
 
-    def __init__(self, worker: Worker) -> None:
+    def __init__(self, recipe: str, worker: Worker) -> None:
+        """`recipe` is its name."""
+        self.sends = (_to_gauges(recipe),)
         self._worker = worker
         self._reader: Any = None
 
@@ -144,6 +148,19 @@ def _fetched(pool: "ray.ObjectRef[Pool]") -> Pool:
         if isinstance(error.cause, UserError):
             raise UserError(str(error.cause)) from error
         raise
+
+
+def _to_gauges(recipe: str) -> Send:
+    """Returns what sets Ray's metrics, such as `ray_spanlake_training_loss`. Reports would make all workers wait."""
+    gauges: dict[str, Gauge] = {}
+
+    def send(values: dict[str, Any]) -> None:
+        for name, value in numbers(values).items():
+            if name not in gauges:
+                gauges[name] = Gauge(f"spanlake_training_{name}", tag_keys=("recipe",))
+            gauges[name].set(value, {"recipe": recipe})
+
+    return send
 
 
 class _Reader:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from importlib.util import find_spec
 from pathlib import Path
@@ -31,15 +31,16 @@ Send = Callable[[dict[str, Any]], None]
 class Tracker:
     """One process of a run reports to it."""
 
-    def __init__(self, recipe: Recipe, run: Place, step: int) -> None:
-        """`step` is the one that the run goes on from; what was recorded after it is recorded anew.
+    def __init__(self, recipe: Recipe, run: Place, step: int, sends: Iterable[Send]) -> None:
+        """`step` is the one that the run goes on from; what was recorded after it is recorded anew. `sends` get each
+        record too.
 
         Raises: UserError for a service whose library is not installed.
         """
         self._run = run
         written = (run.read(METRICS) or b"").decode().splitlines()
         self._lines = [line for line in written if step and json.loads(line)["step"] <= step]
-        self._sends: list[Send] = []
+        self._sends = [*sends]
         self._closes: list[Callable[[], None]] = []
         self._tensorboard: Path | None = None
         if recipe.logging.tensorboard:
@@ -74,7 +75,7 @@ class Tracker:
         writer = SummaryWriter(local, purge_step=step + 1, flush_secs=5)
 
         def send(values: dict[str, Any]) -> None:
-            for name, value in _numbers(values).items():
+            for name, value in numbers(values).items():
                 writer.add_scalar(name, value, values["step"])
             writer.flush()
 
@@ -92,7 +93,7 @@ class Tracker:
         mlflow.log_dict(recipe.to_dict(), "recipe.json")
 
         def send(values: dict[str, Any]) -> None:
-            mlflow.log_metrics(_numbers(values), step=values["step"])
+            mlflow.log_metrics(numbers(values), step=values["step"])
 
         self._sends.append(send)
         self._closes.append(mlflow.end_run)
@@ -108,11 +109,12 @@ class Tracker:
         logged = wandb.init(
             project=section.project, name=recipe.name, config=recipe.to_dict(), mode=section.mode, dir=directory
         )
-        self._sends.append(lambda values: logged.log(_numbers(values), step=values["step"]))
+        self._sends.append(lambda values: logged.log(numbers(values), step=values["step"]))
         self._closes.append(logged.finish)
 
 
-def _numbers(values: dict[str, Any]) -> dict[str, float]:
+def numbers(values: dict[str, Any]) -> dict[str, float]:
+    """Returns what of a record can be drawn as a curve over its steps."""
     return {
         name: float(value)
         for name, value in values.items()

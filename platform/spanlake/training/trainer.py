@@ -65,7 +65,8 @@ class Trainer:
         self._package = Package(recipe.name, model, prompts, _metadata(recipe, data), "")
         self._progress, self._engine, self._average = self._resumed()
         self._progress.size = worker.size
-        self._tracker = Tracker(recipe, run, self._progress.step) if worker.leads else None
+        self._measures: dict[str, Any] = {}  # the last of each
+        self._tracker = Tracker(recipe, run, self._progress.step, host.sends) if worker.leads else None
 
     def train(self) -> None:
         """Trains to the end of the recipe; the best package is left in the run's directory.
@@ -199,9 +200,11 @@ class Trainer:
                 self._average.save(directory)
 
         progress = self._progress
-        self._host.save(write, progress.step, {"step": progress.step, "best_dev_f1": progress.best})
+        metrics = {**self._measures, "step": progress.step, "best_dev_f1": progress.best}
+        self._host.save(write, progress.step, metrics)
 
     def _record(self, values: dict[str, Any]) -> None:
+        self._measures |= values
         if self._tracker:
             self._tracker.record(values)
 
