@@ -1,4 +1,8 @@
-"""Training without Ray: in this process, or in those that torchrun has started."""
+"""Training without Ray: in this process, or in those that torchrun has started.
+
+Ray Train's local mode covers both, but it keeps no checkpoints, needs Ray to be installed, and lets processes wait for
+the first one no longer than PyTorch does by default.
+"""
 
 from __future__ import annotations
 
