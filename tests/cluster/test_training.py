@@ -201,6 +201,7 @@ def test_a_killed_driver_goes_on_when_started_again(recipe_file: Path, alone: li
     assert losses(run) == pytest.approx(alone, rel=1e-3)
 
 
+@pytest.mark.timeout(900)
 def test_a_run_shrinks_when_a_node_dies_and_grows_when_one_comes(recipe_file: Path, tmp_path: Path) -> None:
     """Through universal checkpoints, as DeepSpeed's own fit one number of workers."""
     run, small = tmp_path / "run", tmp_path / "small"
@@ -242,6 +243,7 @@ def test_a_run_shrinks_when_a_node_dies_and_grows_when_one_comes(recipe_file: Pa
     assert losses(small)[: len(found)] == pytest.approx(found, rel=5e-3)
 
 
+@pytest.mark.timeout(600)
 def test_a_run_waits_for_a_cluster_that_grows(recipe_file: Path, tmp_path: Path) -> None:
     nodes = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "object_store_memory": STORE})
     arguments = [
