@@ -1,7 +1,7 @@
-"""A complete output into a Delta or Iceberg table, in one transaction: all of its rows, and never any of them twice.
+"""Adds a complete output to a Delta or Iceberg table in one transaction, so that every row is there exactly once.
 
-The transaction carries a mark of what it holds: the output and its plan. The mark and the rows are committed together
-or not at all, so the table alone says what has been published, whatever happened to who published it.
+The transaction has a mark with the output and its plan. Mark and rows are committed together or not at all. So the
+table alone says what was published, even if the process that published it was killed.
 """
 
 import random
@@ -27,37 +27,39 @@ from spanlake.extraction.source.widening import stored_type
 from spanlake.storage import Place
 
 _BATCH_ROWS = 1024
-_FILE_BYTES = 256 << 20  # of a data file, before it is compressed: what is held in memory
+_FILE_BYTES = 256 << 20  # of a data file before compression; so much is held in memory
 _COMMITS = 8
 
 
 class Target(Protocol):
-    """A table that rows are added to. Its methods raise what its library raises."""
+    """A table that receives rows. Its methods raise whatever its library raises."""
 
     name: TableName
 
     def fitted(self, schema: pa.Schema) -> pa.Schema:
-        """The types in which rows of a schema are written to it. Raises UserError for columns that cannot be."""
+        """Returns the types in which the table holds columns. Raises UserError for columns that it cannot hold."""
         ...
 
     def holds(self, mark: str) -> bool: ...
 
     def append(self, rows: pa.RecordBatchReader, mark: str) -> None:
-        """Add rows and mark in one transaction; columns that the table lacks are added to it."""
+        """Adds rows and mark in one transaction, and the columns that the table lacks."""
         ...
 
 
 def open_target(uri: str, schema: pa.Schema, source: str = "") -> Target:
-    """The table that a URI names, which need not exist, for an output of this schema.
+    """Returns the table that a URI names, for an output with this schema. The table need not exist.
 
-    Raises UserError for one that cannot be reached, cannot hold these columns, or is the source of the output.
+    Raises UserError for a table that cannot be reached, cannot hold these columns, or is the source of the output.
     """
     name = TableName.parse(uri)
     if name is None or name.version is not None:
-        raise UserError(f"--into {uri} names no table to add to: give delta:PATH or iceberg:CATALOG.NAMESPACE.TABLE.")
+        raise UserError(f"--into {uri} does not name a table: give delta:PATH or iceberg:CATALOG.NAMESPACE.TABLE.")
     read = TableName.parse(source)
     if read and (read.kind, read.table) == (name.kind, name.table):
-        raise UserError(f"--into {uri} is the source itself, which would then hold its rows twice: choose another.")
+        raise UserError(
+            f"--into {uri} is the source itself, which would then have its rows twice: choose another table."
+        )
     target: Target = _Delta(name) if name.kind == "delta" else _Iceberg(name)
     try:
         target.fitted(schema)
@@ -69,12 +71,14 @@ def open_target(uri: str, schema: pa.Schema, source: str = "") -> Target:
 
 
 def publish(ledger: Ledger, target: Target) -> int:
-    """Add to a table what it does not hold yet of a complete output. Returns the number of units added.
+    """Adds the units of a complete output that a table does not have yet, and returns their number.
 
-    Raises ShortfallError where the output is incomplete, or the table does not take the rows; it then has none.
+    Raises ShortfallError if the output is incomplete, or if the table does not accept the rows and then has none.
     """
     if ledger.pending(ledger.committed()).num_rows:
-        raise ShortfallError(f"{ledger.output.uri} lacks units, so nothing of it was added to {target.name}")
+        raise ShortfallError(
+            f"{ledger.output.uri} lacks units, so none were added to {target.name}: run the same command again"
+        )
     try:
         held = {unit.name for plan in _published_plans(ledger, target) for unit in units_of(plan)}
         units = [unit for unit in units_of(ledger.plan) if unit.name not in held]
@@ -86,14 +90,14 @@ def publish(ledger: Ledger, target: Target) -> int:
         raise
     except Exception as error:  # of many kinds
         raise ShortfallError(
-            f"{target.name} did not take the rows ({one_line(error)}); "
+            f"{target.name} did not accept the rows ({one_line(error)}); "
             f"{ledger.output.uri} is complete, and the same command tries again"
         ) from error
     return len(units)
 
 
 def _published_plans(ledger: Ledger, target: Target) -> Iterator[pa.Table]:
-    """The plans of this output, now and before sources were added, that the table has all rows of."""
+    """Yields the plans of this output, current and earlier ones, whose rows are all in the table."""
     folder = Place(ledger.output.uri, ledger.output.filesystem, ledger.output.child(FOLDER))
     for info in folder.list(recursive=False):
         name = PurePosixPath(info.path).name
@@ -114,7 +118,7 @@ def _rows(ledger: Ledger, units: list[Unit], schema: pa.Schema) -> Iterator[pa.R
         ):
             said = unit_footer(parquet.metadata) or {}
             if (said.get("unit"), said.get("run")) != (unit.name, ledger.request_digest):
-                raise ShortfallError(f"{path} is not the unit that was committed: see `spanlake audit`")
+                raise ShortfallError(f"{path} is not the committed unit: run `spanlake audit`")
             for batch in parquet.iter_batches(_BATCH_ROWS):
                 yield batch.cast(schema)
 
@@ -123,7 +127,7 @@ def _rows(ledger: Ledger, units: list[Unit], schema: pa.Schema) -> Iterator[pa.R
 
 
 class _Delta:
-    """The mark is an application's transaction identifier (Delta protocol, section Transaction Identifiers)."""
+    """A Delta table. The mark is an application transaction id (Delta protocol, section Transaction Identifiers)."""
 
     def __init__(self, name: TableName) -> None:
         self.name = name
@@ -146,12 +150,12 @@ class _Delta:
         from deltalake import CommitProperties, DeltaTable, Transaction, write_deltalake
 
         if not DeltaTable.is_deltatable(self.name.table):
-            # By itself: of two that make a table by adding rows to it, both add theirs.
+            # Separately, because two writers that create a table while they add rows would both add them.
             DeltaTable.create(self.name.table, rows.schema, mode="ignore")
         table = DeltaTable(self.name.table)
         if table.transaction_version(mark) is not None:
             raise _held(self.name)
-        write_deltalake(  # which fails if this mark has come since
+        write_deltalake(  # fails if another run has added this mark in the meantime
             table,
             rows,
             mode="append",
@@ -161,14 +165,14 @@ class _Delta:
 
 
 def _in_delta(schema: pa.Schema) -> pa.Schema:
-    """Returns the types in which a Delta table has new columns. Raises UserError for types that it does not have."""
+    """Returns the types of new columns in a Delta table. Raises UserError for types that Delta does not have."""
     from deltalake import Schema
 
     fields: list[pa.Field] = []
     for field in schema:
         try:
             stored = Schema.from_arrow(pa.schema([field.with_type(stored_type(field.type))]))
-        except Exception as error:  # a plain Exception is what it raises
+        except Exception as error:  # the library raises a plain Exception
             raise UserError(
                 f"A Delta table cannot hold the column {field.name} of type {field.type}: cast it in the source."
             ) from error
@@ -177,7 +181,7 @@ def _in_delta(schema: pa.Schema) -> pa.Schema:
 
 
 class _Iceberg:
-    """The mark is a property of the table."""
+    """An Iceberg table. The mark is a property of the table."""
 
     def __init__(self, name: TableName) -> None:
         self.name = name
@@ -190,10 +194,10 @@ class _Iceberg:
             return fit(str(self.name), schema, pa.schema([]), self._in_new_table)
         table = self._catalog.load_table(self._identifier)
         if table.spec().fields:
-            raise UserError(f"{self.name} is partitioned, and rows can only be added to one that is not.")
+            raise UserError(f"{self.name} is partitioned, and rows can only be added to a table without partitions.")
 
         def added(columns: pa.Schema) -> pa.Schema:
-            transaction = table.transaction()  # which is not committed
+            transaction = table.transaction()  # never committed
             with transaction.update_schema() as update:
                 update.union_by_name(columns)
             known = plain(schema_to_pyarrow(transaction.table_metadata.schema()))
@@ -204,7 +208,7 @@ class _Iceberg:
     def _in_new_table(self, columns: pa.Schema) -> pa.Schema:
         from pyiceberg.io.pyarrow import schema_to_pyarrow
 
-        transaction = self._catalog.create_table_transaction(self._identifier, columns)  # which is not committed
+        transaction = self._catalog.create_table_transaction(self._identifier, columns)  # never committed
         return plain(schema_to_pyarrow(transaction.table_metadata.schema()))
 
     def holds(self, mark: str) -> bool:
@@ -213,7 +217,7 @@ class _Iceberg:
         )
 
     def append(self, rows: pa.RecordBatchReader, mark: str) -> None:
-        """Data files are written once, and committed again where another writer was first."""
+        """Writes the data files once, and repeats the commit if another writer was first."""
         from pyiceberg.exceptions import CommitFailedException, TableAlreadyExistsError
         from pyiceberg.io import load_file_io
 
@@ -225,13 +229,13 @@ class _Iceberg:
                 paths.append(f"{location}/data/spanlake-{uuid.uuid4().hex}.parquet")
                 with files.new_output(paths[-1]).create() as stream:
                     pq.write_table(table, stream, compression="zstd")
-        with _removed_on(ShortfallError, files, paths):  # after any other error they may have been committed
+        with _removed_on(ShortfallError, files, paths):  # after any other error, they may be committed
             for attempt in range(_COMMITS):
                 with suppress(CommitFailedException, TableAlreadyExistsError):
                     self._commit(rows.schema, paths, mark)
                     return
                 time.sleep(random.uniform(0, 2**attempt / 10))
-            raise ShortfallError(f"other writers changed {self.name} each of the {_COMMITS} times that it was tried")
+            raise ShortfallError(f"other writers changed {self.name} during each of {_COMMITS} attempts to commit")
 
     def _commit(self, schema: pa.Schema, paths: list[str], mark: str) -> None:
         with self._transaction(schema, mark) as transaction:
@@ -247,7 +251,9 @@ class _Iceberg:
         table = self._catalog.load_table(self._identifier)
         if mark in table.properties:
             raise _held(self.name)
-        table.metadata.properties["commit.retry.num-retries"] = "0"  # here alone: a retry would not look for the mark
+        table.metadata.properties["commit.retry.num-retries"] = (
+            "0"  # only for this commit: a retry would not check the mark
+        )
         return table.transaction()
 
 
@@ -263,7 +269,7 @@ def _removed_on(kind: type[BaseException], files: Any, paths: list[str]) -> Iter
 
 
 def _file_tables(rows: pa.RecordBatchReader) -> Iterator[pa.Table]:
-    """The rows in tables of the size of one data file."""
+    """Yields the rows in tables of the size of one data file."""
     waiting: list[pa.RecordBatch] = []
     size = 0
     for batch in rows:

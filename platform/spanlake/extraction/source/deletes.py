@@ -1,4 +1,4 @@
-"""Rows that a table has deleted and its data files still hold: found by the table's own library, for every file."""
+"""Finds the deleted rows that the data files of a table still contain, with the table's own library."""
 
 from collections.abc import Iterable
 from typing import Any
@@ -10,11 +10,11 @@ import pyarrow.parquet as pq
 from spanlake.errors import UserError
 from spanlake.extraction.source.selection import Packed, pack
 
-Deleted = dict[str, np.ndarray]  # by a data file's path, the numbers of rows in it
+Deleted = dict[str, np.ndarray]  # path of a data file -> numbers of its deleted rows
 
 
 def delta_deletes(table: Any) -> Deleted:
-    """Returns what the deletion vectors of a `DeltaTable` delete, by paths as its log writes them."""
+    """Returns the rows that the deletion vectors of a `DeltaTable` delete. Paths are as in its log."""
     root = table.table_uri.rstrip("/") + "/"
     vectors = pa.table(table.deletion_vectors())
     paths = [path.removeprefix(root) for path in vectors.column("filepath").to_pylist()]
@@ -23,9 +23,9 @@ def delta_deletes(table: Any) -> Deleted:
 
 
 def iceberg_deletes(name: str, io: Any, tasks: Iterable[Any]) -> Deleted:
-    """Returns what position deletes and deletion vectors delete in the data files of pyiceberg's `FileScanTask`s.
+    """Returns the rows that position deletes and deletion vectors delete in the files of pyiceberg's `FileScanTask`s.
 
-    Raises UserError for delete files in another format than Parquet and Puffin; what pyiceberg and Arrow raise.
+    Raises UserError for delete files in a format other than Parquet and Puffin, and whatever pyiceberg and Arrow raise.
     """
     read: dict[str, Deleted] = {}
     deleted: Deleted = {}
@@ -47,7 +47,7 @@ def _read_delete_file(name: str, io: Any, file: Any) -> Deleted:
     kind = file.file_format.value.lower()
     if kind not in ("parquet", "puffin"):
         raise UserError(
-            f"{name} has position deletes in {kind} files, of which only Parquet and Puffin can be read: "
+            f"{name} has position deletes in {kind} files, and only Parquet and Puffin can be read: "
             "rewrite its data files (rewrite_data_files) first."
         )
     with io.new_input(file.file_path).open() as stream:
@@ -61,7 +61,7 @@ def _read_delete_file(name: str, io: Any, file: Any) -> Deleted:
 
 
 def kept_rows(rows: int, deleted: np.ndarray) -> Packed:
-    """Returns the packed mask of a file's rows that are not deleted."""
+    """Returns the packed mask of the rows in a file that are not deleted."""
     mask = np.ones(rows, bool)
     mask[deleted[deleted < rows]] = False
     return pack(mask)

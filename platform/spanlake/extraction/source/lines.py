@@ -1,7 +1,7 @@
-"""JSON lines and CSV as sources: what their rows are, the types of their columns, and reading them in ranges.
+"""JSON lines and CSV as sources: their rows, the types of their columns, and reading them in ranges.
 
-Nothing but the lines themselves says how many rows there are, so planning reads each file once. What cannot be read
-as a row still is one: its columns are null, and READ_ERROR says why.
+Only the lines themselves tell how many rows there are, so planning reads each file once. A line that cannot be read is
+still a row: its columns are null, and READ_ERROR says why.
 """
 
 import codecs
@@ -24,18 +24,19 @@ from spanlake.extraction.source.texts import READ_ERROR
 from spanlake.storage import Place
 from spanlake.text import replace_surrogates
 
-_FIELD_CHARACTERS = 1 << 28  # of one CSV field: a quote that is never closed must not take the rest of a large file
+_FIELD_CHARACTERS = (
+    1 << 28
+)  # of one CSV field: a quote that is never closed must not take the rest of a large file into memory
 _BUFFER_BYTES = 1 << 20
 _DEPTH = 100  # of JSON inside JSON
-_EXACT = 1 << 53  # integers up to here are floats too
+_EXACT = 1 << 53  # a float holds every integer up to here
 _JSON = {b"spanlake": b"json"}  # of a column that holds the JSON of each value
-_DOCUMENT = re.compile(
-    rb"\s*(\[\s*(\{.*|\]\s*)?|\{\s*)", re.DOTALL
-)  # the first line of JSON that is no line of its own
+# The first line of a file that is one JSON document.
+_DOCUMENT = re.compile(rb"\s*(\[\s*(\{.*|\]\s*)?|\{\s*)", re.DOTALL)
 
 
 class Record(NamedTuple):
-    """One row, by column, or why it is none; and its size in characters or bytes."""
+    """One row by column, or the reason why the line is not a row; and its size in characters or bytes."""
 
     values: dict[str, Any]
     error: str | None
@@ -47,7 +48,7 @@ class Record(NamedTuple):
 
 @dataclass
 class Columns:
-    """What kinds of value each column has, in the order in which columns appear."""
+    """The kinds of value in each column, in the order in which columns appear."""
 
     text_column: str
     kinds: dict[str, set[str]] = field(default_factory=dict)
@@ -57,10 +58,10 @@ class Columns:
             self.kinds.setdefault(name, set()).add(_kind(value))
 
     def schema(self) -> pa.Schema:
-        """The type of each column.
+        """Returns the type of each column.
 
-        Strings, integers, numbers and booleans where all its values are, and where they are not, strings that hold the
-        JSON of each value. The text column is of strings.
+        It is string, int64, double or bool if all values are of that kind. Otherwise, it is a string with the JSON of
+        each value. The text column is always a string.
         """
         if not self.kinds:
             return pa.schema([(self.text_column, pa.string())])
@@ -91,10 +92,10 @@ def _kind(value: Any) -> str:
 def read_line_files(
     root: Place, paths: Iterable[str], line_format: str, text_column: str
 ) -> tuple[list[SourceFile], pa.Schema]:
-    """Every file, read once, and the schema that fits them all. The format of lines is jsonl, json, csv or tsv.
+    """Reads every file once, and returns the files and their common schema. The format is jsonl, json, csv or tsv.
 
-    Raises UserError for a file that cannot be read, JSON that is one document, or a CSV file with a header that names
-    no columns.
+    Raises UserError for a file that cannot be read, for JSON that is one document, and for a CSV header that does not
+    name its columns.
     """
     columns = Columns(text_column)
     files = [_read_file(root, path, line_format, columns) for path in paths]
@@ -120,7 +121,7 @@ def _read_file(root: Place, path: str, line_format: str, columns: Columns) -> So
 
 
 class LineReader:
-    """Reads units of one source. A unit that follows the last one in its file goes on from there."""
+    """Reads units of one source. If a unit follows the last one in its file, reading continues from there."""
 
     def __init__(self, root: Place, line_format: str, schema: pa.Schema, text_column: str) -> None:
         self._root = root
@@ -132,9 +133,9 @@ class LineReader:
         self._next_row = 0
 
     def read(self, unit: Unit) -> Iterator[pa.RecordBatch]:
-        """The unit's rows in order, with the source's columns and READ_ERROR.
+        """Yields the rows of a unit in order, with the columns of the source and READ_ERROR.
 
-        Raises SourceReadError, after which the reader can still read other units.
+        Raises SourceReadError. After that, the reader can still read other units.
         """
         try:
             yield from self._batches(unit)
@@ -155,7 +156,7 @@ class LineReader:
             yield self._batch(held)
 
     def _kept(self, unit: Unit) -> Iterator[Record]:
-        """The records of a unit that begins with the next row of the file."""
+        """Yields the records of a unit that begins with the next row of the file."""
         for keep in unpack(unit.kept) if unit.kept else repeat(True, unit.rows):
             record = next(self._records, None)
             if record is None:
@@ -180,11 +181,11 @@ class LineReader:
         text = record.values.get(self._text_column)
         if text is None or isinstance(text, str):
             return None
-        return f"text is no string but the JSON {_as_json(text)[:40]}"
+        return f"text is not a string but the JSON {_as_json(text)[:40]}"
 
 
 def _limited(records: Iterable[Record]) -> Iterator[Record]:
-    """So many of the records that one batch can hold."""
+    """Yields as many records as fit into one batch."""
     size = 0
     for record in records:
         yield record
@@ -210,7 +211,7 @@ class _Digest(Protocol):
 
 
 def _records(root: Place, path: str, line_format: str, digest: _Digest | None = None) -> Iterator[Record]:
-    """The rows of a file in order; blank lines are none. What is read goes into the digest."""
+    """Yields the rows of a file in order, without blank lines. Adds everything it reads to the digest."""
     with root.filesystem.open_input_stream(root.child(path), compression="detect") as stream:
         lines = _lines(stream, digest)
         if line_format in ("jsonl", "json"):
@@ -220,7 +221,7 @@ def _records(root: Place, path: str, line_format: str, digest: _Digest | None = 
 
 
 def _lines(stream: pa.NativeFile, digest: _Digest | None) -> Iterator[bytes]:
-    """Each line with its end; a byte order mark at the beginning is none of the first."""
+    """Yields each line with its line break, without a byte order mark at the beginning of the file."""
     for number, line in enumerate(io.BufferedReader(stream, _BUFFER_BYTES)):
         if digest:
             digest.update(line)
@@ -247,7 +248,7 @@ def _json_record(line: bytes) -> Record:
     except (ValueError, RecursionError) as error:
         return Record({}, f"line is not JSON ({one_line(error)})", len(line))
     if not isinstance(values, dict):
-        return Record({}, "line is JSON but no object", len(line))
+        return Record({}, "line is JSON but not an object", len(line))
     if line.count(b"[") + line.count(b"{") > _DEPTH and _deeper(values, _DEPTH):
         return Record({}, f"line is JSON nested deeper than {_DEPTH}", len(line))
     return Record(_without_surrogates(values) if b"\\u" in line else values, None, len(line))
@@ -266,7 +267,7 @@ def _deeper(value: Any, limit: int) -> bool:
 
 
 def _without_surrogates(value: Any) -> Any:
-    """The value with U+FFFD for each lone surrogate, which JSON can name and UTF-8 cannot hold."""
+    """Returns the value with U+FFFD for each lone surrogate, which JSON can express and UTF-8 cannot."""
     if isinstance(value, str):
         return replace_surrogates(value)
     if isinstance(value, dict):
@@ -275,14 +276,14 @@ def _without_surrogates(value: Any) -> Any:
 
 
 def _header(root: Place, path: str, line_format: str) -> list[str]:
-    """The columns that a file names; none for JSON, where each line does."""
+    """Returns the columns in the header of a file; none for JSON, where each line names its own."""
     if line_format in ("jsonl", "json"):
         return []
     with root.filesystem.open_input_stream(root.child(path), compression="detect") as stream:
         try:
             names = next(_csv_reader(_lines(stream, None), line_format), [])
         except csv.Error as error:
-            raise UserError(f"{root.child(path)} has a first line that is no CSV ({one_line(error)}).") from error
+            raise UserError(f"{root.child(path)} has a first line that is not CSV ({one_line(error)}).") from error
     for name in names:
         if not name.strip() or replace_surrogates(name) != name:
             raise UserError(f"{root.child(path)} has a column without a readable name: give it one in the first line.")
@@ -304,7 +305,7 @@ def _csv_records(lines: Iterable[bytes], line_format: str) -> Iterator[Record]:
         try:
             fields = next(reader, None)
         except csv.Error as error:
-            yield Record({}, f"line is no CSV ({one_line(error)})", 0)
+            yield Record({}, f"line is not CSV ({one_line(error)})", 0)
             continue
         if fields is None:
             return

@@ -12,9 +12,9 @@ from spanlake.extraction.source.selection import Packed, pack, packed_length, un
 from spanlake.extraction.source.texts import is_bytes, is_text, text_columns, text_path, text_type
 from spanlake.storage import Place
 
-ADDED_COLUMNS = ("entities", "error")  # that every output has beside the source's
-BATCH_ROWS = 512  # rows that a reader returns at once, at most
-BATCH_BYTES = 16 << 20  # and about so many bytes
+ADDED_COLUMNS = ("entities", "error")  # in every output, in addition to the columns of the source
+BATCH_ROWS = 512  # the most rows that a reader returns at once
+BATCH_BYTES = 16 << 20  # about the most bytes
 
 _COMPRESSED = r"(\.(gz|bz2|zst))?$"
 _FORMATS = {
@@ -40,17 +40,17 @@ class FileColumn:
 
 @dataclass(frozen=True, slots=True)
 class Constant:
-    """The column has one value in all rows of the file, written as a string; None is null."""
+    """The column has the same value in all rows of the file. It is a string; None is null."""
 
     value: str | None
 
 
-ColumnPlaces = Mapping[str, FileColumn | Constant]  # by column; a column that is not named is found under its own name
+ColumnPlaces = Mapping[str, FileColumn | Constant]  # by column; any other column has its own name in the file
 
 
 @dataclass(frozen=True, slots=True)
 class SourceFile:
-    """One file. `path` is relative to the source; `digest` (hex) changes when path, size or footer do."""
+    """One file. `path` is relative to the source. `digest` (hex) changes with path, size or footer."""
 
     path: str
     size: int
@@ -59,7 +59,7 @@ class SourceFile:
     groups: tuple[int, ...]  # rows of each row group
     bytes: int  # of its columns, uncompressed
     columns: ColumnPlaces = field(default_factory=dict)
-    kept: Packed = b""  # the packed mask of the rows that belong to the source; nothing where all do
+    kept: Packed = b""  # the packed mask of the rows that belong to the source; empty if all do
 
     @property
     def kept_rows(self) -> int:
@@ -78,8 +78,8 @@ class Source:
     root: Place
     files: tuple[SourceFile, ...]
     schema: pa.Schema
-    ignored: tuple[str, ...]  # paths among the files that are not read, by their names or what they begin with
-    deep: bool  # whether files anywhere below the root belong to it
+    ignored: tuple[str, ...]  # paths of files that are not read, because of their names or first bytes
+    deep: bool  # whether files in all directories below the root belong to it
     format: str = "parquet"  # or jsonl, json, csv, tsv, table
 
     @property
@@ -89,29 +89,29 @@ class Source:
 
 @dataclass(frozen=True, slots=True)
 class Unit:
-    """Rows of one source file, which are read, committed and counted together: from `first` on, `rows` of them."""
+    """Rows of one source file that are read, committed and counted together: `rows` rows, from `first` on."""
 
     path: str
     size: int
     digest: str
     first: int
     rows: int
-    columns: ColumnPlaces = field(default_factory=dict)  # as of its file
-    kept: Packed = b""  # the packed mask, from `first` on, where rows between them do not belong to the source
+    columns: ColumnPlaces = field(default_factory=dict)  # as for its file
+    kept: Packed = b""  # the packed mask from `first` on, if some rows there do not belong to the source
 
     @property
     def span(self) -> int:
-        """Rows of the file from the first to the last."""
+        """Returns the number of rows in the file from the first to the last."""
         return packed_length(self.kept) if self.kept else self.rows
 
     def places(self) -> Sequence[int]:
-        """Returns for each row its number in the file."""
+        """Returns the number of each row in the file."""
         if not self.kept:
             return range(self.first, self.first + self.rows)
         return (self.first + np.flatnonzero(unpack(self.kept))).tolist()
 
     def head(self, rows: int) -> "Unit":
-        """Returns the first rows of the unit, at most so many."""
+        """Returns at most `rows` first rows of the unit."""
         rows = min(rows, self.rows)
         if not self.kept or not rows:
             return replace(self, rows=rows, kept=b"")
@@ -120,7 +120,7 @@ class Unit:
 
     @property
     def name(self) -> str:
-        """Unique to the file's identity and the range; names sort by file, then by row."""
+        """Returns a name that is unique for file and range. Names sort by file, then by row."""
         return f"{_file_key(self.path, self.digest)}.{self.first:012d}-{self.rows}"
 
     def describe(self) -> str:
@@ -139,15 +139,15 @@ def _file_key(path: str, digest: str) -> str:
 
 
 def file_format(path: str) -> str | None:
-    """Returns parquet, jsonl, json, csv or tsv, by the name of a file; None for any other name."""
+    """Returns parquet, jsonl, json, csv or tsv by the name of a file; None for any other name."""
     return next((name for name, pattern in _FORMATS.items() if pattern.search(path)), None)
 
 
-Wanted = frozenset[str] | None  # the columns that are read beside that of the text; None for all
+Wanted = frozenset[str] | None  # the columns to read in addition to the text column; None for all
 
 
 def narrowed(schema: pa.Schema, text_column: str, wanted: Wanted) -> pa.Schema:
-    """Returns the columns that are read."""
+    """Returns the schema of the columns to read."""
     if wanted is None:
         return schema
     text = text_path(schema.names, text_column)[0]
@@ -155,15 +155,15 @@ def narrowed(schema: pa.Schema, text_column: str, wanted: Wanted) -> pa.Schema:
 
 
 def check_wanted(place: str, wanted: Wanted, names: Collection[str]) -> None:
-    """Raises UserError where a source with columns of these names lacks one that is wanted."""
+    """Raises UserError if a wanted column is not among the names of a source's columns."""
     missing = sorted((wanted or frozenset()) - set(names))
     if missing:
         raise UserError(f"{place} has no column called {missing[0]}: name some of its columns ({', '.join(names)}).")
 
 
 def check_names(path: str, schema: pa.Schema, text_column: str, wanted: Wanted) -> None:
-    """Raises UserError where the text column is missing, or of the columns that are read, two share a name or the
-    output needs a name.
+    """Raises UserError if the text column is missing, if two columns to read share a name, or if one has a name that
+    the output adds.
     """
     names = narrowed(schema, text_column, wanted).names
     repeated = [name for name in names if names.count(name) > 1]
@@ -182,7 +182,7 @@ def check_names(path: str, schema: pa.Schema, text_column: str, wanted: Wanted) 
 
 
 def check_text_type(schema: pa.Schema, text_column: str) -> None:
-    """Raises UserError where the column holds no text."""
+    """Raises UserError if the text column has a type other than text."""
     kind = text_type(schema, text_column)
     if kind is None or not (is_text(kind) or is_bytes(kind)):
         raise UserError(

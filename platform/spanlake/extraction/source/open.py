@@ -1,4 +1,4 @@
-"""Sources by their names: finding files, planning them, and opening readers for their units."""
+"""Opens sources by their names: finds and plans files, and opens readers for their units."""
 
 import codecs
 import re
@@ -28,15 +28,15 @@ from spanlake.extraction.source.parquet import ParquetReader, read_parquet_files
 from spanlake.extraction.source.tables import TableName, read_table
 from spanlake.storage import Place, locate
 
-_START_BYTES = 1 << 10  # of a file, by which its format is told where its name does not tell it
+_START_BYTES = 1 << 10  # of a file, which show its format if its name does not
 _FILES_AT_ONCE = 16
 
 
 def read_source(uri: str, text_column: str, wanted: Wanted = None) -> Source:
-    """Find the files of a source and read their footers. Its schema has the wanted columns and that of the text.
+    """Finds the files of a source and reads their footers. The schema has the wanted columns and the text column.
 
-    Raises UserError for a source that is missing, empty or unreadable, files that do not fit together, a text column
-    that is missing or holds no text, a wanted column that is missing, and columns with a name that the output needs.
+    Raises UserError for a source that is missing, empty or unreadable, for files that do not fit together, for a text
+    column that is missing or of another type, for a missing wanted column, and for names that the output adds.
     """
     if table := TableName.parse(uri):
         return read_table(table, text_column, wanted)
@@ -95,21 +95,23 @@ def _find_glob(place: Place) -> _Found:
 
 
 def _found(root: Place, formats: Mapping[str, str | None], hidden: list[str], *, deep: bool) -> _Found:
-    """Returns the files of one format: Parquet, else the one of lines that there is, else JSON."""
+    """Returns the files of one format: Parquet, otherwise the only line format, otherwise JSON."""
     there = set(filter(None, formats.values()))
     of_lines = there - {"parquet", "json"}
     if "parquet" not in there and len(of_lines) > 1:
         names = ", ".join(sorted(of_lines))
-        raise UserError(f"{root.uri} holds files of several formats ({names}): choose those of one by a glob (*.csv).")
+        raise UserError(
+            f"{root.uri} holds files of several formats ({names}): choose one format with a glob such as *.csv."
+        )
     chosen = "parquet" if "parquet" in there else next(iter(of_lines), "json")
     read = [path for path, found in formats.items() if found == chosen]
     return _Found(root, read, [*(path for path in formats if formats[path] != chosen), *hidden], deep, chosen)
 
 
 def _content_format(root: Place, path: str) -> str | None:
-    """Returns parquet or jsonl by what a file begins with; None for anything else.
+    """Returns parquet or jsonl by the first bytes of a file; None for anything else.
 
-    Raises UserError where the file cannot be read.
+    Raises UserError if the file cannot be read.
     """
     try:
         with root.filesystem.open_input_stream(root.child(path), compression="detect") as stream:
@@ -129,10 +131,10 @@ def _kind(place: Place) -> fs.FileType:
 
 
 def _files(root: Place) -> tuple[list[str], list[str]]:
-    """Returns the paths of all files below the root, relative to it: those to read, and hidden ones.
+    """Returns the paths of all files below the root, relative to it: visible files, and hidden files.
 
-    A file is hidden where a part of its path begins with _ or a dot. A part with = in it is a partition, such as
-    _year=2024, and hides nothing.
+    A file is hidden if a part of its path begins with _ or a dot. A part with = in it, such as _year=2024, is a
+    partition and does not hide the file.
     """
     try:
         found = root.list(recursive=True)
@@ -153,22 +155,22 @@ def _hides(part: str) -> bool:
 
 class UnitReader(Protocol):
     def read(self, unit: Unit) -> Iterator[pa.RecordBatch]:
-        """The unit's rows in order. Raises SourceReadError, after which other units can still be read."""
+        """Yields the rows of a unit in order. Raises SourceReadError; after that, other units can still be read."""
         ...
 
 
 @dataclass(frozen=True)
 class SourceHandle:
-    """What a worker must know of a source to read its units."""
+    """What a worker needs to read units of a source."""
 
-    root: Place  # the directory that paths of units are relative to
+    root: Place  # paths of units are relative to this directory
     format: str
     schema: pa.Schema
     text_column: str
 
     @staticmethod
     def of(source: Source, text_column: str, columns: Collection[str] | None = None) -> "SourceHandle":
-        """`columns` are read beside that of the text; all, if it is None."""
+        """Returns the handle of a source. `columns` are read in addition to the text column; None reads all."""
         wanted = None if columns is None else frozenset(columns)
         return SourceHandle(source.root, source.format, narrowed(source.schema, text_column, wanted), text_column)
 

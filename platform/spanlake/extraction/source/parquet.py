@@ -1,4 +1,4 @@
-"""Parquet files as a source: planning from their footers, and readers of rows."""
+"""Parquet files as a source: planning from footers, and reading rows."""
 
 import re
 from collections.abc import Iterator, Mapping, Sequence
@@ -34,7 +34,7 @@ from spanlake.extraction.source.selection import unpack
 from spanlake.extraction.source.widening import merged
 from spanlake.storage import Place
 
-_TAIL_BYTES = 1 << 16  # one read of this size holds most footers
+_TAIL_BYTES = 1 << 16  # large enough for most footers
 _FOOTERS_AT_ONCE = 16
 _BUFFER_BYTES = 4 << 20  # read ahead, for each column
 _HIVE_NULL = "__HIVE_DEFAULT_PARTITION__"
@@ -44,7 +44,7 @@ _HIVE_NULL = "__HIVE_DEFAULT_PARTITION__"
 
 @dataclass(frozen=True)
 class Footer:
-    """A Parquet file's own account of itself, a digest of that account (hex SHA-256), and the file's size in bytes."""
+    """The metadata of a Parquet file, the digest of its footer (hex SHA-256), and the file size in bytes."""
 
     metadata: pq.FileMetaData
     schema: pa.Schema
@@ -53,9 +53,9 @@ class Footer:
 
 
 def read_footer(filesystem: fs.FileSystem, path: str) -> Footer:
-    """The footer of a Parquet file, by one small read.
+    """Returns the footer of a Parquet file, in most cases with one small read.
 
-    Raises UserError for a file that is not Parquet, is cut short, or is encrypted; OSError where it cannot be read.
+    Raises UserError for a file that is not Parquet, is cut short, or is encrypted, and OSError if it cannot be read.
     """
     with filesystem.open_input_file(path) as file:
         size = file.size()
@@ -77,10 +77,10 @@ def read_footer(filesystem: fs.FileSystem, path: str) -> Footer:
 def read_parquet_files(
     root: Place, paths: Sequence[str], text_column: str, wanted: Wanted
 ) -> tuple[list[SourceFile], pa.Schema]:
-    """Every file by its footer, and the common schema of the columns that are read, Hive's partitions among them.
+    """Returns every file, from its footer, and the common schema of the columns to read, with Hive's partitions.
 
-    Raises UserError for files that cannot be read, of which one message says how many there are; for columns that are
-    missing, or of types that no common type holds.
+    Raises UserError for files that cannot be read (one message says how many there are), for missing columns, and for
+    columns without a common type.
     """
 
     def read(path: str) -> tuple[SourceFile, pa.Schema] | str:
@@ -94,7 +94,7 @@ def read_parquet_files(
 
     files: list[SourceFile] = []
     problems: list[str] = []
-    schemas: dict[bytes, tuple[str, pa.Schema]] = {}  # those that differ, with the first file of each
+    schemas: dict[bytes, tuple[str, pa.Schema]] = {}  # the different schemas, each with its first file
     with ThreadPoolExecutor(_FOOTERS_AT_ONCE) as pool:
         for path, answer in zip(paths, pool.map(read, paths), strict=True):
             if isinstance(answer, str):
@@ -118,7 +118,7 @@ def read_parquet_files(
 
 
 def describe_file(path: str, footer: Footer) -> SourceFile:
-    """What a footer says of a file at a path relative to its source."""
+    """Returns the description of a file from its footer. `path` is relative to the source."""
     groups = [footer.metadata.row_group(index) for index in range(footer.metadata.num_row_groups)]
     return SourceFile(
         path=path,
@@ -131,7 +131,7 @@ def describe_file(path: str, footer: Footer) -> SourceFile:
 
 
 def file_digest(path: str, footer: Footer) -> str:
-    """The identity of a source file (hex): its relative path, size and footer. A copy elsewhere keeps it."""
+    """Returns the identity of a source file (hex), from its relative path, size and footer. A copy has the same."""
     return sha256(f"{path}\n{footer.file_size}\n{footer.digest}".encode()).hexdigest()
 
 
@@ -142,9 +142,9 @@ def _with_partitions(
     partitions: Mapping[str, Mapping[str, str | None]],
     names: Sequence[str],
 ) -> tuple[list[SourceFile], pa.Schema]:
-    """Hive's partitions: a directory `year=2024` gives the rows below it a column, where files have none of the name.
+    """Adds the columns of Hive's partitions: a directory `year=2024` gives its rows a column, unless files have one.
 
-    It is int64 if all its values are whole numbers, and a string otherwise.
+    The column is int64 if all its values are whole numbers, otherwise string.
     """
     if not names:
         return files, schema
@@ -171,27 +171,29 @@ def _partitions(path: str) -> dict[str, str | None]:
 
 
 class RowReader:
-    """Reads units of one source. A unit that follows the last one in its file goes on from there:
+    """Reads units of one source.
 
-    so units cut out of one large row group do not decode it from its start each time.
+    If a unit follows the last one in its file, reading continues from there. So units in one large row group do not
+    decode it from its start each time.
     """
 
     def __init__(self, root: Place, columns: Sequence[str] | None = None) -> None:
-        """`columns`: those of the source that are read, where their files have them; all, if it is None."""
+        """`columns` of the source are read if a file has them; None reads all."""
         self._root = root
         self._columns = columns
-        self._names: list[str] | None = None  # of the columns in the file that are read
+        self._names: list[str] | None = None  # of the columns to read in the current file
         self._file: pq.ParquetFile | None = None
         self._digest = ""
         self._batches: Iterator[pa.RecordBatch] | None = None
-        self._held: pa.RecordBatch | None = None  # read and not given out yet
-        self._next_row = 0  # in the file: the first row of what is held or comes next
+        self._held: pa.RecordBatch | None = None  # read but not yet returned
+        self._next_row = 0  # the number in the file of the next row, held or not
 
     def read(self, unit: Unit) -> Iterator[pa.RecordBatch]:
-        """The unit's rows in order, with the columns of its file, cut in the same places whatever was read before:
+        """Yields the rows of a unit in order, with the columns of its file.
 
-        scores depend in their last bits on which rows are read together.
-        Raises SourceReadError, after which the reader can still read other units.
+        The batches are the same whatever was read before, because the last bits of scores depend on which rows are in
+        a batch.
+        Raises SourceReadError. After that, the reader can still read other units.
         """
         try:
             if self._digest != unit.digest:
@@ -216,13 +218,13 @@ class RowReader:
             yield self._take_all(min(_batch_rows(self._file.metadata), last - self._next_row))
 
     def _kept_rows(self, unit: Unit) -> Iterator[pa.RecordBatch]:
-        """Batches of as many rows as those of other units have. Row groups between kept rows are not read."""
+        """Yields batches with as many rows as other units have. Row groups without kept rows are not read."""
         assert self._file is not None
         mask, limit = unpack(unit.kept), _batch_rows(self._file.metadata)
         waiting: list[pa.RecordBatch] = []
-        done = 0  # rows from the first on
+        done = 0  # rows of the mask
         while done < len(mask):
-            done += int(mask[done:].argmax())  # to the next that is kept
+            done += int(mask[done:].argmax())  # to the next kept row
             self._seek(unit.first + done)
             count = int(np.flatnonzero(mask[done : done + limit])[-1]) + 1
             part = self._take_all(count).filter(pa.array(mask[done : done + count]))
@@ -238,7 +240,7 @@ class RowReader:
         if self._batches is None or not group_first <= self._next_row <= row:
             self._read_from(group, group_first)
         while self._next_row < row:
-            self._take(row - self._next_row)  # rows of the group that other units read
+            self._take(row - self._next_row)  # rows of the group that belong to other units
 
     def _open(self, unit: Unit) -> None:
         self.close()
@@ -256,7 +258,7 @@ class RowReader:
         self._names = None if self._columns is None else _names(unit.columns, self._columns)
 
     def _group_of(self, row: int) -> tuple[int, int]:
-        """The row group that holds a row, and the group's first row."""
+        """Returns the row group of a row, and the first row of the group."""
         assert self._file is not None
         first = 0
         for group in range(self._file.metadata.num_row_groups):
@@ -275,14 +277,14 @@ class RowReader:
         self._held, self._next_row = None, group_first
 
     def _take_all(self, count: int) -> pa.RecordBatch:
-        """The next `count` rows."""
+        """Returns the next `count` rows."""
         parts = [self._take(count)]
         while missing := count - sum(part.num_rows for part in parts):
             parts.append(self._take(missing))
         return parts[0] if len(parts) == 1 else pa.concat_batches(parts)
 
     def _take(self, limit: int) -> pa.RecordBatch:
-        """Up to `limit` rows of what comes next; the rest of a batch is held for the next call."""
+        """Returns up to `limit` next rows. The rest of the batch is held for the next call."""
         batch = self._held
         if batch is None and self._batches is not None:
             batch = next(self._batches, None)
@@ -299,20 +301,20 @@ def _batch_rows(metadata: pq.FileMetaData) -> int:
 
 
 def _names(places: ColumnPlaces, columns: Sequence[str]) -> list[str]:
-    """Returns the names that columns of the source have in a file."""
+    """Returns the names of the columns in a file."""
     found = [places.get(column, FileColumn(column)) for column in columns]
     return [place.name for place in found if isinstance(place, FileColumn)]
 
 
 class ParquetReader:
-    """Reads units of Parquet files with the source's columns: null in files that lack them."""
+    """Reads units of Parquet files with the columns of the source. A column that a file lacks is null."""
 
     def __init__(self, root: Place, schema: pa.Schema) -> None:
         self._rows = RowReader(root, schema.names)
         self._schema = schema
 
     def read(self, unit: Unit) -> Iterator[pa.RecordBatch]:
-        """The unit's rows in order. Raises SourceReadError, after which other units can still be read."""
+        """Yields the rows of a unit in order. Raises SourceReadError; after that, other units can still be read."""
         for batch in self._rows.read(unit):
             try:
                 arrays = [_column(batch, field, unit.columns.get(field.name)) for field in self._schema]
@@ -324,7 +326,7 @@ class ParquetReader:
 
 
 def _column(batch: pa.RecordBatch, column: pa.Field, place: FileColumn | Constant | None) -> pa.Array:
-    """Returns a column of the source from its place in the file, or under its own name where no place is given."""
+    """Returns a column of the source, from `place` or, without one, under its own name."""
     if isinstance(place, Constant):
         value = pa.array([place.value], pa.string()).cast(column.type)
         return pc.take(value, pa.array([0] * batch.num_rows, pa.int64()))

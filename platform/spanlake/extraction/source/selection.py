@@ -1,4 +1,4 @@
-"""Which rows of a file belong to a source, where not all do: one bit for each row, packed as a plan keeps it."""
+"""Selects rows of a file with one bit for each row, packed for a plan."""
 
 import zlib
 
@@ -10,14 +10,14 @@ _LENGTH_BYTES = 8
 
 
 def pack(mask: np.ndarray) -> Packed:
-    """Returns a mask (bool, one item for each row) in few bytes; none where every row is chosen."""
+    """Returns a mask (bool, one item for each row) in few bytes; no bytes if every row is selected."""
     if mask.all():
         return b""
     return len(mask).to_bytes(_LENGTH_BYTES, "little") + zlib.compress(np.packbits(mask).tobytes())
 
 
 def unpack(packed: Packed) -> np.ndarray:
-    """Returns the mask that was packed, of which at least one row is not chosen."""
+    """Returns the mask of packed bytes, which must not be empty."""
     bits = np.frombuffer(zlib.decompress(packed[_LENGTH_BYTES:]), np.uint8)
     return np.unpackbits(bits, count=packed_length(packed)).astype(bool)
 

@@ -6,9 +6,9 @@ from spanlake.errors import UserError
 
 
 def plain(schema: pa.Schema) -> pa.Schema:
-    """The schema in the types that both formats have: no large or dictionary-encoded ones, no unsigned integers.
+    """Returns the schema in types that both formats have, without large, dictionary-encoded and unsigned types.
 
-    Raises UserError for types that neither can hold, with all of their columns.
+    Raises UserError that names all columns of types that neither format can hold.
     """
     lost = [f"{field.name} ({', '.join(_lost(field.type))})" for field in schema if _lost(field.type)]
     if lost:
@@ -54,7 +54,7 @@ def _plain(kind: pa.DataType) -> pa.DataType:
 
 
 def _lost(kind: pa.DataType) -> list[str]:
-    """Returns the types in a type, itself among them, that no table has."""
+    """Returns the types in a type, including itself, that no table has."""
     if pa.types.is_duration(kind) or pa.types.is_interval(kind) or pa.types.is_union(kind) or _is_view(kind):
         return [str(kind)]
     if pa.types.is_decimal(kind) and kind.precision > _DECIMAL_DIGITS:
@@ -64,7 +64,7 @@ def _lost(kind: pa.DataType) -> list[str]:
 
 
 def _is_view(kind: pa.DataType) -> bool:
-    """Arrow's cast from these to lists loses their items."""
+    """Returns whether a type is a list view. Arrow's cast from list views to lists loses items."""
     return pa.types.is_list_view(kind) or pa.types.is_large_list_view(kind)
 
 
@@ -73,7 +73,7 @@ def _parts(kind: pa.DataType) -> list[pa.Field]:
 
 
 def may_lose(kind: pa.DataType) -> bool:
-    """Whether a value of the type may be none of its plain type: times, which are counted in microseconds there."""
+    """Returns whether the plain type may not hold a value of the type: plain times count microseconds."""
     if pa.types.is_timestamp(kind) or pa.types.is_time64(kind):
         return bool(kind.unit != "us")
     return any(may_lose(part.type) for part in _parts(kind))

@@ -1,7 +1,8 @@
-"""Delta Lake and Apache Iceberg tables as sources: one snapshot's Parquet files, as its metadata lists and types them.
+"""Delta Lake and Apache Iceberg tables as sources: the Parquet files of one snapshot, as listed in its metadata.
 
-A table is named `delta:PATH_OR_URI[@VERSION]` or `iceberg:CATALOG.NAMESPACE.TABLE[@SNAPSHOT]`. Its files are planned
-and read like any Parquet files; what differs is where their columns stand. The libraries are asked by the driver alone.
+A table has the name `delta:PATH_OR_URI[@VERSION]` or `iceberg:CATALOG.NAMESPACE.TABLE[@SNAPSHOT]`. Its files are
+planned and read like other Parquet files, but their columns may have other names or constant values. Only the driver
+uses the libraries of the tables.
 """
 
 import os
@@ -53,9 +54,9 @@ class TableName:
 
     @staticmethod
     def parse(uri: str) -> "TableName | None":
-        """The table that a URI names; None for any other. A local path is made absolute.
+        """Returns the table that a URI names; None for any other URI. Makes a local path absolute.
 
-        Raises UserError where the library for it is not installed, or an Iceberg table is named without a catalogue.
+        Raises UserError if the library is not installed, or if the name of an Iceberg table has no catalogue.
         """
         match = _NAME.fullmatch(uri)
         if match is None:
@@ -66,29 +67,29 @@ class TableName:
         if kind == "delta" and "://" not in table:
             table = os.path.abspath(os.path.expanduser(table))
         if kind == "iceberg" and table.count(".") < 2:
-            raise UserError(f"{uri} names no table: give iceberg:CATALOG.NAMESPACE.TABLE.")
+            raise UserError(f"{uri} does not name a table: give iceberg:CATALOG.NAMESPACE.TABLE.")
         return TableName(kind, table, None if version is None else int(version))
 
 
 def pinned(uri: str, recorded: str | None) -> str:
-    """The source to read: of a table, the version that an output was begun with, where there is such an output.
+    """Returns the source to read. If `recorded`, from an existing output, is the same table, it gives the version.
 
-    Raises UserError where another version is asked for.
+    Raises UserError if `uri` requests another version.
     """
     asked, begun = TableName.parse(uri), recorded and TableName.parse(recorded)
     if not asked or not begun or (asked.kind, asked.table) != (begun.kind, begun.table):
         return uri
     if asked.version not in (None, begun.version):
         raise UserError(
-            f"The output was begun with {begun}, and {asked} is asked: ask for the same, or choose another output."
+            f"The output began with {begun}, and {asked} is requested: use the same version, or choose another output."
         )
     return str(begun)
 
 
 def read_table(name: TableName, text_column: str, wanted: Wanted) -> Source:
-    """The source that a table's snapshot is: the newest, if none is named.
+    """Returns a snapshot of a table as a source. Without a version, it is the newest snapshot.
 
-    Raises UserError for a table that cannot be reached, has no such version, or cannot be read as it stands.
+    Raises UserError for a table that cannot be reached, has no such version, or has features that cannot be read.
     """
     snapshot = _delta_snapshot(name) if name.kind == "delta" else _iceberg_snapshot(name)
     everything = pa.schema([field.remove_metadata() for field in plain(snapshot.schema)])
@@ -125,12 +126,12 @@ class _File:
 class _Snapshot:
     name: TableName  # with its version
     root: Place
-    schema: pa.Schema  # with field ids, where the format has them
+    schema: pa.Schema  # with field ids if the format has them
     files: list[_File]
 
 
 def _columns(file: _File, schema: pa.Schema, snapshot: _Snapshot) -> ColumnPlaces:
-    """Returns the places of the table's columns that a file does not hold under their own names."""
+    """Returns the places of the table's columns that do not have their own names in a file."""
     by_id = {field.metadata[_FIELD_ID]: field for field in schema if _FIELD_ID in (field.metadata or {})}
     found: dict[str, FileColumn | Constant] = {}
     for column in snapshot.schema:
@@ -146,7 +147,7 @@ def _columns(file: _File, schema: pa.Schema, snapshot: _Snapshot) -> ColumnPlace
         elif column.name in file.constants:
             found[column.name] = Constant(file.constants[column.name])
             _check_constant(file.constants[column.name], column, f"{file.path} of {snapshot.name}")
-        elif column.name in schema.names:  # another column, which had the name before
+        elif column.name in schema.names:  # an earlier column with the same name
             found[column.name] = Constant(None)
     return found
 
@@ -156,13 +157,13 @@ def _check_constant(value: Any, column: pa.Field, place: str) -> None:
         pa.array([value], pa.string()).cast(plain(pa.schema([column])).field(0).type)
     except pa.ArrowException as error:
         raise UserError(
-            f"The column {column.name} is not in {place}, and its value there ({value}) is no {column.type} in words: "
-            "rewrite the table's data files."
+            f"The column {column.name} is not in {place}, and its value there ({value}) cannot be read as "
+            f"{column.type}: rewrite the table's data files."
         ) from error
 
 
 def _check_inner(held: pa.Field, column: pa.Field, place: str) -> None:
-    """Fields inside a column are found by name, which they must have kept."""
+    """Raises UserError if fields inside a column have other names in the file, because they are found by name."""
     if not pa.types.is_nested(held.type) or held.type == column.type:
         return
     before, now = _inner_ids(held.type), _inner_ids(column.type)
@@ -175,7 +176,7 @@ def _check_inner(held: pa.Field, column: pa.Field, place: str) -> None:
 
 
 def _inner_ids(kind: pa.DataType, path: str = "") -> dict[str, bytes]:
-    """The ids of the fields inside a type, by their path; without ids, none."""
+    """Returns the ids of the fields inside a type, by their paths. Fields without an id are left out."""
     found: dict[str, bytes] = {}
     for index in range(kind.num_fields):
         field = kind.field(index)
@@ -222,24 +223,24 @@ def _delta_snapshot(name: TableName) -> _Snapshot:
 
 
 def _check_delta(table: Any, name: TableName) -> None:
-    """Raises UserError where the files do not hold the table's rows and columns as they are."""
+    """Raises UserError if the table uses a feature that cannot be read."""
     unknown = set(table.protocol().reader_features or ()) - _DELTA_FEATURES
     if unknown or table.metadata().configuration.get("delta.columnMapping.mode", "none") != "none":
         feature = ", ".join(sorted(unknown)) or "columnMapping"
-        raise UserError(f"{name} uses {feature}, which cannot be read: write it to a table without that first.")
+        raise UserError(f"{name} uses {feature}, which cannot be read: first write it to a table without this feature.")
 
 
 # --- Iceberg ------------------------------------------------------------------------------------------------------
 
 
 def load_iceberg(name: TableName) -> tuple[Any, str]:
-    """The catalogue of a table, as pyiceberg's configuration file or environment describes it, and the identifier."""
+    """Returns the catalogue of a table, from pyiceberg's configuration file or the environment, and its identifier."""
     from pyiceberg.catalog import load_catalog
 
     catalog, identifier = name.table.split(".", 1)
     try:
         return load_catalog(catalog), identifier
-    except Exception as error:  # of many kinds: each catalogue has its own
+    except Exception as error:  # of many kinds, as each catalogue has its own
         raise UserError(f"The Iceberg catalogue {catalog} cannot be loaded ({one_line(error)}).") from error
 
 
@@ -254,9 +255,9 @@ def _iceberg_snapshot(name: TableName) -> _Snapshot:
     snapshot = table.current_snapshot() if name.version is None else table.snapshot_by_id(name.version)
     if snapshot is None:
         raise UserError(
-            f"{name} has no such snapshot: choose one of its history, or none for the newest."
+            f"{name} has no such snapshot: choose a snapshot from its history, or leave it out for the newest."
             if name.version is not None
-            else f"{name} has no snapshot yet: there is nothing to read in it."
+            else f"{name} has no snapshot yet, so there is nothing to read: write rows to it first."
         )
     scan = table.scan(snapshot_id=snapshot.snapshot_id)
     schema, root = scan.projection(), locate(table.location())
@@ -268,7 +269,7 @@ def _iceberg_snapshot(name: TableName) -> _Snapshot:
     except Exception as error:  # of many kinds
         if _has_equality_deletes(table, snapshot):
             raise UserError(
-                f"{name} has equality deletes, as Flink writes them, which pyiceberg cannot read: "
+                f"{name} has equality deletes, such as those that Flink writes, which pyiceberg cannot read: "
                 "rewrite its data files (rewrite_data_files) first."
             ) from error
         raise UserError(f"{name} cannot be read ({one_line(error)}).") from error
@@ -288,9 +289,13 @@ def _has_equality_deletes(table: Any, snapshot: Any) -> bool:
 def _iceberg_file(task: Any, table: Any, schema: Any, name: TableName, deleted: np.ndarray) -> _File:
     file, location = task.file, table.location().rstrip("/") + "/"
     if file.file_format.value.lower() != "parquet":
-        raise UserError(f"{name} has data files that are {file.file_format.value}: only Parquet can be read.")
+        raise UserError(
+            f"{name} has data files in {file.file_format.value}, and only Parquet can be read: rewrite them as Parquet."
+        )
     if not file.file_path.startswith(location):
-        raise UserError(f"{name} has files outside its location ({file.file_path}), which cannot be read.")
+        raise UserError(
+            f"{name} has files outside its location ({file.file_path}), which cannot be read: copy it first."
+        )
     constants = {field.name: field.initial_default for field in schema.fields if field.initial_default is not None}
     for position, field in enumerate(table.specs()[file.spec_id].fields):
         if str(field.transform) == "identity" and field.source_id in schema.field_ids:

@@ -1,20 +1,20 @@
-"""The text column: found by its name or by a path into structs (`page.body`), of strings or of bytes that are UTF-8."""
+"""Finds the text column by its name or by a path into structs (`page.body`), and reads its strings or UTF-8 bytes."""
 
 from collections.abc import Sequence
 
 import pyarrow as pa
 import pyarrow.compute as pc
 
-READ_ERROR = "spanlake read error"  # a column that a reader adds: why a line is no row
+READ_ERROR = "spanlake read error"  # a column that a reader adds: the reason why a line is not a row
 
 
 def text_path(columns: Sequence[str], name: str) -> list[str]:
-    """The names to follow from a table's columns: a column whose own name has a dot comes first."""
+    """Returns the names on the path of a text column. A column that has the whole name, with its dots, comes first."""
     return [name] if name in columns else name.split(".")
 
 
 def text_type(schema: pa.Schema, name: str) -> pa.DataType | None:
-    """The type at a name or path; None where there is nothing."""
+    """Returns the type at a name or path; None if there is nothing."""
     kind: pa.DataType = pa.struct(schema)
     for part in text_path(schema.names, name):
         index = kind.get_field_index(part) if pa.types.is_struct(kind) else -1
@@ -25,7 +25,7 @@ def text_type(schema: pa.Schema, name: str) -> pa.DataType | None:
 
 
 def is_text(kind: pa.DataType) -> bool:
-    """Whether values of this type are strings: of any width, plain or dictionary-encoded."""
+    """Returns whether values of this type are strings: of any width, plain or dictionary-encoded."""
     if pa.types.is_dictionary(kind):
         kind = kind.value_type
     return pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_string_view(kind)
@@ -36,7 +36,7 @@ def is_bytes(kind: pa.DataType) -> bool:
 
 
 def text_columns(schema: pa.Schema, prefix: str = "") -> list[str]:
-    """The names and paths that hold strings."""
+    """Returns the names and paths of columns with strings."""
     found = []
     for field in schema:
         if is_text(field.type):
@@ -47,14 +47,14 @@ def text_columns(schema: pa.Schema, prefix: str = "") -> list[str]:
 
 
 def text_values(batch: pa.RecordBatch, name: str) -> pa.Array:
-    """The values at a name or path, null where a struct on the way is."""
+    """Returns the values at a name or path; null where a struct on the path is null."""
     first, *inner = text_path(batch.schema.names, name)
     values = batch.column(first)
     return pc.struct_field(values, inner) if inner else values
 
 
 def decoded(values: pa.Array) -> pa.Array:
-    """Returns bytes as strings, null where they are not UTF-8; strings as they are."""
+    """Returns bytes as strings, with null for bytes that are not UTF-8. Returns strings unchanged."""
     if not is_bytes(values.type):
         return values
     try:
@@ -65,7 +65,7 @@ def decoded(values: pa.Array) -> pa.Array:
 
 
 def read_texts(batch: pa.RecordBatch, name: str) -> tuple[list[str | None], list[str | None]]:
-    """Returns the text of each row, and why a row has no text; of the two, one is None and the other is not."""
+    """Returns the text of each row, and the error of each row. Exactly one of the two is None."""
     read = [_text(value) for value in text_values(batch, name)]
     if READ_ERROR in batch.schema.names:
         read = [

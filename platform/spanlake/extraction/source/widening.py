@@ -1,4 +1,4 @@
-"""One schema for files whose columns differ: each column has the type that holds every value as it is."""
+"""Merges the schemas of files: each column gets the type that holds every value without loss."""
 
 from collections.abc import Callable, Mapping
 
@@ -6,20 +6,21 @@ import pyarrow as pa
 
 from spanlake.errors import UserError
 
-_INTEGER_DIGITS = {8: 3, 16: 5, 32: 10, 64: 19}  # decimal digits that hold any integer of so many bits
-_FLOAT_FOR_INTEGERS = {8: 16, 16: 32, 32: 64}  # bits of the least float that holds any such integer
+_INTEGER_DIGITS = {8: 3, 16: 5, 32: 10, 64: 19}  # bits of an integer -> decimal digits that hold it
+_FLOAT_FOR_INTEGERS = {8: 16, 16: 32, 32: 64}  # bits of an integer -> bits of the smallest float that holds it
 _DECIMAL_DIGITS = ((38, pa.decimal128), (76, pa.decimal256))
 _TIME_UNITS = ("s", "ms", "us", "ns")
 
 
 def merged(schemas: Mapping[str, pa.Schema]) -> pa.Schema:
-    """Returns the schema that fits every file of a source, which are given by their paths.
+    """Returns the common schema of the files in a source. `schemas` maps their paths to their schemas.
 
-    A column that a file lacks, or has without any value, is null in its rows. The metadata is that of the first file.
-    Raises UserError that names every column without such a type.
+    A column that a file lacks, or that has only nulls there, is null in the rows of the file. The metadata are those
+    of the first file.
+    Raises UserError that names every column without a common type.
     """
     fields: dict[str, pa.Field] = {}
-    typed: dict[str, str] = {}  # by column, the path of the file that its type comes from
+    typed: dict[str, str] = {}  # column -> path of the file that gave its type
     conflicts: dict[str, str] = {}
     for path, schema in schemas.items():
         for field in schema:
@@ -44,7 +45,7 @@ def merged(schemas: Mapping[str, pa.Schema]) -> pa.Schema:
 
 
 def _conflict(name: str, known: pa.DataType, known_path: str, found: pa.DataType, path: str) -> str:
-    """Returns the types that do not fit, in words; of structs, the first fields inside that do not."""
+    """Returns the types that do not fit, in words. For structs, it names the first fields that do not fit."""
     if pa.types.is_struct(known) and pa.types.is_struct(found):
         for field in known:
             index = found.get_field_index(field.name)
@@ -55,10 +56,10 @@ def _conflict(name: str, known: pa.DataType, known_path: str, found: pa.DataType
 
 
 def widened(one: pa.DataType, other: pa.DataType) -> pa.DataType | None:
-    """Returns the type that holds every value of both types; None where there is no such type.
+    """Returns the type that holds every value of both types; None if there is no such type.
 
-    It is the type of Arrow's permissive promotion, but for promotions that lose digits. Timestamps of two time zones
-    are the same instants in UTC, and dictionaries that differ are the values that they hold.
+    It is the type of Arrow's permissive promotion, except for promotions that lose digits. Timestamps of two time zones
+    become the same instants in UTC. Different dictionaries become their plain values.
     """
     if one == other or pa.types.is_null(other):
         return one
@@ -75,7 +76,7 @@ def widened(one: pa.DataType, other: pa.DataType) -> pa.DataType | None:
 
 
 def stored_type(kind: pa.DataType) -> pa.DataType:
-    """Returns the type in which an extension type keeps its values; any other type as it is."""
+    """Returns the storage type of an extension type, or any other type unchanged."""
     return kind.storage_type if isinstance(kind, pa.BaseExtensionType) else kind
 
 

@@ -256,7 +256,7 @@ REFUSED = [
     (["--key", "id"], "--key belongs to --layout mentions"),
     (["--drop-text"], "--drop-text leaves out what --redact replaces"),
     (["--layout", "mentions", "--key", "nothing"], "--key nothing is not a column of the source: give one of id, text"),
-    (["--into", "somewhere"], "--into somewhere names no table to add to"),
+    (["--into", "somewhere"], "--into somewhere does not name a table"),
 ]
 
 

@@ -112,7 +112,7 @@ def test_all_rows_in_one_transaction_and_no_row_again(tmp_path: Path, table: tup
     write_source(tmp_path / "source", "a.parquet", 0, 10)
     ledger = extract(tmp_path, units=slice(2))
     target = open_target(name, ledger.schema)
-    with pytest.raises(ShortfallError, match="lacks units, so nothing of it was added"):
+    with pytest.raises(ShortfallError, match="lacks units, so none were added"):
         publish(ledger, target)
     extract(tmp_path)
     assert publish(ledger, target) == 3
@@ -141,11 +141,11 @@ def test_nothing_is_added_where_the_rows_break_off(
     path = max((tmp_path / "out").glob("*.parquet"))
     content = path.read_bytes()
     path.write_bytes(content[: len(content) // 2])
-    with pytest.raises(ShortfallError, match="did not take the rows .* and the same command tries again"):
+    with pytest.raises(ShortfallError, match="did not accept the rows .* and the same command tries again"):
         publish(ledger, target)
     write_source(tmp_path, path.name, 0, 4)
     (tmp_path / path.name).rename(path)
-    with pytest.raises(ShortfallError, match="is not the unit that was committed: see `spanlake audit`"):
+    with pytest.raises(ShortfallError, match="is not the committed unit: run `spanlake audit`"):
         publish(ledger, target)
     if name.startswith("delta"):
         assert len(read()) == 0
@@ -189,7 +189,7 @@ def test_two_that_publish_the_same_output_add_it_once(
         monkeypatch.setattr(publish_module, "_rows", rows)
     else:
         monkeypatch.setattr(slow, "append", append)
-    with pytest.raises(ShortfallError, match=r"added the same rows|did not take the rows"):
+    with pytest.raises(ShortfallError, match=r"added the same rows|did not accept the rows"):
         publish(ledger, slow)
     assert ids(read()) == sorted(list(range(10)) * (2 if there else 1))
     assert publish(ledger, slow) == 0
@@ -291,7 +291,9 @@ def test_a_time_that_a_table_cannot_hold_is_found_before_anything_is_extracted(
         taken = pa.array(values, kind)
         pq.write_table(pa.table({"text": ["t"] * len(values), "taken": taken}), tmp_path / f"{number}.parquet")
     source = read_source(str(tmp_path), "text")
-    with pytest.raises(UserError, match=r"column taken of 1\.parquet has a time .* delta:t would hold it .*: round it"):
+    with pytest.raises(
+        UserError, match=r"column taken of 1\.parquet has a time .* delta:t stores times in micro.*: round the times"
+    ):
         check_values("delta:t", source, source.schema)
     check_values("delta:t", source, pa.schema([("text", pa.string())]))  # where the output has no such column
 
@@ -372,9 +374,9 @@ def test_tables_that_cannot_take_an_output(tmp_path: Path, catalog: Catalog) -> 
     schema = pa.schema([("id", pa.int64()), ("took", pa.duration("s"))])
     with pytest.raises(UserError, match=r"cannot hold the types of the column took \(duration\[s\]\)"):
         open_target(f"delta:{tmp_path}/table", schema)
-    with pytest.raises(UserError, match="names no table to add to"):
+    with pytest.raises(UserError, match="does not name a table"):
         open_target(str(tmp_path), schema)
-    with pytest.raises(UserError, match="names no table to add to"):
+    with pytest.raises(UserError, match="does not name a table"):
         open_target(f"delta:{tmp_path}/table@3", schema)
     schema = pa.schema([("id", pa.int64())])
     with pytest.raises(UserError, match="is the source itself"):

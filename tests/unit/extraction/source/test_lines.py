@@ -56,10 +56,10 @@ def test_columns_of_json_lines_have_the_types_of_their_values(tmp_path: Path) ->
 
 BAD = [
     (b'{"text": "cut', "line is not JSON"),
-    (b'["text"]', "no object"),
+    (b'["text"]', "not an object"),
     (b'{"text": "\xff"}', "not valid UTF-8 (byte 10)"),
     (b'{"text": "a", "text": "b"}', "name twice"),
-    (b'{"text": 5}', "text is no string but the JSON 5"),
+    (b'{"text": 5}', "text is not a string but the JSON 5"),
     (b"[" * 100_000, "line is not JSON"),
     (b'{"text": "t", "deep": ' + b"[" * 200 + b"]" * 200 + b"}", "nested deeper than 100"),
 ]
@@ -171,7 +171,7 @@ def test_csv_lines_that_are_no_rows(tmp_path: Path) -> None:
     rows = read_all(source_of(tmp_path, a_tsv=content))
     reasons = [row["spanlake read error"] for row in rows]
     assert reasons[:2] == ["line has 1 fields where the header has 2", "line has 3 fields where the header has 2"]
-    assert "is no CSV" in reasons[2] and reasons[3] == "line is not valid UTF-8" and reasons[4] is None
+    assert "is not CSV" in reasons[2] and reasons[3] == "line is not valid UTF-8" and reasons[4] is None
     assert rows[4]["text"] == "five" and "unexpected end" in reasons[5] and len(rows) == 6
 
 
@@ -241,7 +241,7 @@ def test_an_output_of_json_lines_is_audited_like_any_other(tmp_path: Path) -> No
     assert [row["error"] and row["error"][:20] for row in rows] == [
         None,
         "line is not JSON (Ex",
-        "text is no string bu",
+        "text is not a string",
         "text is null",
     ]
     result = audit(read_ledger(request.output))

@@ -289,7 +289,7 @@ def test_deletes_that_pyiceberg_cannot_apply_are_refused(catalog: Catalog, tmp_p
 
 def test_iceberg_tables_that_cannot_be_read(catalog: Catalog) -> None:
     catalog.create_table("web.empty", schema=rows(1).schema)
-    with pytest.raises(UserError, match="names no table: give iceberg:CATALOG.NAMESPACE.TABLE"):
+    with pytest.raises(UserError, match="does not name a table: give iceberg:CATALOG.NAMESPACE.TABLE"):
         read_source("iceberg:pages", "text")
     with pytest.raises(UserError, match="The Iceberg catalogue nowhere cannot be loaded"):
         read_source("iceberg:nowhere.web.pages", "text")
@@ -318,7 +318,7 @@ def test_an_output_that_was_begun_pins_the_version() -> None:
     assert pinned("delta:/lake/t", None) == "delta:/lake/t"
     assert pinned("delta:/lake/other", begun) == "delta:/lake/other"
     assert pinned("/lake/t", begun) == "/lake/t" and pinned("delta:/lake/t@5", "/lake/t") == "delta:/lake/t@5"
-    with pytest.raises(UserError, match="begun with delta:/lake/t@3, and delta:/lake/t@4 is asked"):
+    with pytest.raises(UserError, match="began with delta:/lake/t@3, and delta:/lake/t@4 is requested"):
         pinned("delta:/lake/t@4", begun)
 
 
