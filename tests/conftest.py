@@ -1,6 +1,6 @@
-"""What every test runs under, set before anything is imported: no network, no shared state of this machine's user.
+"""Settings and fixtures of all tests. The settings come before any import: no network, and no state in the user's home.
 
-`tiny_model_dir` is a package that loads in a moment, for whatever tests need a model and not a good one.
+`tiny_model_dir` is a package that loads in a moment, for tests that need a model but not a good one.
 """
 
 import asyncio
@@ -17,19 +17,19 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 os.environ.setdefault("RAY_AUTH_MODE", "disabled")  # else a local Ray writes a token into the home directory
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
 
-if TYPE_CHECKING:  # what reads no model waits for no torch
+if TYPE_CHECKING:  # so that tests without a model do not wait for torch
     from tokenizers import Tokenizer
 
     from spanlake.modeling.model import SpanModel
 
-# Words that the tiny tokenizer knows whole; it spells the others.
+# Words that are one sub-word each in the tiny tokenizer. It spells other words letter by letter.
 WORDS = """ada alain and at babbage by canada charles curie european farley fell for found geneva in june knew london
 lovelace marie mcgill met montreal nations of on percent pierre prices radium said she the to union united university
 warsaw where works wrote"""
 
 
 def tiny_tokenizer() -> "Tokenizer":
-    """WordPiece as BERT lays it out, with the prompt's tokens. Letters beyond ASCII are unknown to it."""
+    """Returns a WordPiece tokenizer like BERT's, with the prompt's tokens. It does not know letters beyond ASCII."""
     from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
 
     letters = [chr(code) for code in range(33, 127) if not chr(code).isupper()]
@@ -45,9 +45,9 @@ def tiny_tokenizer() -> "Tokenizer":
 
 
 def tiny_model(tokenizer: "Tokenizer", seed: int = 1) -> "SpanModel":
-    """Two layers of random weights, whose scores lie on both sides of one half, apart from each other.
+    """Returns a model with two layers of random weights. Its scores are distinct, and lie on both sides of 0.5.
 
-    A window holds 48 words or 96 sub-words, prompt and all; a span has at most 4 words.
+    A window holds 48 words or 96 sub-words, prompt included. A span has at most 4 words.
     """
     import torch
 
@@ -97,8 +97,9 @@ def tiny_model_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def serve_app() -> Iterator[Callable[..., str]]:
-    """Serves the real application without Ray, under uvicorn on a thread: settings, and `make_app`'s other arguments ->
-    its URL.
+    """Yields a function that serves the real application without Ray, under uvicorn on a thread.
+
+    The function takes the settings and the other arguments of `make_app`, and returns the URL.
     """
     import uvicorn
 

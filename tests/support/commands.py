@@ -1,4 +1,4 @@
-"""Commands run as a user would run them."""
+"""Runs commands as a user would."""
 
 import os
 import shutil
@@ -11,20 +11,20 @@ ROOT = Path(__file__).parents[2]
 
 
 def activated() -> dict[str, str]:
-    """The environment as `source .venv/bin/activate` leaves it."""
+    """Returns the environment that `source .venv/bin/activate` makes."""
     kept = {name: value for name, value in os.environ.items() if name not in ("PYTHONPATH", "RAY_ADDRESS")}
     return {**kept, "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"}
 
 
 def run(command: str, directory: Path) -> "subprocess.CompletedProcess[str]":
-    """As a user types it."""
+    """Runs a command line in a shell, and returns its exit code and output."""
     return subprocess.run(
         command, shell=True, cwd=directory, env=activated(), capture_output=True, text=True, timeout=280
     )
 
 
 def copy_parts(directory: Path) -> Path:
-    """What commands find around them: the parts of the repository that they name, small enough to send with a job."""
+    """Copies the parts of the repository that commands use, which are small enough to send with a job."""
     for name in ("examples", "jobs", "platform"):
         shutil.copytree(ROOT / name, directory / name, ignore=shutil.ignore_patterns("__pycache__", "*.egg-info"))
     return directory

@@ -22,17 +22,17 @@ Captured = pytest.CaptureFixture[str]
 
 
 def spanlake(*arguments: str, **options: Any) -> "subprocess.CompletedProcess[bytes]":
-    """Runs the command in a process of its own."""
+    """Runs the command in a new process."""
     environment = {**os.environ, "PYTHONPATH": str(SOURCE_ROOT), **options.pop("environment", {})}
     command = [sys.executable, "-m", "spanlake.cli", *arguments]
     return subprocess.run(command, env=environment, capture_output=True, **options)
 
 
 def refusal(captured: Captured, *arguments: str) -> str:
-    """What the command says on stderr when it refuses its arguments: one line, and nothing on stdout."""
+    """Runs a command that must refuse its arguments, and returns its message: one line on stderr, nothing on stdout."""
     try:
         code = cli.main(arguments)
-    except SystemExit as stop:  # argparse's own way out
+    except SystemExit as stop:  # argparse exits in this way
         code = stop.code  # type: ignore[assignment]
     out, err = captured.readouterr()
     assert code == 2
@@ -46,7 +46,7 @@ def model(tiny_model_dir: Path) -> str:
     return str(tiny_model_dir)
 
 
-# --- in a process of its own ------------------------------------------------------------------------------------------
+# --- in a new process -------------------------------------------------------------------------------------------------
 
 
 def test_predict_prints_one_json_document(model: str):
@@ -83,7 +83,7 @@ def test_help_answers_without_torch():
         assert ("usage: spanlake" in done.stdout) == ("--help" in arguments)
 
 
-def test_a_reader_that_leaves_is_no_crash(model: str):
+def test_a_closed_output_pipe_does_not_crash_the_command(model: str):
     command = [sys.executable, "-m", "spanlake.cli", "package", "inspect", model]
     environment = {**os.environ, "PYTHONPATH": str(SOURCE_ROOT)}
     with subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
@@ -146,7 +146,7 @@ def test_predict_with_no_lines_to_read(model: str, capfd: Captured, monkeypatch:
     assert json.loads(capfd.readouterr().out) == []
 
 
-def test_json_is_json_in_a_terminal_of_any_encoding(model: str, monkeypatch: pytest.MonkeyPatch):
+def test_json_output_is_valid_in_a_terminal_of_any_encoding(model: str, monkeypatch: pytest.MonkeyPatch):
     out = io.TextIOWrapper(io.BytesIO(), encoding="ascii")
     monkeypatch.setattr(sys, "stdout", out)
     assert cli.main(["predict", "Montréal 😀 met Ada", "--json", "--model", model, *LOW[:3], "0", *LOW[4:]]) == 0
@@ -176,7 +176,7 @@ def test_json_is_json_in_a_terminal_of_any_encoding(model: str, monkeypatch: pyt
         (["--colour", "red"], "--colour"),
     ],
 )
-def test_wrong_options_are_one_line(model: str, capfd: Captured, options: list[str], says: str):
+def test_wrong_options_are_refused_in_one_line(model: str, capfd: Captured, options: list[str], says: str):
     assert says in refusal(capfd, "predict", TEXT, "--model", model, *LOW, *options)
 
 
@@ -193,7 +193,7 @@ def test_wrong_options_are_one_line(model: str, capfd: Captured, options: list[s
         (["evaluate", "--data", ".", "--split", "all"], "'all'"),
     ],
 )
-def test_incomplete_calls_are_one_line(capfd: Captured, arguments: list[str], says: str):
+def test_incomplete_calls_are_refused_in_one_line(capfd: Captured, arguments: list[str], says: str):
     assert says in refusal(capfd, *arguments)
 
 
@@ -228,7 +228,7 @@ def test_package_import_in_int8_and_export(model: str, tmp_path: Path, capfd: Ca
     assert one == other != [[]]
 
 
-def test_package_commands_refuse_what_is_there(model: str, tmp_path: Path, capfd: Captured):
+def test_package_commands_refuse_to_overwrite_files(model: str, tmp_path: Path, capfd: Captured):
     (tmp_path / "mine.txt").write_text("precious")
     for action in ("import", "export"):
         assert "is not empty" in refusal(capfd, "package", action, model, str(tmp_path))
@@ -236,7 +236,7 @@ def test_package_commands_refuse_what_is_there(model: str, tmp_path: Path, capfd
     assert [path.name for path in tmp_path.iterdir()] == ["mine.txt"]
 
 
-def test_package_export_refuses_what_has_no_published_form(model: str, tmp_path: Path, capfd: Captured):
+def test_package_export_refuses_a_head_without_a_published_form(model: str, tmp_path: Path, capfd: Captured):
     package = load_package(Path(model))
     values = {**package.config.to_dict(), "span_head": "paper"}
     other = type(package.model)(type(package.config).from_dict(values))
@@ -256,7 +256,7 @@ def test_package_verify_refuses_an_altered_package(model: str, tmp_path: Path, c
 
 @pytest.fixture
 def benchmark(model: str, tmp_path: Path) -> Path:
-    """A set of one text, whose mentions are what the model finds but for the last."""
+    """A benchmark set of one text. Its mentions are all entities that the model finds, except the last."""
     extractor = Extractor.load(model, device="cpu", precision="float32")
     [found] = extractor.extract([TEXT], ["person", "place"], threshold=0.4)
     entities = [{"name": e.text, "type": e.label, "pos": [e.start, e.end]} for e in found[:-1]]

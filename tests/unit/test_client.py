@@ -1,4 +1,4 @@
-"""The client against the real application, under uvicorn; and against servers that fail in every way they can."""
+"""Tests the client with the real application under uvicorn, and with servers that fail in every way they can."""
 
 import asyncio
 import json
@@ -79,7 +79,7 @@ def test_a_stream_reads_a_bounded_way_ahead(url: str):
         stream.close()
 
 
-def test_the_servers_refusal_is_one_sentence_and_asked_once(url: str):
+def test_a_refused_request_raises_the_servers_error(url: str):
     with Client(url) as client:
         with pytest.raises(RefusedError, match="threshold") as refused:
             client.extract(["Ada"], LABELS, 1.5)
@@ -121,7 +121,7 @@ def raise_(error: Exception) -> httpx.Response:
 
 
 @pytest.mark.parametrize("kind", FAILURES)
-def test_what_fails_on_the_way_is_asked_again(kind: str, monkeypatch: pytest.MonkeyPatch):
+def test_a_failed_request_is_repeated(kind: str, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr("spanlake.client._FIRST_PAUSE", 0.001)
     asked = 0
 
@@ -141,7 +141,7 @@ def test_what_fails_on_the_way_is_asked_again(kind: str, monkeypatch: pytest.Mon
     assert asked == 3
 
 
-def test_the_time_that_the_server_names_is_waited(monkeypatch: pytest.MonkeyPatch):
+def test_the_client_waits_as_long_as_the_server_says(monkeypatch: pytest.MonkeyPatch):
     pauses: list[float] = []
     monkeypatch.setattr("time.sleep", pauses.append)
     answers = [httpx.Response(429, json=ERROR, headers={"Retry-After": "4"}), httpx.Response(200, json=GOOD)]
@@ -156,13 +156,13 @@ def test_a_deadline_ends_the_attempts():
         Client("http://server", seconds=2, transport=busy).extract(["Ada"], LABELS)
 
 
-def test_what_is_no_spanlake_server_is_said():
+def test_the_error_asks_whether_the_url_is_a_spanlake_server():
     other = httpx.MockTransport(lambda request: httpx.Response(404, text="<html>"))
     with pytest.raises(NoAnswerError, match="status 404; is http://server/v1/extract a Spanlake server"):
         Client("http://server", transport=other).extract(["Ada"], LABELS)
 
 
-def test_texts_without_an_answer_keep_their_neighbours():
+def test_a_text_without_an_answer_keeps_the_other_answers():
     error = {"index": 1, "type": "internal", "message": "It failed."}
     body = {**GOOD, "results": [[], None], "errors": [error]}
     client = Client("http://server", transport=httpx.MockTransport(lambda request: httpx.Response(200, json=body)))
@@ -172,7 +172,7 @@ def test_texts_without_an_answer_keep_their_neighbours():
     assert partial.value.errors[0].index == 1
 
 
-def test_a_stream_that_breaks_off_is_asked_again(monkeypatch: pytest.MonkeyPatch):
+def test_a_broken_stream_is_repeated(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr("spanlake.client._FIRST_PAUSE", 0.001)
     whole = [{"model": GOOD["model"]}, {"index": 0, "entities": []}, {"index": 1, "error": ERROR["error"]}]
     done = {"done": True, "texts": 2}
@@ -200,7 +200,7 @@ def lines(*values: object) -> str:
 
 
 def same(found: object, expected: list[list[Entity]]) -> bool:
-    """Equal but for what the order of additions does to a score."""
+    """Checks that the entities are equal; scores may differ by rounding."""
     assert isinstance(found, list) and len(found) == len(expected)
     for one, other in zip(found, expected, strict=True):
         assert [(e.start, e.end, e.text, e.label) for e in one] == [(e.start, e.end, e.text, e.label) for e in other]

@@ -63,10 +63,10 @@ def test_select_follows_the_rules_in_any_input_order(
 
 @settings(max_examples=500)
 @given(candidates_(), st.booleans(), st.booleans(), st.floats(0, 1, width=32))
-def test_a_higher_threshold_only_leaves_entities_out(
+def test_a_higher_threshold_only_removes_entities(
     candidates: list[Candidate], nested: bool, multi_label: bool, threshold: float
 ) -> None:
-    """So the page can ask once at a low threshold, and filter what it got."""
+    """The page relies on this: it asks once at a low threshold, and filters the answer."""
     afterwards = [one for one in chosen(candidates, nested, multi_label) if one[3] > threshold]
     before = [one for one in candidates if one[3] > threshold]
     assert afterwards == chosen(before, nested, multi_label)
@@ -82,7 +82,7 @@ def test_conflicts_by_kind() -> None:
     assert chosen([outer, outer], nested=True, multi_label=True) == [outer]
 
 
-def test_a_refused_candidate_refuses_nobody() -> None:
+def test_a_refused_candidate_conflicts_with_nothing() -> None:
     chain = [(0, 2, 0, 0.9), (2, 4, 0, 0.8), (4, 6, 0, 0.7)]
     for nested in (False, True):
         assert chosen(chain, nested=nested, multi_label=False) == [chain[0], chain[2]]
@@ -90,7 +90,7 @@ def test_a_refused_candidate_refuses_nobody() -> None:
 
 @pytest.mark.parametrize("width", [12, 100_000])
 @pytest.mark.parametrize("nested", [False, True])
-def test_many_candidates_without_conflict_among_the_accepted(width: int, nested: bool) -> None:
+def test_the_accepted_among_many_candidates_never_conflict(width: int, nested: bool) -> None:
     rng = np.random.default_rng(0)
     count = 200_000
     start = rng.integers(0, 3_000_000, count)
@@ -104,7 +104,7 @@ def test_many_candidates_without_conflict_among_the_accepted(width: int, nested:
     if not nested:
         assert all(left[1] < right[0] for left, right in pairwise(spans))
         return
-    # Outer spans first at each start: a stack of open spans holds every span that one may cross.
+    # Outer spans come first at each start, so the stack of open spans holds every span that the next one could cross.
     still_open: list[int] = []
     for begin, stop in sorted(spans, key=lambda span: (span[0], -span[1])):
         while still_open and still_open[-1] < begin:
@@ -113,7 +113,7 @@ def test_many_candidates_without_conflict_among_the_accepted(width: int, nested:
         still_open.append(stop)
 
 
-def test_nothing_from_nothing() -> None:
+def test_no_candidates_give_no_entities() -> None:
     none = np.zeros(0, dtype=np.int64)
     assert select(none, none, none, none.astype(np.float32), nested=True, multi_label=True).tolist() == []
 
@@ -140,8 +140,8 @@ def test_entities_are_slices_of_the_text() -> None:
 
 
 @given(candidates_(), st.booleans())
-def test_nested_accepts_what_containment_allows(candidates: list[Candidate], multi_label: bool) -> None:
+def test_nested_selection_refuses_only_what_conflicts(candidates: list[Candidate], multi_label: bool) -> None:
     kept = chosen(candidates, nested=True, multi_label=multi_label)
     assert not any(conflict(one, other, True, multi_label) for one, other in combinations(kept, 2))
-    for candidate in candidates:  # and what was left out conflicts with something kept
+    for candidate in candidates:  # every candidate that was left out conflicts with one that was kept
         assert candidate in kept or any(conflict(candidate, other, True, multi_label) for other in kept)

@@ -1,4 +1,4 @@
-"""`spanlake doctor`: it names what is there, what is missing and what is broken."""
+"""Tests `spanlake doctor`: it names what works, what is missing and what is broken."""
 
 import json
 
@@ -14,7 +14,7 @@ def run(capsys: Captured) -> tuple[int, dict[str, dict[str, str]]]:
     return code, {check["name"]: check for check in json.loads(capsys.readouterr().out)}
 
 
-def test_the_core_works_here(monkeypatch: pytest.MonkeyPatch, capsys: Captured) -> None:
+def test_the_core_works_on_this_machine(monkeypatch: pytest.MonkeyPatch, capsys: Captured) -> None:
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
     code, checks = run(capsys)
     assert code == 0

@@ -1,4 +1,4 @@
-"""Entities and a training curve are those of the golden files: a change of structure changes no result."""
+"""Compares entities and a training curve with the golden files: a change of structure must change no result."""
 
 import json
 from pathlib import Path

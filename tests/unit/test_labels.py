@@ -1,4 +1,4 @@
-"""Labels as a command line gives them."""
+"""Tests the reading of labels from a command line."""
 
 import os
 from pathlib import Path
@@ -63,7 +63,7 @@ def test_labels_from_a_file(tmp_path: Path, name: str, content: str, expected: o
         ("none/labels.txt", None, "No such file"),
     ],
 )
-def test_a_file_that_cannot_be_read_is_one_sentence(tmp_path: Path, name: str, content: "bytes | None", says: str):
+def test_an_unreadable_file_is_refused_in_one_sentence(tmp_path: Path, name: str, content: "bytes | None", says: str):
     path = tmp_path / name
     if content is not None:
         path.write_bytes(content)

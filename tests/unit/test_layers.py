@@ -1,4 +1,4 @@
-"""The layers of the library: which module may import which, read from the source, imports inside functions included."""
+"""Checks the layers of the library in its source: which module may import which, also inside functions."""
 
 import ast
 import textwrap
@@ -11,8 +11,8 @@ from commands import ROOT
 
 SOURCE_ROOT = ROOT / "platform"
 
-# Lowest first. A module imports from the rows below its own, and from its own package; never from a neighbour in its
-# row. "spanlake" is the package's front door (spanlake/__init__.py), which offers what lies below it.
+# Lowest first. A module may import from lower rows and from its own package, but not from another package in its row.
+# "spanlake" is spanlake/__init__.py, the public entry, which exports names from lower rows.
 LAYERS = (
     ("errors",),
     ("text", "decoding", "storage", "calibration"),
@@ -41,13 +41,13 @@ class Import(NamedTuple):
 
 
 def module_name(file: Path, root: Path) -> str:
-    """`root/spanlake/data/__init__.py` -> `spanlake.data`."""
+    """Returns a file's module: `spanlake.data` for `root/spanlake/data/__init__.py`."""
     parts = file.relative_to(root).with_suffix("").parts
     return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
 
 
 def imports(file: Path, root: Path) -> Iterator[Import]:
-    """Every import statement of a file, wherever it stands, and every `import_module` of a literal name."""
+    """Yields every import statement of a file, at any depth, and every `import_module` of a literal name."""
     package = ".".join(file.relative_to(root).parent.parts)
     for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
         if isinstance(node, ast.Import):
@@ -63,7 +63,7 @@ def imports(file: Path, root: Path) -> Iterator[Import]:
 
 
 def imported_from(node: ast.ImportFrom, package: str, root: Path) -> list[str]:
-    """The modules that `from … import a, b` reads: a submodule where there is one of that name, else the module."""
+    """Returns the modules that `from … import a, b` loads: submodules of these names, else the module itself."""
     origin = node.module or ""
     if node.level:
         above = package.split(".")[: len(package.split(".")) - node.level + 1]
@@ -75,7 +75,7 @@ def imported_from(node: ast.ImportFrom, package: str, root: Path) -> list[str]:
 
 
 def layer_of(module: str) -> str:
-    """`spanlake.data.examples` -> `data`; `spanlake` -> `spanlake`."""
+    """Returns a module's layer: `data` for `spanlake.data.examples`, `spanlake` for `spanlake`."""
     parts = module.split(".")
     return parts[1] if len(parts) > 1 else parts[0]
 
@@ -110,7 +110,7 @@ def violations(root: Path) -> list[str]:
 
 
 def broken(imported: Import, layer: str, root: Path) -> list[str]:
-    """The sentence about one import of `spanlake` from a module of `layer`; none where it is allowed."""
+    """Returns a sentence about a forbidden import of `spanlake` in a module of `layer`; nothing if it is allowed."""
     target = layer_of(imported.module)
     if target == layer or HEIGHT.get(target, len(LAYERS)) < HEIGHT[layer]:
         return []
@@ -119,7 +119,7 @@ def broken(imported: Import, layer: str, root: Path) -> list[str]:
 
 
 def broken_inside(imported: Import, module: str, root: Path) -> list[str]:
-    """The sentence about one import between folders of a layer that goes upwards."""
+    """Returns a sentence about an upward import between folders of one layer; nothing if it is allowed."""
     folders = INNER.get(layer_of(module), ())
     here, there = folder_of(module), folder_of(imported.module)
     if layer_of(module) != layer_of(imported.module) or here not in folders:
@@ -131,12 +131,12 @@ def broken_inside(imported: Import, module: str, root: Path) -> list[str]:
 
 
 def folder_of(module: str) -> str:
-    """`spanlake.extraction.output.plan` -> `output`."""
+    """Returns a module's folder in its layer: `output` for `spanlake.extraction.output.plan`."""
     return module.split(".")[2] if module.count(".") > 1 else ""
 
 
 def cycles(graph: dict[str, set[str]]) -> list[list[str]]:
-    """The groups of modules that reach each other by imports (Tarjan's strongly connected components), sorted."""
+    """Returns the groups of modules that import each other in a circle (Tarjan's strongly connected components)."""
     order: dict[str, int] = {}
     lowest: dict[str, int] = {}
     stack: list[str] = []
@@ -221,7 +221,7 @@ def test_the_check_finds_ray_in_two_modules_of_one_package(tmp_path: Path):
     ]
 
 
-def test_the_check_lets_good_imports_stand(tmp_path: Path):
+def test_the_check_accepts_good_imports(tmp_path: Path):
     plant(
         tmp_path,
         {

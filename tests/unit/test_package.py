@@ -1,4 +1,4 @@
-"""The model package: saved whole, loaded as it was saved, refused where anything in it has changed."""
+"""Tests the model package: it is saved whole, loads the same model, and is refused after any change."""
 
 import errno
 import json
@@ -36,7 +36,7 @@ def tiny(tiny_model_dir: Path) -> Package:
 
 @pytest.fixture
 def copy(tiny_model_dir: Path, tmp_path: Path) -> Path:
-    """A package to do harm to."""
+    """A copy of the tiny package, for tests that damage it."""
     return Path(shutil.copytree(tiny_model_dir, tmp_path / "copy"))
 
 
@@ -58,13 +58,13 @@ def edit_manifest(directory: Path, **changes: Any) -> None:
 
 
 def reseal(directory: Path) -> None:
-    """Makes the fingerprint agree again, so that the next check is the one that is tested."""
+    """Writes the right fingerprint again, so that loading reaches the check under test."""
     architecture = json.loads((directory / "spanlake.json").read_text())["architecture"]
     edit_manifest(directory, fingerprint=package._fingerprint(directory, architecture))
 
 
 def refusal(action: Callable[..., Any], *args: Any) -> str:
-    """The message of the `PackageError` that the action raises: one sentence on one line."""
+    """Returns the message of the `PackageError` that the action raises, which must be one sentence on one line."""
     with pytest.raises(PackageError) as caught:
         action(*args)
     message = str(caught.value)
@@ -76,7 +76,7 @@ def refusal(action: Callable[..., Any], *args: Any) -> str:
 # --- save and load ----------------------------------------------------------------------------------------------------
 
 
-def test_float32_comes_back_bit_for_bit(tiny: Package, tmp_path: Path):
+def test_float32_weights_are_loaded_bit_for_bit(tiny: Package, tmp_path: Path):
     fingerprint = save(tmp_path / "again", tiny, metadata={"license": "MIT", "labels_seen": ["a"]}, card="# Card\n")
     again = load_package(tmp_path / "again")
     assert again.fingerprint == fingerprint
@@ -92,7 +92,7 @@ def test_float32_comes_back_bit_for_bit(tiny: Package, tmp_path: Path):
     assert not again.model.training
 
 
-def test_int8_comes_back_nearly_and_takes_a_quarter(tiny: Package, tmp_path: Path):
+def test_int8_weights_are_close_and_take_a_quarter_of_the_size(tiny: Package, tmp_path: Path):
     save(tmp_path / "float32", tiny)
     save(tmp_path / "int8", tiny, int8=True)
     again = load_package(tmp_path / "int8")
@@ -100,7 +100,7 @@ def test_int8_comes_back_nearly_and_takes_a_quarter(tiny: Package, tmp_path: Pat
         step = tensor.abs().amax(dim=-1, keepdim=True) / 127 if tensor.dim() == 2 else torch.zeros(1)
         assert torch.all((again.model.state_dict()[key] - tensor).abs() <= step / 2 + 1e-6), key
     sizes = {kind: (tmp_path / kind / "model.safetensors").stat().st_size for kind in ("float32", "int8")}
-    assert sizes["int8"] < 0.4 * sizes["float32"]  # of the tiny model: its rows are as short as their overhead is large
+    assert sizes["int8"] < 0.4 * sizes["float32"]  # the short rows of the tiny model need many scales
     assert again.metadata["weights"] == "int8"
 
 
@@ -113,12 +113,12 @@ def test_a_loaded_package_gives_the_same_entities(tiny_model_dir: Path, tiny: Pa
     assert one == other != [[]]
 
 
-def test_files_can_be_read_by_whoever_can_read_the_others(tiny: Package, tmp_path: Path):
+def test_all_files_have_the_same_permissions(tiny: Package, tmp_path: Path):
     save(tmp_path / "new", tiny)
     assert len({path.stat().st_mode for path in (tmp_path / "new").iterdir()}) == 1
 
 
-def test_every_architecture_can_be_loaded_without_drawing_its_weights(tiny: Package, tmp_path: Path):
+def test_every_architecture_is_loaded_without_random_weights(tiny: Package, tmp_path: Path):
     for head, lstm in (("paper", True), ("marker", False)):
         model = SpanModel(replace(tiny.config, span_head=head, lstm=lstm)).eval()  # type: ignore[arg-type]
         save(tmp_path / head, tiny, model=model)
@@ -143,7 +143,7 @@ def test_loading_in_threads_leaves_new_models_random(tiny: Package):
 
 
 @pytest.mark.parametrize("existing", ["file", "directory"])
-def test_nothing_is_written_over(tiny: Package, tmp_path: Path, existing: str):
+def test_saving_overwrites_nothing(tiny: Package, tmp_path: Path, existing: str):
     target = tmp_path / "target"
     if existing == "directory":
         target.mkdir()
@@ -156,7 +156,7 @@ def test_nothing_is_written_over(tiny: Package, tmp_path: Path, existing: str):
     assert os.listdir(tmp_path) == ["target"]
 
 
-def test_an_empty_directory_will_do_even_the_current_one(
+def test_saving_into_an_empty_directory_works_even_in_the_current_one(
     tiny: Package, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
     here = tmp_path / "deep" / "here"
@@ -167,7 +167,7 @@ def test_an_empty_directory_will_do_even_the_current_one(
 
 
 @pytest.mark.parametrize("error", [OSError(errno.ENOSPC, "No space left on device"), KeyboardInterrupt()])
-def test_a_save_that_fails_leaves_nothing(
+def test_a_failed_save_leaves_no_files(
     tiny: Package, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: BaseException
 ):
     write = package.save_file
@@ -192,7 +192,7 @@ def test_a_place_that_cannot_be_written_is_named(tiny: Package, tmp_path: Path):
 # --- the fingerprint --------------------------------------------------------------------------------------------------
 
 
-def test_the_fingerprint_is_of_what_determines_the_output(tiny: Package, tmp_path: Path):
+def test_the_fingerprint_covers_only_what_determines_the_output(tiny: Package, tmp_path: Path):
     again = save(tmp_path / "1", tiny)
     other_words = save(tmp_path / "2", tiny, name="other", metadata={"metrics": {"f1": 1}, "license": "x"}, card="x")
     assert again == other_words == tiny.fingerprint
@@ -220,7 +220,7 @@ def test_the_fingerprint_changes_with_weights_configuration_and_tokenizer(tiny: 
     assert len(fingerprints) == 5
 
 
-def test_metadata_cannot_pass_for_what_the_package_is(tiny: Package, tmp_path: Path):
+def test_metadata_cannot_replace_the_facts_of_the_package(tiny: Package, tmp_path: Path):
     false = {"fingerprint": "0" * 64, "format": 9, "architecture": {}, "weights": "int3", "name": "false"}
     save(tmp_path / "new", tiny, metadata=false)
     again = load_package(tmp_path / "new")
@@ -228,7 +228,7 @@ def test_metadata_cannot_pass_for_what_the_package_is(tiny: Package, tmp_path: P
     assert again.metadata == {"format": 1, "name": "tiny", "weights": "float32"}
 
 
-def test_what_is_beside_the_fingerprint_may_be_edited(tiny: Package, copy: Path):
+def test_values_outside_the_fingerprint_may_be_edited(tiny: Package, copy: Path):
     edit_manifest(copy, name="renamed", metrics={"sets": []})
     (copy / "README.md").unlink()
     again = load_package(copy)
@@ -360,7 +360,7 @@ def test_an_architecture_that_cannot_be_built_is_refused(copy: Path, harm: Calla
     assert says in refusal(load_package, copy)
 
 
-def test_how_an_encoder_was_stored_and_run_elsewhere_does_not_matter(copy: Path, tiny: Package):
+def test_storage_and_run_time_settings_of_an_encoder_are_ignored(copy: Path, tiny: Package):
     architecture = json.loads((copy / "spanlake.json").read_text())["architecture"]
     architecture["encoder"] |= {
         "dtype": "float16",

@@ -1,5 +1,8 @@
-"""The directory `platform/` bears the name of a standard module; that is safe only while nothing here can be imported
-in the place of a standard module, or of Ray, by a program that has the repository or a part of it first on sys.path."""
+"""Checks that no module of the repository hides a standard module or Ray.
+
+The directory `platform/` has the name of a standard module. That is safe only while a program with the repository, or a
+part of it, first on sys.path still imports the standard modules and Ray.
+"""
 
 import subprocess
 import sys
@@ -8,13 +11,13 @@ from pathlib import Path
 import pytest
 from commands import ROOT
 
-# What becomes the first entry of sys.path: the root (Ray's working directory), the source root, a script's directory.
+# The possible first entries of sys.path: the root (Ray's working directory), the source root, a script's directory.
 IMPORT_ROOTS = (ROOT, ROOT / "platform", ROOT / "jobs", ROOT / "serve", ROOT / "tests")
 TAKEN = sys.stdlib_module_names | {"ray"}
 
 
 def importable_names(folder: Path) -> set[str]:
-    """Names of modules and of regular packages in a folder. A folder without __init__.py never hides a real module."""
+    """Returns the modules and regular packages in a folder. A folder without __init__.py never hides a real module."""
     modules = {file.stem for file in folder.glob("*.py")}
     return modules | {init.parent.name for init in folder.glob("*/__init__.py")}
 

@@ -1,4 +1,4 @@
-"""Places: keys in object storage as they are written, and files that are replaced whole or not at all."""
+"""Tests places: keys in object storage are read literally, and files are replaced whole or not at all."""
 
 import os
 import socket
@@ -16,7 +16,7 @@ from spanlake.storage import Place, locate
 
 @pytest.fixture(scope="module")
 def object_storage() -> Iterator[str]:
-    """The options of a URI on a server of its own."""
+    """Starts an S3 server, and yields the options of a URI on it."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]

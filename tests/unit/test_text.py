@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from spanlake.text import Window, plan_windows, replace_surrogates, sentence_starts, whole_characters, word_offsets
 
-# Anything a Python string may hold, with the awkward characters drawn often.
+# Any characters that a Python string may hold, the awkward ones more often.
 AWKWARD = [*"a_- \t\n\r\v\x00\x1c\x85", "\u200b", "\u200d", "\u0301", "\u05d0", "\u202e", "\u0661", "\U0001f469", "中"]
 AWKWARD += [*".!?\"')(。！」「", "\u2028", "\u3000", "\ufeff", "\ud800", "\udfff"]
 Document = tuple[list[int], list[bool], dict[str, int]]  # sub-words per word, sentence starts, limits
@@ -69,7 +69,7 @@ def test_edges_of_words_are_those_of_characters_and_never_move_in(text: str) -> 
 
 
 @pytest.mark.parametrize("unit", ["Alain Farley works at McGill.\n", ".", "a-", "_", " ", "名前。"])
-def test_five_megabytes(unit: str) -> None:
+def test_a_text_of_five_megabytes(unit: str) -> None:
     text = unit * (5_000_000 // len(unit))
     offsets = word_offsets(text)
     starts = sentence_starts(text, offsets)
@@ -108,7 +108,7 @@ def test_surrogates_are_replaced_one_for_one(text: str) -> None:
 def test_sentences(text: str, sentences: list[str]) -> None:
     offsets = word_offsets(text)
     marked = sentence_starts(text, offsets)
-    # By prefix, because words of Devanagari are cut at vowel signs.
+    # Compare prefixes, because the words of Devanagari are cut at vowel signs.
     assert [text[a : a + len(s)] for (a, _), s in zip(offsets[marked].tolist(), sentences, strict=True)] == sentences
 
 
@@ -163,7 +163,7 @@ def test_windows_respect_their_limits_and_own_every_span_once(document: Document
         assert left.first < right.first <= left.stop < right.stop
         assert left.own_to == right.own_from
         shared = left.stop - right.first
-        if shared < limits["overlap"]:  # only where the words asked for and the next one do not fit
+        if shared < limits["overlap"]:  # only where `overlap` words and the next one do not fit
             assert sum(clipped[max(left.stop - limits["overlap"], 0) : left.stop + 1]) > limits["max_tokens"]
 
     for i in range(len(lengths)):
@@ -174,7 +174,7 @@ def test_windows_respect_their_limits_and_own_every_span_once(document: Document
                 continue  # no window can hold it
             owner = windows[owners[0]]
             assert owner.first <= i and j < owner.stop
-            # No neighbour that holds the span has it further from the edge they are cut at.
+            # In no neighbour is the span further from the cut edge.
             if owners[0] > 0:
                 assert i - owner.first >= windows[owners[0] - 1].stop - 1 - j
             if owners[0] + 1 < len(windows):
@@ -194,7 +194,7 @@ def test_windows_prefer_sentence_ends_and_starts() -> None:
     assert windows[0] == Window(0, 90, 0, 162) and windows[1].first == 72
 
 
-def test_far_sentence_ends_cost_no_window() -> None:
+def test_far_sentence_ends_are_ignored() -> None:
     plain = plan([1] * 1000, [word == 0 for word in range(1000)], {"max_words": 100, "max_tokens": 400, "overlap": 12})
     assert plain[:2] == [Window(0, 100, 0, 188), Window(88, 188, 188, 364)]
     near = [word in (0, 75) for word in range(1000)]
@@ -206,7 +206,7 @@ def test_far_sentence_ends_cost_no_window() -> None:
     assert plan([1] * 1000, further, {"max_words": 100, "max_tokens": 400, "overlap": 12})[1].first == 88
 
 
-def test_preferences_weigh_sub_words_too() -> None:
+def test_the_choice_of_edges_counts_sub_words_too() -> None:
     limits = {"max_words": 200, "max_tokens": 400, "overlap": 3}
     lengths = [1] * 80 + [20] * 40  # the sub-words run out at word 96
     first, second = plan(lengths, [word in (0, 80, 84) for word in range(120)], limits)[:2]

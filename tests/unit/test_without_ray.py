@@ -1,4 +1,4 @@
-"""The core works where Ray is not installed: import, and every module of the core layers."""
+"""Checks that the core works where Ray is not installed: the import of the package, and all modules of the core."""
 
 import subprocess
 import sys
@@ -8,7 +8,7 @@ from commands import ROOT
 
 SOURCE_ROOT = ROOT / "platform"
 
-# None in sys.modules makes `import ray` fail, and find_spec("ray") answer None, as where Ray is not installed.
+# With None in sys.modules, `import ray` fails and find_spec("ray") returns None, as if Ray were not installed.
 WITHOUT_RAY = """
 import sys
 sys.modules["ray"] = None
@@ -47,5 +47,5 @@ def test_works_without_ray(program: str):
     assert done.returncode == 0, done.stderr
 
 
-def test_ray_is_really_missing_there():
+def test_ray_is_missing_in_these_programs():
     assert "ModuleNotFoundError" in run_without_ray("import ray").stderr

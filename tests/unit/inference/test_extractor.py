@@ -1,4 +1,4 @@
-"""The Extractor: texts and labels in, entities out, whatever they are and however they are batched."""
+"""Tests the Extractor: any texts and labels give the right entities, in any batches."""
 
 import gc
 import itertools
@@ -42,7 +42,7 @@ def tiny(tiny_model_dir: Path) -> Extractor:
 
 
 def prose(words: int, seed: int) -> str:
-    """Words and punctuation at random, a line break here and there."""
+    """Returns random words and punctuation, with some line breaks."""
     chosen = random.Random(seed)
     return "".join(chosen.choice(VOCABULARY) + chosen.choice("     \n") for _ in range(words))
 
@@ -57,8 +57,11 @@ def assert_same(found: list[list[Entity]], expected: list[list[Entity]]) -> None
 
 
 class SpanFormula(torch.nn.Module):
-    """In place of the model: a span's logit follows from its first and last word, its width and the label, and from
-    nothing else, so it can be worked out without windows, groups and batches. Spans past the end score highest."""
+    """Replaces the model by a formula.
+
+    A span's logit depends only on its first and last word, its width and the label, so a test can compute it without
+    windows, groups and batches. Spans past the end of the text score highest, so a test notices them.
+    """
 
     def forward(self, batch: Batch) -> torch.Tensor:
         words = batch.input_ids.gather(1, batch.word_positions)
@@ -84,7 +87,7 @@ def formula(tiny: Extractor) -> Extractor:
 
 
 def every_span(extractor: Extractor, text: str, names: list[str]) -> Iterator[tuple[int, int, int, float]]:
-    """First and last word, label and score of every span of at most 4 words that the tokenizer sees."""
+    """Yields the first and last word, label and score of every span of at most 4 words that the tokenizer sees."""
     words = extractor.package.tokenizer.words(text.split())
     first_ids = words.ids[words.edges[:-1]].tolist()
     label_ids = torch.tensor([extractor.package.tokenizer.label(name)[0] for name in names])
@@ -96,7 +99,7 @@ def every_span(extractor: Extractor, text: str, names: list[str]) -> Iterator[tu
 
 
 def whole(extractor: Extractor, text: str, asked: Settings) -> list[Entity]:
-    """The entities of a text, from all its spans at once."""
+    """Returns the entities of a text, chosen among all its spans at once."""
     offsets = word_offsets(text)
     spans = [span for span in every_span(extractor, text, list(asked.names)) if span[3] > asked.thresholds[span[2]]]
     start, end, label = (np.array([span[i] for span in spans], dtype=np.int64) for i in range(3))
@@ -167,7 +170,7 @@ def test_thresholds_belong_to_their_labels_across_groups(formula: Extractor):
 
 
 class AdaAlone(torch.nn.Module):
-    """Scores the word "Ada" by itself, and nothing else."""
+    """Gives a high score to the word "Ada" alone, and a low score to every other span."""
 
     def __init__(self, ada: int) -> None:
         super().__init__()
@@ -191,7 +194,7 @@ def test_a_document_of_five_megabytes_is_read_whole_in_bounded_memory(tiny: Extr
     package.model = extractor.scorer._model = model  # type: ignore[assignment]
     sentence = "In June the Union met Ada, and 12 prices fell by a percent. "
     text = sentence * (5_000_000 // len(sentence))
-    names = [f"label {i}" for i in range(8)]  # two groups: the document is read once for each
+    names = [f"label {i}" for i in range(8)]  # two groups, so the document is read twice
     tracemalloc.start()
     try:
         [found] = extractor.extract([text], names)
@@ -227,7 +230,7 @@ def test_a_text_without_words_has_no_entities(tiny: Extractor, text: str):
     assert tiny.extract([text, SENTENCE, text], LABELS, threshold=0)[::2] == [[], []]
 
 
-def test_what_the_model_cannot_see_only_moves_the_entities(tiny: Extractor):
+def test_invisible_characters_only_shift_the_entities(tiny: Extractor):
     [plain] = tiny.extract([SENTENCE], LABELS)
     [moved] = tiny.extract(["\u200b \ud800" + SENTENCE], LABELS)
     assert plain
@@ -242,7 +245,7 @@ def test_a_word_longer_than_a_window_is_read(tiny: Extractor):
     assert "".join(entity.text.replace(" ", "") for entity in found) == text.replace(" ", "")
 
 
-def test_tokens_of_the_prompt_in_a_text_are_only_text(tiny: Extractor):
+def test_prompt_tokens_in_a_text_are_read_as_text(tiny: Extractor):
     text = "[SEP] Ada <<ENT>> met <<SEP>> Babbage [CLS]"
     [found] = tiny.extract([text], LABELS, threshold=0)
     assert "".join(entity.text.replace(" ", "") for entity in found) == text.replace(" ", "")
@@ -289,7 +292,7 @@ def test_lanes_change_nothing(tiny: Extractor, monkeypatch: pytest.MonkeyPatch):
     expected = list(one.stream([(text, asked) for text in texts], tokens[1].append))
     assert_same(list(several.stream([(text, asked) for text in texts], tokens[5].append)), expected)
     assert sum(tokens[5]) == sum(tokens[1])
-    assert len(tokens[5]) > len(tokens[1])  # a chunk is shared out
+    assert len(tokens[5]) > len(tokens[1])  # the lanes share a chunk
 
 
 def test_each_lane_runs_a_pass_at_the_same_time_on_one_core(tiny: Extractor, monkeypatch: pytest.MonkeyPatch):
@@ -306,7 +309,7 @@ def test_each_lane_runs_a_pass_at_the_same_time_on_one_core(tiny: Extractor, mon
     assert sum(map(len, extractor.extract([SENTENCE] * 3, LABELS))) > 0
 
 
-def test_the_threads_of_torch_are_left_as_they_were(tiny: Extractor):
+def test_torch_keeps_its_number_of_threads(tiny: Extractor):
     before = torch.get_num_threads()
     torch.set_num_threads(3)
     try:
@@ -318,7 +321,7 @@ def test_the_threads_of_torch_are_left_as_they_were(tiny: Extractor):
         torch.set_num_threads(before)
 
 
-def test_a_stream_that_is_left_stops_working(tiny: Extractor, monkeypatch: pytest.MonkeyPatch):
+def test_a_closed_stream_starts_no_more_passes(tiny: Extractor, monkeypatch: pytest.MonkeyPatch):
     extractor = Extractor(tiny.package, CPU, torch.float32, batch_tokens=1, threads=1)
     forward, passes = extractor.scorer._forward, []
 
@@ -331,12 +334,12 @@ def test_a_stream_that_is_left_stops_working(tiny: Extractor, monkeypatch: pytes
     found = extractor.stream((SENTENCE, Settings.make(LABELS)) for _ in range(1000))
     next(found)
     found.close()
-    extractor.scorer._lanes.submit(int).result(30)  # after all that were begun
+    extractor.scorer._lanes.submit(int).result(30)  # runs after all passes that were submitted
     assert 1 <= len(passes) < 10
 
 
 def test_threads_share_an_extractor(tiny: Extractor, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(tokens_module, "_CACHED_WORDS", 10)  # the cache is replaced all the time
+    monkeypatch.setattr(tokens_module, "_CACHED_WORDS", 10)  # so that the cache is replaced all the time
     texts = [[prose(40, seed) + f" word{seed}" for seed in range(part, part + 6)] for part in range(8)]
     expected = [tiny.extract(part, LABELS) for part in texts]
     barrier = threading.Barrier(8)
@@ -406,11 +409,11 @@ def test_a_closed_extractor_frees_its_model_at_once(tiny_model_dir: Path):
         del package
         assert model() is not None
         before = psutil.Process().memory_info().rss
-    assert model() is None  # though the Extractor itself is still here
+    assert model() is None  # although the Extractor still exists
     assert before - psutil.Process().memory_info().rss > 90_000_000
     with pytest.raises(UserError, match="closed"):
         extractor.extract([SENTENCE], LABELS)
-    extractor.close()  # once more changes nothing
+    extractor.close()  # a second call does nothing
 
 
 def test_closing_waits_for_the_passes_that_run(tiny_model_dir: Path):
@@ -423,7 +426,7 @@ def test_closing_waits_for_the_passes_that_run(tiny_model_dir: Path):
         extractor.scorer.submit(Pass([], cast(Batch, None)))
 
 
-def test_an_extractor_that_nobody_holds_frees_its_model(tiny_model_dir: Path):
+def test_an_unreferenced_extractor_frees_its_model(tiny_model_dir: Path):
     extractor = Extractor.load(str(tiny_model_dir), device="cpu", precision="float32")
     extractor.extract([SENTENCE], LABELS)
     model = weakref.ref(extractor.package.model)
@@ -480,7 +483,7 @@ def test_five_hundred_labels(tiny: Extractor):
     assert reverse
 
 
-def test_a_label_too_long_to_read_is_one_clear_error(tiny: Extractor):
+def test_a_label_that_is_too_long_is_refused(tiny: Extractor):
     label = " ".join(["university"] * 200)
     with pytest.raises(
         UserError, match=r"'university university.* has 200 sub-words.* at most \d+, so shorten"
@@ -509,7 +512,7 @@ def test_labels_per_text(tiny: Extractor):
     assert {entity.label for found in expected for entity in found} > {"person"}
 
 
-def test_descriptions_are_read_and_names_are_given_back(tiny: Extractor):
+def test_the_model_reads_descriptions_and_entities_carry_names(tiny: Extractor):
     text = prose(60, seed=5)
     described = tiny.extract([text], {"A": "person", "B": "city"})
     plain = tiny.extract([text], ["person", "city"])
@@ -529,7 +532,7 @@ def test_one_threshold_per_label(tiny: Extractor):
     assert tiny.extract([text], LABELS, threshold=shuffled) == [found]
 
 
-def test_thresholds_of_nothing_and_of_certainty(tiny: Extractor):
+def test_thresholds_of_0_and_of_1(tiny: Extractor):
     [every] = tiny.extract([SENTENCE], LABELS, threshold=0)
     assert "".join(entity.text.replace(" ", "") for entity in every) == SENTENCE.replace(" ", "")
     assert tiny.extract([SENTENCE], LABELS, threshold=1) == [[]]
@@ -552,7 +555,7 @@ def test_several_labels_for_one_span(tiny: Extractor):
     assert max(Counter(map(repr, found)).values()) == 1
 
 
-def test_no_texts(tiny: Extractor):
+def test_no_texts_give_no_entities(tiny: Extractor):
     assert tiny.extract([], LABELS) == []
     assert tiny.extract((), LABELS) == []
 

@@ -1,4 +1,4 @@
-"""Attention for training on a CPU against its formula in float64, and a model's gradients with it and without."""
+"""Compares attention for training on a CPU with its formula in float64, and a model's gradients with and without it."""
 
 import copy
 import math
@@ -20,7 +20,7 @@ COUNTS = [7, 4]
 
 
 def by_formula(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, keep: torch.Tensor, rate: float) -> torch.Tensor:
-    """[B, A, T, D]; `keep` [B, A, T, T] is 1 where a probability is kept."""
+    """Returns the output [B, A, T, D]. `keep` [B, A, T, T] is 1 where a probability is kept."""
     seen = torch.arange(T) < torch.tensor(COUNTS).view(B, 1, 1, 1)
     weights = (q @ k.transpose(2, 3)).masked_fill(~seen, -math.inf).softmax(-1)
     return (weights * keep / (1 - rounded(rate)) @ v) * seen.transpose(2, 3)
@@ -61,7 +61,7 @@ def batch() -> Batch:
 
 
 def gradients(model: SpanModel, batch: Batch, *, half: bool) -> tuple[torch.Tensor, torch.Tensor]:
-    """Logits, and all gradients of the sum of their squares as one vector."""
+    """Returns the logits, and all gradients of the mean of their squares as one vector."""
     with torch.autocast("cpu", dtype=torch.bfloat16, enabled=half):
         logits = model(batch)
     parameters = [p for p in model.parameters() if p.requires_grad]
@@ -70,24 +70,24 @@ def gradients(model: SpanModel, batch: Batch, *, half: bool) -> tuple[torch.Tens
 
 
 @pytest.mark.parametrize("half", [False, True])
-def test_a_prepared_model_computes_what_it_did(model: SpanModel, batch: Batch, half: bool) -> None:
+def test_a_prepared_model_computes_the_same(model: SpanModel, batch: Batch, half: bool) -> None:
     expected_logits, expected = gradients(model, batch, half=False)
     plain = gradients(model, batch, half=half)
     prepared = copy.deepcopy(model)
     prepare_cpu_training(prepared)
     assert prepared.encoder.config._attn_implementation == ours.NAME
-    logits, found = gradients(prepared, batch, half=half)  # in evaluation mode, so that nothing is dropped
+    logits, found = gradients(prepared, batch, half=half)  # the model is in evaluation mode, so nothing is dropped
     if not half:
         torch.testing.assert_close(logits, expected_logits)
         torch.testing.assert_close(found, expected)
-    else:  # no further from float32 than the library's own attention in bfloat16, give or take
+    else:  # about as close to float32 as the transformers library's own attention in bfloat16
         for mine, theirs, true in zip((logits, found), plain, (expected_logits, expected), strict=True):
             assert (mine - true).norm() < 2 * (theirs - true).norm() + 1e-3 * true.norm()
     with torch.no_grad():
         torch.testing.assert_close(prepared(batch), model(batch), rtol=0, atol=0)
 
 
-def test_a_prepared_model_drops_as_its_configuration_says_and_a_seed_repeats_it(model: SpanModel, batch: Batch) -> None:
+def test_a_prepared_model_drops_at_the_configured_rate_and_a_seed_repeats_it(model: SpanModel, batch: Batch) -> None:
     prepare_cpu_training(model)
     rates = [module.p for module in model.encoder.modules() if isinstance(module, Dropout)]
     assert rates and set(rates) == {0.1}  # the configuration's default

@@ -1,4 +1,4 @@
-"""Texts cut into words, sub-words and windows."""
+"""Tests the cutting of texts into words, sub-words and windows."""
 
 import dataclasses
 
@@ -25,7 +25,7 @@ CONFIG = ModelConfig(
 
 @pytest.fixture
 def prompts() -> PromptTokenizer:
-    """Spells words in the letters a to d."""
+    """A tokenizer that spells words in the letters a and b."""
     pieces = ["[UNK]", "a", "b", "##a", "##b", ".", "[ENT]", "[SEP]"]
     tokenizer = Tokenizer(models.WordPiece({piece: i for i, piece in enumerate(pieces)}, unk_token="[UNK]"))
     tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
@@ -46,7 +46,7 @@ def test_words_are_kept_one_after_the_other() -> None:
     assert listed(Words.of([])) == [] and len(Words.of([]).clipped(1)) == 0
 
 
-def test_words_that_the_tokenizer_cannot_see_are_left_out_with_their_places(prompts: PromptTokenizer) -> None:
+def test_words_that_the_tokenizer_cannot_see_are_left_out_with_their_offsets(prompts: PromptTokenizer) -> None:
     prompts.words(["\u200b"])
     cut = cut_text("ab \u200b ba", prompts)
     seen = listed(prompts.words(["ab", "\u200b", "ba"]))
@@ -56,7 +56,7 @@ def test_words_that_the_tokenizer_cannot_see_are_left_out_with_their_places(prom
 
 
 @pytest.mark.parametrize("room", [9, 25, 100])
-def test_windows_hold_every_span_and_no_more_than_they_may(prompts: PromptTokenizer, room: int) -> None:
+def test_windows_hold_every_span_and_respect_their_limits(prompts: PromptTokenizer, room: int) -> None:
     text = " ".join("ab" * (1 + i % 3) + ("." if i % 5 == 0 else "") for i in range(150)) + " " + "a" * 300
     cut = cut_text(text, prompts)
     assert len(cut.words) == len(word_offsets(text))

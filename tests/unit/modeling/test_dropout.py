@@ -1,4 +1,4 @@
-"""Dropout's random numbers: their rate, their independence, and that a seed repeats them."""
+"""Tests the random numbers of dropout: their rate, their independence, and their repetition by a seed."""
 
 import pytest
 import torch
@@ -45,7 +45,7 @@ def test_calls_are_independent_and_a_seed_repeats_them() -> None:
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_the_gradient_passes_where_the_value_did(dtype: torch.dtype) -> None:
-    values = torch.randn(7, 33, dtype=dtype).t().requires_grad_()  # not contiguous, and of no even size
+    values = torch.randn(7, 33, dtype=dtype).t().requires_grad_()  # not contiguous, and of an odd size
     output = Dropout(0.4).train()(values)
     upward = torch.randn_like(output)
     (gradient,) = torch.autograd.grad(output, values, upward)

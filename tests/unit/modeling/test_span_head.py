@@ -1,4 +1,4 @@
-"""The factored span head against the formula as the paper and the published heads write it, in float64."""
+"""Compares the factored span head with the formulas of the paper and of the published heads, in float64."""
 
 import pytest
 import torch
@@ -11,7 +11,7 @@ D, K = 6, 4
 
 
 def textbook(head: SpanHead, kind: str, words: torch.Tensor, types: torch.Tensor) -> torch.Tensor:
-    """[B, W, K, C], one span and one type at a time; 0 where a span ends after the last word."""
+    """Returns logits [B, W, K, C], one span and one type at a time; 0 for spans past the last word."""
     batch, count, _ = words.shape
     logits = torch.zeros(batch, count, head.max_width, types.shape[1], dtype=words.dtype)
     for b in range(batch):
@@ -55,7 +55,7 @@ def test_scores_and_gradients_equal_the_formula(
     assert logits.dtype == torch.float32
     torch.testing.assert_close(logits, expected.float(), rtol=2e-7, atol=1e-7)
 
-    # Whole numbers, exact in float32, and 0 outside the texts' spans, as a loss has it there.
+    # The weights are whole numbers, which are exact in float32. They are 0 outside the texts' spans, as in a loss.
     weight = torch.randint(-3, 4, logits.shape) * span_mask([words] * 3, words, K, logits.device).unsqueeze(-1)
     ours = torch.autograd.grad(logits, inputs, weight.float())
     theirs = torch.autograd.grad(expected, inputs, weight.double())

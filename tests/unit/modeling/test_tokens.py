@@ -1,4 +1,4 @@
-"""Words and labels cut into sub-words, and laid out for the encoder."""
+"""Tests the cutting of words and labels into sub-words, and their layout for the encoder."""
 
 import pytest
 import torch
@@ -11,7 +11,7 @@ from spanlake.modeling.tokens import PromptTokenizer
 
 @pytest.fixture
 def backend() -> Tokenizer:
-    """Spells words in the letters a to d, and takes the prompt's tokens for ordinary ones."""
+    """A tokenizer that spells words in the letters a to d, and treats the prompt's tokens as ordinary ones."""
     pieces = ["[PAD]", "[UNK]", "a", "b", "c", "d", "##a", "##b", "##c", "##d"]
     tokenizer = Tokenizer(models.WordPiece({piece: i for i, piece in enumerate(pieces)}, unk_token="[UNK]"))
     tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
