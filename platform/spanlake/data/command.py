@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
 # Everything else is imported where it is used: `spanlake predict --help` does not wait for Arrow.
 
-_FORMATS = ("auto", "conversations", "gliner", "tagged", "sentences", "prepared")
+_FORMATS = ("auto", "conversations", "gliner", "tagged", "spans", "sentences", "prepared")
 _TYPES_SHOWN = 12
 
 

@@ -2,7 +2,9 @@
 
 conversations  `{"conversations": [{"from", "value"}, ...]}`: Pile-NER (Zhou et al. 2024, UniversalNER)
 gliner         `{"tokenized_text": [word, ...], "ner": [[first, last, label], ...], "negatives"?: [label, ...]}`
-tagged         `{"tokens": [word, ...], "ner_tags": [tag, ...]}`, tags by name or by number; BIO, BIOES, BILOU or IO
+tagged         `{"tokens": [word, ...], "ner_tags": [tag, ...]}`, tags by name or by number; BIO, BIOES, BILOU or IO;
+               of nested mentions, a list of tags for each word, one of each level
+spans          `{"tokens": [word, ...], "entities": [{"type", "start", "end"}, ...]}`, words from start to before end
 sentences      `{"sentence", "entities": [{"type", "pos": [start, end]}, ...]}`
 prepared       `{"text", "mentions": [{"start", "end", "types"}, ...], "negatives"?: [label, ...]}`; a mention may be
                a list of its three values, `types` one `label`, and `negatives` be called `absent`
@@ -24,7 +26,7 @@ from spanlake.data.mentions import find_mentions
 from spanlake.data.tags import check_tags, spans_of_tags
 from spanlake.errors import one_line, shown
 
-Format = Literal["auto", "conversations", "gliner", "tagged", "sentences", "prepared"]
+Format = Literal["auto", "conversations", "gliner", "tagged", "spans", "sentences", "prepared"]
 
 TOKEN_COLUMNS = ("tokens", "words")
 TAG_COLUMNS = ("ner_tags", "tags", "labels")
@@ -73,7 +75,7 @@ def _form_of(record: Mapping[str, Any]) -> str | None:
     if "mentions" in record:
         return "prepared"
     if "entities" in record:
-        return "sentences"
+        return "spans" if _column(record, TOKEN_COLUMNS) else "sentences"
     return "tagged" if _column(record, TOKEN_COLUMNS) and _column(record, TAG_COLUMNS) else None
 
 
@@ -115,10 +117,20 @@ def _tagged(record: Mapping[str, Any], tag_names: Sequence[str]) -> Parsed:
     tags = list(record[_column(record, TAG_COLUMNS) or ""])
     if len(words) != len(tags):
         raise ValueError(f"it has {len(words)} words but {len(tags)} tags")
-    names = [_tag_name(tag, tag_names) for tag in tags]
-    check_tags(names)
-    spans = [[first, last, label] for first, last, label in spans_of_tags(names)]
+    rows = [tag if isinstance(tag, list) else [tag] for tag in tags]
+    if len({*map(len, rows)}) > 1:
+        raise ValueError("its words have different numbers of tags")
+    spans: dict[tuple[int, int, str], None] = {}
+    for level in zip(*rows, strict=True):
+        names = [_tag_name(tag, tag_names) for tag in level]
+        check_tags(names)
+        spans |= dict.fromkeys(spans_of_tags(names))
     return Parsed(example_of_words({"tokenized_text": words, "ner": spans}))
+
+
+def _spans(record: Mapping[str, Any], _: Sequence[str]) -> Parsed:
+    spans = [(span["start"], span["end"] - 1, span["type"]) for span in record["entities"]]
+    return Parsed(example_of_words({"tokenized_text": record[_column(record, TOKEN_COLUMNS) or ""], "ner": spans}))
 
 
 def _tag_name(tag: Any, names: Sequence[str]) -> str:
@@ -162,6 +174,7 @@ _PARSERS: dict[str, Callable[[Mapping[str, Any], Sequence[str]], Parsed]] = {
     "conversations": _conversation,
     "gliner": _gliner,
     "tagged": _tagged,
+    "spans": _spans,
     "sentences": _sentence,
     "prepared": _prepared,
 }

@@ -10,6 +10,8 @@ from typing import Any
 from spanlake.errors import shown
 
 _SCHEME = re.compile(r"([BIMELSU])-(.+)", re.DOTALL)
+# Phrases of CoNLL-2000 and CoNLL-2003, whose column of tags is no level of mentions.
+_PHRASES = {"NP", "VP", "PP", "ADJP", "ADVP", "SBAR", "PRT", "CONJP", "INTJ", "LST", "UCP"}
 _NO_LABEL = re.compile(r"[BIMELSU]-?|o|[\W\d_]*")  # prefixes alone, O in the wrong case, and what holds no letter
 
 
@@ -54,11 +56,13 @@ def read_tag_lines(lines: Iterable[str]) -> Iterator[tuple[int, dict[str, Any] |
     """CoNLL files: a word, anything, and its tag on each line; sentences end at empty lines. Fields have tabs between
     them on a line that has tabs, else any whitespace.
 
+    Where all columns after the word are tags, each is a level of mentions, as in files of nested ones.
+
     Yields the number of each sentence's first line and `{"tokens", "ner_tags"}`, or what is wrong with it. Lines of
     document marks and, before a sentence, comments are skipped.
     """
     words: list[str] = []
-    tags: list[str] = []
+    columns: list[list[str]] = []
     start, wrong = 1, ""
     for number, line in enumerate(chain(lines, [""]), 1):
         fields = _fields(line)
@@ -66,10 +70,10 @@ def read_tag_lines(lines: Iterable[str]) -> Iterator[tuple[int, dict[str, Any] |
             continue
         if not fields:
             if words or wrong:
-                yield start, wrong or {"tokens": words, "ner_tags": tags}
-            words, tags, wrong = [], [], ""
+                yield start, wrong or {"tokens": words, "ner_tags": _tags_of(columns)}
+            words, columns, wrong = [], [], ""
             continue
-        tagged = len(fields) > 1 and (fields[-1] == "O" or _SCHEME.fullmatch(fields[-1]) is not None)
+        tagged = len(fields) > 1 and _is_tag(fields[-1])
         if not words and not wrong:
             if fields[0].startswith("#") and not tagged:
                 continue
@@ -77,7 +81,20 @@ def read_tag_lines(lines: Iterable[str]) -> Iterator[tuple[int, dict[str, Any] |
         if not tagged and not wrong:
             wrong = f"line {number} does not end in a tag such as O or B-person"
         words.append(fields[0])
-        tags.append(fields[-1])
+        columns.append(fields[1:])
+
+
+def _tags_of(columns: Sequence[list[str]]) -> list[Any]:
+    """Each word's tag, or its list of tags where there are levels."""
+    levels = len(columns[0]) > 1 and len({*map(len, columns)}) == 1
+    tags = [tag for tags in columns for tag in tags]
+    if levels and all(map(_is_tag, tags)) and not any(_parts(tag)[1] in _PHRASES for tag in tags):
+        return list(columns)
+    return [tags[-1] for tags in columns]
+
+
+def _is_tag(field: str) -> bool:
+    return field == "O" or _SCHEME.fullmatch(field) is not None
 
 
 def _fields(line: str) -> list[str]:

@@ -40,6 +40,14 @@ RECORDS = {
     "conversations": CONVERSATION,
     "gliner": GLINER,
     "tagged": {"tokens": TEXT.split(), "ner_tags": TAGS},
+    "spans": {
+        "tokens": TEXT.split(),
+        "entities": [
+            {"type": "person", "start": 0, "end": 1},
+            {"type": "person", "start": 2, "end": 4},
+            {"type": "city", "start": 5, "end": 7},
+        ],
+    },
     "sentences": {
         "sentence": TEXT,
         "entities": [
@@ -138,6 +146,25 @@ def test_the_wording_of_a_mention_may_differ_in_case_and_spaces(tmp_path: Path) 
     assert examples(write(tmp_path / "a.json", json.dumps([record]))) == [[("ada  lovelace", "person")]]
 
 
+GENIA = """IL-2\tB-DNA\tB-protein\tO
+gene\tI-DNA\tO\tO
+expression\tO\tO\tO
+
+CD28 NN B-NP B-protein
+"""
+
+
+def test_columns_of_tags_are_levels_of_nested_mentions(tmp_path: Path) -> None:
+    assert examples(write(tmp_path / "a.iob2", GENIA)) == [
+        [("IL-2 gene", "DNA"), ("IL-2", "protein")],
+        [("CD28", "protein")],
+    ]
+    record = {"tokens": ["IL-2", "gene"], "ner_tags": [["B-DNA", "B-DNA"], ["I-DNA", "I-DNA"]]}
+    assert examples(write(tmp_path / "same.jsonl", json.dumps(record))) == [[("IL-2 gene", "DNA")]]
+    chunks = "The B-NP O\nunion I-NP B-org\nfell B-VP O\n"
+    assert examples(write(tmp_path / "chunks.conll", chunks)) == [[("union", "org")]]
+
+
 def test_tabs_are_the_only_separators_of_a_line_that_has_them(tmp_path: Path) -> None:
     lines = ["# id 5\tdomain=en", "12 000\tNUM\tB-AMOUNT ", "EUR\tNOUN\tI-AMOUNT\t", "", "\t", "New York City B-place"]
     outcomes = list(read_source(str(write(tmp_path / "a.conll", "\n".join(lines)))))
@@ -176,6 +203,9 @@ def test_tags_of_all_schemes(tags: str, spans: list[tuple[int, int, str]]) -> No
         ('{"tokens": ["a"], "ner_tags": ["O", "O"]}', "it has 1 words but 2 tags"),
         ('{"tokens": ["a"], "ner_tags": [3]}', "the data set does not name its tags"),
         ('{"text": "Ada met Bo."}', "its keys ['text'] are those of no format: it has no mentions"),
+        ('{"tokens": ["a", "b"], "ner_tags": [["O"], ["O", "O"]]}', "its words have different numbers of tags"),
+        ('{"tokens": ["a"], "entities": [{"type": "x", "start": 0, "end": 2}]}', "mention 0..1 outside 1 words"),
+        ('{"tokens": ["a"], "entities": [{"type": "x", "start": 0, "end": 0}]}', "mention 0..-1 outside 1 words"),
         ('{"tokens": ["a"], "ner_tags": [null]}', "the tag None is neither a name nor a number"),
         ('{"tokens": ["a", "b"], "ner_tags": ["B-x", "X-x"]}', "the tag 'X-x' is not O and has no prefix"),
         ('{"tokens": ["a", "b"], "ner_tags": ["B-x", "x"]}', "the tag 'x' is not O and has no prefix"),
