@@ -1,4 +1,4 @@
-"""Annotated texts -> training batches.
+"""Makes training batches from annotated texts.
 
 Shapes: B texts, W words, K span width, C types.
 """
@@ -20,20 +20,20 @@ from spanlake.modeling.tokens import Batch, Prompt, PromptTokenizer
 from spanlake.modeling.words import Words
 from spanlake.text import whole_characters
 
-# The share of a window that is kept for the prompt; a text that fills less of the window leaves more.
+# The share of a window that is reserved for the prompt. A text that fills less of the window leaves more.
 _PROMPT_SHARE = 0.25
 
 
 @dataclass(frozen=True, slots=True)
 class TokenizedExample:
-    """A text, or one window of it."""
+    """A tokenized text, or one window of it."""
 
     words: Words
     spans: tuple[tuple[int, int, Types], ...]  # first word, last word, types from specific to broad
-    absent: tuple[str, ...] = ()  # types that it states as absent
+    absent: tuple[str, ...] = ()  # types that the text states as absent
     elsewhere: tuple[str, ...] = ()  # types that only other parts of its passage mention
-    source: int = 0  # the place of its data set among those of the run
-    where: str = ""  # what a message calls it
+    source: int = 0  # the index of its data set
+    where: str = ""  # its name in messages
 
     @property
     def tokens(self) -> int:
@@ -48,13 +48,13 @@ def tokenize(
     source: int = 0,
     where: str = "",
 ) -> list[TokenizedExample]:
-    """Cuts a text into words and sub-words and places its mentions on words; none for a text without words.
+    """Cuts a text into words and sub-words, and places its mentions on words. A text without words gives no example.
 
-    A text longer than the model's window becomes several examples, and each mention lies wholly in one of them, or in
-    two. A mention that begins or ends inside a word, or is wider than the widest span, is left out.
+    A text longer than the model's window gives several examples, and each mention is complete in at least one of them.
+    A mention that begins or ends inside a word, or is wider than the widest span, is left out.
     """
     cut = cut_text(example.text, tokenizer)
-    starts, ends = whole_characters(example.text, cut.offsets).T.tolist()  # those of an entity that is found
+    starts, ends = whole_characters(example.text, cut.offsets).T.tolist()  # as for extracted entities
     first = {start: place for place, start in reversed([*enumerate(starts)])}
     last = {end: place for place, end in enumerate(ends)}
     spans: list[tuple[int, int, Types]] = []
@@ -90,10 +90,10 @@ def _labels(spans: Iterable[tuple[int, int, Types]]) -> set[str]:
 def plan_epoch(
     lengths: Sequence[int], batch_tokens: int, max_texts: int, rng: np.random.Generator, pool: int = 2048
 ) -> Iterator[list[int]]:
-    """Every example once, in batches of near-equal length whose padded sub-words stay within `batch_tokens`.
+    """Yields every example once, in batches of near-equal length with at most `batch_tokens` padded sub-words.
 
-    `pool` examples at a time are sorted by length, which keeps batches dense and their order random. Within a batch the
-    shortest come first.
+    It sorts `pool` examples at a time by length, so that batches have little padding and a random order. The shortest
+    example of a batch comes first.
     """
     order = rng.permutation(len(lengths))
     for at in range(0, len(order), pool):
@@ -117,13 +117,13 @@ def training_batch(
     step: int,
     frequencies: Mapping[str, int] | None = None,
 ) -> tuple[Batch, torch.Tensor]:
-    """The `chosen` of a step's examples as a batch with freshly sampled types, and its targets [B, W, K, C] float32.
+    """Returns the `chosen` examples of a step as a batch with newly sampled types, and targets [B, W, K, C] float32.
 
-    `sources` are the data sets that the examples name; `frequencies` says how often types occur in all of them.
-    `examples` are those of all workers, for negatives come from all of them. What is sampled for an example depends on
-    the seed, the step and its place among them, not on which worker does it or what else is chosen.
+    `examples` are those of all workers, because negatives come from all of them. `sources` are the data sets of the
+    examples, and `frequencies` says how often types occur in all data sets. The types of an example depend on the seed,
+    the step and its index in `examples`. They do not depend on the worker, or on the other chosen examples.
 
-    Raises `UserError` for a label or description that leaves no room for the words beside it.
+    Raises `UserError` for a label or description that leaves no room for the words of its text.
     """
     batch_types = sorted({label for example in examples for label in _labels(example.spans)})
     cut: dict[str, tuple[int, ...]] = {}
@@ -157,7 +157,7 @@ def training_batch(
 def _fitting_prompt(
     names: Sequence[str], cut: Mapping[str, tuple[int, ...]], tokenizer: PromptTokenizer, room: int
 ) -> Prompt:
-    """The prompt of as many of the names, from the first on, as fit into `room` sub-words."""
+    """Returns the prompt of as many first names as fit into `room` sub-words."""
     left, count = room - 1, 0
     for name in names:
         left -= 1 + len(cut[name])
@@ -166,7 +166,7 @@ def _fitting_prompt(
         count += 1
     if names and not count:
         raise UserError(
-            f"The type {shown(names[0])} has {len(cut[names[0]])} sub-words, and beside its text the encoder reads "
-            f"{room - 2} more; shorten it, or choose an encoder that reads longer texts."
+            f"The type {shown(names[0])} has {len(cut[names[0]])} sub-words, and the encoder has room for {room - 2} "
+            "in addition to the text; shorten the type, or choose an encoder that reads longer texts."
         )
     return tokenizer.prompt([cut[name] for name in names[:count]])

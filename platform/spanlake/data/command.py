@@ -10,35 +10,43 @@ from spanlake.errors import UserError
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-# Everything else is imported where it is used: `spanlake predict --help` does not wait for Arrow.
+# Functions import everything else themselves, so that `spanlake predict --help` does not wait for Arrow.
 
 _FORMATS = ("auto", "conversations", "gliner", "tagged", "spans", "sentences", "prepared")
 _TYPES_SHOWN = 12
 
 
 def add_commands(subparsers: "argparse._SubParsersAction[Any]") -> None:
-    """Add `data` with its actions; each sets `run`, a function from the parsed arguments to an exit code."""
+    """Adds `data` with its actions. Each sets `run`, a function from the parsed arguments to an exit code."""
     parser = subparsers.add_parser("data", help="prepare data sets for training")
     actions = parser.add_subparsers(dest="action", required=True, metavar="ACTION", parser_class=type(parser))
-    prepare = actions.add_parser("prepare", help="write data sets of any format in the one that training streams")
-    prepare.description = (
-        "Read annotated texts of any format, and write Parquet that training streams, with statistics."
-    )
+    prepare = actions.add_parser("prepare", help="convert data sets of any format to the training format")
+    prepare.description = "Read annotated texts in any format. Write Parquet for training, and statistics."
     prepare.add_argument(
         "sources",
         nargs="+",
         metavar="SOURCE",
         help="JSON or JSON lines (plain or .gz), Parquet, CoNLL, a directory of these or of `datasets`, or a Hub id; "
-        "the last two with :SPLIT where it is not train",
+        "add :SPLIT to the last two to read another split than train",
     )
     prepare.add_argument(
-        "--output", required=True, metavar="DIR", help="a directory or URI: new, empty, or of this call"
+        "--output", required=True, metavar="DIR", help="a directory or URI: new, empty, or written by the same call"
     )
-    prepare.add_argument("--format", choices=_FORMATS, default="auto", help="of every record (told from its keys)")
-    prepare.add_argument("--max-width", type=int, default=12, metavar="K", help="words in the longest span (12)")
-    prepare.add_argument("--max-bad-rate", type=float, default=0.01, metavar="R", help="unreadable records (0.01)")
     prepare.add_argument(
-        "--rename", action="append", default=[], metavar="OLD=NEW", help="call a type otherwise, such as PER=person"
+        "--format", choices=_FORMATS, default="auto", help="the format of every record (default: told by its keys)"
+    )
+    prepare.add_argument(
+        "--max-width", type=int, default=12, metavar="K", help="words in the longest span (default: 12)"
+    )
+    prepare.add_argument(
+        "--max-bad-rate",
+        type=float,
+        default=0.01,
+        metavar="R",
+        help="largest share of unreadable records (default: 0.01)",
+    )
+    prepare.add_argument(
+        "--rename", action="append", default=[], metavar="OLD=NEW", help="rename a type, for example PER=person"
     )
     prepare.add_argument("--json", action="store_true", help="print the statistics as JSON")
     prepare.set_defaults(run=_prepare)
@@ -70,14 +78,14 @@ def _prepare(args: argparse.Namespace) -> int:
 def _renaming(text: str) -> tuple[str, str]:
     old, _, new = text.partition("=")
     if not old.strip() or not new.strip():
-        raise UserError(f"--rename {text!r} is not of the form OLD=NEW.")
+        raise UserError(f"--rename {text!r} does not have the form OLD=NEW, such as PER=person.")
     return old, new
 
 
 def _line(source: "Mapping[str, Any]") -> str:
     types = [f"{name} {count:,}" for name, count in list(source["types"].items())[:_TYPES_SHOWN]]
     rest = len(source["types"]) - len(types)
-    levels = f"{source['mentions_in_levels']:,} of several types, " if source.get("mentions_in_levels") else ""
+    levels = f"{source['mentions_in_levels']:,} with several types, " if source.get("mentions_in_levels") else ""
     parts = [
         f"{source['examples']:,} examples ({source['examples_without_mentions']:,} without mentions, the longest of "
         f"{source['longest_text']:,} words)",

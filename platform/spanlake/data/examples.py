@@ -1,4 +1,4 @@
-"""Annotated texts: character offsets in a plain text, so that training cuts words exactly as inference does."""
+"""Annotated texts, with character offsets in plain text, so that training cuts words exactly as inference does."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _SHORTEST_SENTENCE = 3  # words
 
 @dataclass(frozen=True, slots=True)
 class Mention:
-    """`text[start:end]`, in code points, is a mention of `label`, which is its most specific type."""
+    """A mention at `text[start:end]`, in code points. `label` is its most specific type."""
 
     start: int
     end: int
@@ -27,7 +27,7 @@ class Mention:
 
     @property
     def types(self) -> tuple[str, ...]:
-        """Its types from specific to broad."""
+        """Returns all its types, from specific to broad."""
         return (self.label, *self.broader)
 
 
@@ -36,15 +36,14 @@ class Example:
     text: str
     mentions: tuple[Mention, ...]
     negatives: tuple[str, ...] = ()  # types that the text is known not to mention
-    elsewhere: tuple[str, ...] = ()  # types that only other parts of the passage mention, where the text is a part
+    elsewhere: tuple[str, ...] = ()  # if the text is part of a passage: types that only other parts mention
 
 
 def checked_mention(text: str, start: int, end: int, types: object, reads: object = None) -> Mention:
-    """The mention of `text[start:end]`, of one type or of a list of types as `mention_of` takes them; `reads` is what
-    the record says that stands there, if it says so.
+    """Returns the mention of `text[start:end]`. `types` are those of `mention_of`; `reads` is its text in the record.
 
-    Raises ValueError where no mention can be there: outside the text, of no visible character, or of another wording.
-    Case and whitespace may differ.
+    Raises ValueError if the mention is outside the text, has no visible character, or differs from `reads`. Case and
+    whitespace may differ.
     """
     if not 0 <= start < end <= len(text):
         raise ValueError(f"mention {start}..{end} outside {len(text)} characters")
@@ -57,16 +56,16 @@ def checked_mention(text: str, start: int, end: int, types: object, reads: objec
 
 
 def checked_label(label: object) -> str:
-    """Raises ValueError for what is no label."""
+    """Returns a label. Raises ValueError if it is not a text with visible characters."""
     if not isinstance(label, str) or not label.strip():
         raise ValueError(f"the label {shown(label)} is not a text with visible characters")
     return label
 
 
 def mention_of(start: int, end: int, types: object) -> Mention:
-    """A mention of one type, or of a list of types from specific to broad; a type that is repeated counts once.
+    """Returns a mention of one type, or of a list of types from specific to broad. A repeated type counts once.
 
-    Raises ValueError for what is neither.
+    Raises ValueError for other values of `types`.
     """
     labels = [checked_label(label) for label in types] if isinstance(types, (list, tuple)) else [checked_label(types)]
     if not labels:
@@ -76,9 +75,10 @@ def mention_of(start: int, end: int, types: object) -> Mention:
 
 
 def example_of_words(record: Mapping[str, Any]) -> Example:
-    """`{"tokenized_text": [word, ...], "ner": [[first, last, label], ...], "negatives"?: [label, ...]}` as the `gliner`
-    library trains on, word indexes inclusive. The text is the words joined by single spaces. A label may be a list of
-    types from specific to broad.
+    """Returns the example of a record in the training format of the `gliner` library:
+
+    `{"tokenized_text": [word, ...], "ner": [[first, last, label], ...], "negatives"?: [label, ...]}`. Word indexes are
+    inclusive. The text is the words joined by single spaces. A label may be a list of types from specific to broad.
 
     Raises ValueError, TypeError, KeyError or IndexError for a record of another form.
     """
@@ -100,8 +100,11 @@ def example_of_words(record: Mapping[str, Any]) -> Example:
 
 
 def sentences_of(example: Example) -> list[Example]:
-    """The sentences of a text, each a text of its own. A mention is never cut: sentences that share one stay together,
-    as do those of one or two words with what follows, which are mostly abbreviations."""
+    """Returns the sentences of a text, each as an example.
+
+    Sentences that share a mention stay together, so that no mention is cut. A sentence of one or two words stays with
+    the next one, because it is mostly an abbreviation.
+    """
     offsets = word_offsets(example.text)
     pieces, begin = [], 0
     for word in np.flatnonzero(sentence_starts(example.text, offsets))[1:].tolist():
@@ -128,10 +131,10 @@ def _part(example: Example, start: int, end: int) -> Example:
 
 
 def read_sentences(path: Path) -> list[Example]:
-    """A JSON list of `{"sentence", "entities": [{"name", "type", "pos": [start, end]}]}`, the layout of the
-    out-of-domain benchmark (Zaratiana et al. 2023, Table 1).
+    """Returns the examples of a JSON list of `{"sentence", "entities": [{"name", "type", "pos": [start, end]}]}`.
 
-    Raises `UserError` naming the file and the record of another form.
+    This is the format of the out-of-domain benchmark (Zaratiana et al. 2023, Table 1).
+    Raises `UserError` that names the file and the record of another form.
     """
     try:
         records = json.loads(path.read_text(encoding="utf-8"))
@@ -145,14 +148,17 @@ def read_sentences(path: Path) -> list[Example]:
             examples.append(example_of_sentence(record))
         except (ValueError, KeyError, TypeError) as error:
             raise UserError(
-                f"Record {number} of {path} is no sentence ({error!r}); each must be "
+                f"Record {number} of {path} is not a sentence ({error!r}); each must be "
                 '{"sentence", "entities": [{"type", "pos": [start, end]}]}.'
             ) from error
     return examples
 
 
 def example_of_sentence(record: Mapping[str, Any]) -> Example:
-    """One of what `read_sentences` reads. Raises ValueError, TypeError or KeyError for a record of another form."""
+    """Returns the example of one record of `read_sentences`.
+
+    Raises ValueError, TypeError or KeyError for a record of another form.
+    """
     text = record["sentence"]
     if not isinstance(text, str):
         raise ValueError(f"sentence {shown(text)}")

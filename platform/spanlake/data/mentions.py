@@ -1,4 +1,4 @@
-"""Mentions that are given as strings, found in their text."""
+"""Finds mentions that are given as strings in their text."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ from spanlake.text import word_offsets
 
 
 def find_mentions(text: str, wanted: Iterable[tuple[str, str]]) -> tuple[tuple[Mention, ...], Counter[str]]:
-    """Every place at word boundaries where one of the `wanted` (label, string) stands.
+    """Returns all places at word boundaries where one of the `wanted` pairs (label, string) occurs.
 
-    A string is looked for in its own case, and only where it does not stand so, in any. A run of whitespace in it
-    stands for any run of whitespace. Of places that overlap, the longest stays, then the first; the same place may
-    mention several labels.
+    It looks for a string in its own case first. If the string does not occur in that case, it ignores case. A run of
+    whitespace in the string matches any run of whitespace. Where places overlap, the longest stays, then the first. One
+    place may be a mention of several labels.
 
-    Returns the mentions in order of the text, and what was dropped: strings that are `empty`, `not_found`, or found
-    `inside_a_word` only, and places that were `overlapping` longer ones.
+    Returns the mentions in order of the text, and counts what it dropped: strings that are `empty`, `not_found`, or
+    found only `inside_a_word`, and places that were `overlapping` longer ones.
     """
     offsets = word_offsets(text)
     starts, ends = {*offsets[:, 0].tolist()}, {*offsets[:, 1].tolist()}
@@ -51,8 +51,8 @@ def _places(text: str, string: str) -> Iterator[tuple[int, int]]:
 
 
 def _apart(places: set[tuple[int, int, str]]) -> tuple[list[tuple[int, int, str]], int]:
-    """The places of which none overlaps another, and how many were left out for that."""
-    kept, taken = [], list[tuple[int, int]]()  # taken: sorted, and apart from each other
+    """Returns places that do not overlap, and the number of places that were left out."""
+    kept, taken = [], list[tuple[int, int]]()  # taken: sorted, without overlaps
     for start, end, label in sorted(places, key=lambda place: (place[0] - place[1], place)):
         first = bisect_left(taken, start, key=lambda span: span[1] - 1)  # the first that ends after `start`
         stop = bisect_right(taken, end - 1, key=lambda span: span[0])  # the first that begins at `end` or later

@@ -1,4 +1,4 @@
-"""Sources of any format -> the training format (see `prepared`)."""
+"""Converts sources of any format to the training format (see `prepared`)."""
 
 from __future__ import annotations
 
@@ -21,11 +21,11 @@ from spanlake.errors import UserError, one_line, shown
 from spanlake.storage import Place
 from spanlake.text import replace_surrogates
 
-_UNFINISHED = "unfinished.json"  # stands in the directory while it is being written
-_ROW_GROUP = 256  # rows: what training reads at once, so the finer the better shuffled
+_UNFINISHED = "unfinished.json"  # in the directory until it is complete
+_ROW_GROUP = 256  # rows that training reads at once; smaller groups give a better shuffle
 _FILE_ROWS = 100_000
 _SHOWN_BAD = 20  # bad records that the statistics name
-_EARLY = 1_000  # records after which the rate of bad ones is first judged
+_EARLY = 1_000  # records after which the rate of bad records is first checked
 
 
 def prepare(
@@ -39,16 +39,18 @@ def prepare(
 ) -> dict[str, Any]:
     """Writes the sources to a directory, and returns its statistics.
 
-    `max_width`, in words, is only counted by: wider mentions are kept, so that scores count them as missed. `renamed`:
-    labels -> what they are called instead. A directory that holds the same preparation is left as it is.
+    The statistics count mentions wider than `max_width` words. These mentions are kept, so that scores count them as
+    missed. `renamed` maps labels to their new names. A directory with the same preparation stays as it is.
 
-    Raises `UserError` for a source that cannot be read, more bad records than `max_bad_rate` of a source's, and a
-    directory that holds anything else.
+    Raises `UserError` for a source that cannot be read, for a source with a larger share of bad records than
+    `max_bad_rate`, and for a directory with other content.
     """
     if not sources:
-        raise UserError("No source is named; give files, directories or Hub ids.")
+        raise UserError("There are no sources; give files, directories or Hub ids.")
     if max_width < 1 or not 0 <= max_bad_rate <= 1:
-        raise UserError(f"max_width is {max_width} and max_bad_rate {max_bad_rate}; at least 1, and from 0 to 1.")
+        raise UserError(
+            f"max_width is {max_width} and max_bad_rate {max_bad_rate}; give at least 1 and a number from 0 to 1."
+        )
     renamed = dict(renamed or {})
     request = {
         "format_version": FORMAT_VERSION,
@@ -115,7 +117,7 @@ def _rows(
     max_bad_rate: float,
     renamed: Mapping[str, str],
 ) -> Iterator[dict[str, Any]]:
-    """The rows of one source, counted as they pass."""
+    """Yields the rows of one source, and counts them."""
     for outcome in outcomes:
         if isinstance(outcome, BadRecord):
             statistics.bad_records += 1
@@ -137,7 +139,7 @@ def _rows(
 
 
 def _clean(example: Example, renamed: Mapping[str, str]) -> Example:
-    """The example under its labels' new names, each mention once, in order, in text that UTF-8 can hold."""
+    """Returns the example with renamed labels, sorted mentions without repetition, and text that UTF-8 can encode."""
 
     def named(label: str) -> str:
         return replace_surrogates(renamed.get(label, label).strip())
@@ -181,14 +183,14 @@ def _summary(found: Sequence[SourceStatistics], request: Mapping[str, Any]) -> d
 
 
 def _identity(source: str) -> list[Any]:
-    """What shows that a source has changed: the name, size and time of its files. Of a Hub id, nothing does."""
+    """Returns name, size and time of a source's files, which show whether it has changed; nothing for a Hub id."""
     path = Path(source)
     files = [path] if path.is_file() else files_in(path)[0] if path.is_dir() else []
     return [[str(file), file.stat().st_size, file.stat().st_mtime_ns] for file in files]
 
 
 def _names(sources: Sequence[str]) -> list[str]:
-    """A short name for each source, fit for a file and unlike the others'."""
+    """Returns a short name for each source that is unique and fit for a file."""
     names: list[str] = []
     for source in sources:
         path = Path(source)
@@ -202,7 +204,7 @@ def _names(sources: Sequence[str]) -> list[str]:
 
 
 def _prepared_before(place: Place, request: Mapping[str, Any]) -> dict[str, Any] | None:
-    """Returns the statistics of the same preparation, done before. Deletes what an interrupted one left."""
+    """Returns the statistics if the directory has the same preparation. Deletes the rest of an interrupted one."""
     try:
         present = place.list(recursive=False)
     except OSError as error:
@@ -217,13 +219,13 @@ def _prepared_before(place: Place, request: Mapping[str, Any]) -> dict[str, Any]
         return None
     statistics = read_statistics(place) if STATISTICS in names else None
     if statistics is None:
-        raise UserError(f"The directory {place.uri} holds something else ({sorted(names)[0]}); give a new one.")
+        raise UserError(f"The directory {place.uri} has other content ({sorted(names)[0]}); give a new directory.")
     before = statistics["request"]
     different = [key for key in request if before.get(key) != request[key] and key != "format_version"]
     if different:
         raise UserError(
-            f"The directory {place.uri} holds another preparation: its {different[0]} is "
-            f"{shown(before.get(different[0]))} and not {shown(request[different[0]])}; give a new one."
+            f"The directory {place.uri} has another preparation: its {different[0]} is "
+            f"{shown(before.get(different[0]))} and not {shown(request[different[0]])}; give a new directory."
         )
     return statistics
 

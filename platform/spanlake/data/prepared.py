@@ -1,9 +1,9 @@
-"""The training format: a directory of Parquet files that stream, and what is in them.
+"""The training format: a directory of Parquet files that training streams.
 
-`NAME-00000.parquet`, ... for each source, and `statistics.json`, written last: a directory without it was not finished.
-Columns: `text: string`, `mentions: list<struct<start: int32, end: int32, types: list<string>>>` (code points, end
-exclusive; types from specific to broad), `negatives: list<string>` (types that the text is known not to mention),
-`source: string`. Version 1 of the format has `label: string` in place of `types`, and is read too.
+The files are `NAME-00000.parquet`, ... for each source, and `statistics.json`, which is written last: a directory
+without it is not complete. The columns are `text: string`, `mentions: list<struct<start: int32, end: int32,
+types: list<string>>>` (code points, end exclusive; types from specific to broad), `negatives: list<string>` (types that
+the text is known not to mention), `source: string`. Version 1 has `label: string` instead of `types`, and can be read.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from spanlake.errors import UserError, one_line
 from spanlake.storage import Place
 
 FORMAT_VERSION = 2
-_READ = (1, 2)  # versions
+_READ = (1, 2)  # versions that can be read
 STATISTICS = "statistics.json"
 SCHEMA = pa.schema(
     [
@@ -35,9 +35,9 @@ SCHEMA = pa.schema(
 
 
 def read_statistics(place: Place) -> dict[str, Any] | None:
-    """Returns what `prepare` wrote about the directory; None where it is not a finished one.
+    """Returns the statistics that `prepare` wrote; None if the directory is not complete.
 
-    Raises `UserError` for one of a format that this version does not read.
+    Raises `UserError` for a format that this version does not read.
     """
     try:
         statistics = json.loads(place.read(STATISTICS) or b"null")
@@ -49,14 +49,14 @@ def read_statistics(place: Place) -> dict[str, Any] | None:
         return None
     if statistics["format_version"] not in _READ:
         raise UserError(
-            f"{place.uri} is of the training format {statistics['format_version']}; this version reads "
+            f"{place.uri} has the training format {statistics['format_version']}; this version reads "
             f"{' and '.join(map(str, _READ))}, so prepare it again."
         )
     return statistics
 
 
 def examples_of(batch: pa.Table) -> Iterator[Example]:
-    """The rows of the training format as annotated texts."""
+    """Yields the rows of the training format as annotated texts."""
     for text, mentions, negatives in zip(
         batch["text"].to_pylist(), batch["mentions"].to_pylist(), batch["negatives"].to_pylist(), strict=True
     ):

@@ -1,7 +1,7 @@
-"""Sources of annotated texts: files, directories, data sets saved by `datasets`, and data sets on the Hugging Face Hub.
+"""Reads annotated texts from files, directories, data sets saved by `datasets`, and the Hugging Face Hub.
 
-A source yields what each of its records holds, or why it holds nothing. Files are read record by record, so their size
-does not matter.
+A source yields the example of each record, or the reason why the record has none. Files are read record by record, so
+they may be of any size.
 """
 
 from __future__ import annotations
@@ -27,22 +27,22 @@ _TAG_LINES = (".conll", ".bio", ".iob", ".iob2", ".txt", ".tsv")
 _PARQUET = (".parquet",)
 _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 _CHUNK = 1 << 20  # characters
-_BETWEEN = " \t\r\n,"  # items of a JSON list
+_BETWEEN = " \t\r\n,"  # between items of a JSON list
 
 
 @dataclass(frozen=True)
 class BadRecord:
-    where: str  # the file, and the line or record in it
+    where: str  # the file, and the line or record in the file
     reason: str
 
 
 def read_source(source: str, form: Format = "auto") -> Iterator[Parsed | BadRecord]:
-    """What the records of `source` hold, in order.
+    """Yields the content of each record in `source`, in order.
 
-    `source` is a file, a directory of files, a directory written by `datasets` or the Hub id of a data set, these two
-    with `:SPLIT` after them where it is not `train`.
+    `source` is a file, a directory of files, a directory written by `datasets`, or the Hub id of a data set. The last
+    two take `:SPLIT` for another split than `train`.
 
-    Raises `UserError` for what cannot be read at all.
+    Raises `UserError` for a source that cannot be read at all.
     """
     path = Path(source)
     name, _, split = source.rpartition(":")
@@ -54,7 +54,7 @@ def read_source(source: str, form: Format = "auto") -> Iterator[Parsed | BadReco
         readable, _ = files_in(path)
         if not readable:
             raise UserError(
-                f"The directory {source} holds no file that ends in {', '.join((*_JSON, *_PARQUET, *_TAG_LINES))}."
+                f"The directory {source} has no file whose name ends in {', '.join((*_JSON, *_PARQUET, *_TAG_LINES))}."
             )
         for file in readable:
             yield from _read_file(file, form)
@@ -67,17 +67,17 @@ def read_source(source: str, form: Format = "auto") -> Iterator[Parsed | BadReco
 
 
 def files_in(directory: Path) -> tuple[list[Path], list[Path]]:
-    """The files below a directory that `read_source` reads, and those that it does not, both in order of name."""
+    """Returns the files below a directory that `read_source` reads, and those that it does not, both sorted by name."""
     files = sorted(path for path in directory.rglob("*") if path.is_file())
     files = [path for path in files if not any(part[0] in "._" for part in path.relative_to(directory).parts)]
-    if (directory / "statistics.json").is_file():  # beside prepared files
+    if (directory / "statistics.json").is_file():  # part of a prepared directory
         files.remove(directory / "statistics.json")
     readable = [path for path in files if _kind(path) in (*_JSON, *_PARQUET, *_TAG_LINES)]
     return readable, [path for path in files if path not in {*readable}]
 
 
 def _kind(path: Path) -> str:
-    """The suffix that tells a file's format, without that of its compression."""
+    """Returns the suffix of a file that shows its format, without the suffix of its compression."""
     return (path.with_suffix("") if path.suffix == ".gz" else path).suffix.lower()
 
 
@@ -94,7 +94,7 @@ def _read_file(path: Path, form: Format) -> Iterator[Parsed | BadRecord]:
         elif kind in _TAG_LINES:
             records = _tagged_sentences(path)
         else:
-            raise UserError(f"The file {path} ends in none of {', '.join((*_JSON, *_PARQUET, *_TAG_LINES))}.")
+            raise UserError(f"The file {path} does not end in one of {', '.join((*_JSON, *_PARQUET, *_TAG_LINES))}.")
         for where, record in records:
             yield _outcome(f"{path}, {where}", record, form)
     except (OSError, EOFError, UnicodeDecodeError, pa.ArrowException) as error:
@@ -128,14 +128,14 @@ def _json_records(path: Path) -> Iterator[tuple[str, Any]]:
             try:
                 record = json.loads(line.decode("utf-8-sig" if number == 1 else "utf-8"))
             except ValueError as error:
-                record = NoExample(f"it is no JSON ({one_line(error)})")
+                record = NoExample(f"it is not JSON ({one_line(error)})")
             yield f"line {number}", record
 
 
 def _json_list(file: IO[bytes], path: Path) -> Iterator[Any]:
-    """The items of a file that is one JSON list, read as they come.
+    """Yields the items of a file that is one JSON list, one by one.
 
-    Raises `UserError` where the list breaks off: nothing can be read after that.
+    Raises `UserError` if the list breaks off, because nothing can be read after that.
     """
     decoder, scanner = json.JSONDecoder(), codecs.getincrementaldecoder("utf-8-sig")()
     text, at, count, ended, size = "", 0, 0, False, _CHUNK
@@ -148,10 +148,10 @@ def _json_list(file: IO[bytes], path: Path) -> Iterator[Any]:
         except json.JSONDecodeError as error:
             if ended:
                 raise UserError(
-                    f"The JSON list in {path} breaks off after record {count} ({one_line(error)}); mend the file."
+                    f"The JSON list in {path} breaks off after record {count} ({one_line(error)}); correct the file."
                 ) from error
             chunk = file.read(size)
-            ended, size = not chunk, 2 * size  # doubled, so that a long item is tried anew a few times only
+            ended, size = not chunk, 2 * size  # doubled, so that a long item needs few attempts
             text, at = text[at:] + scanner.decode(chunk, final=ended), 0
             continue
         count, size = count + 1, _CHUNK
@@ -191,7 +191,7 @@ def _read_saved(path: Path, split: str, form: Format) -> Iterator[Parsed | BadRe
     datasets = _library()
     try:
         saved = datasets.load_from_disk(str(path))
-    except Exception as error:  # of no narrower kind: the library raises many
+    except Exception as error:  # the library raises many kinds
         raise UserError(f"The data set saved in {path} cannot be read ({one_line(error)}).") from error
     if isinstance(saved, datasets.DatasetDict):
         if split not in saved:
@@ -204,10 +204,10 @@ def _read_hub(name: str, split: str, form: Format) -> Iterator[Parsed | BadRecor
     datasets = _library()
     try:
         loaded = datasets.load_dataset(name, split=split)
-    except Exception as error:  # of no narrower kind: the library raises many
+    except Exception as error:  # the library raises many kinds
         raise UserError(
             f"There is no file or directory {name!r}, and the Hugging Face Hub did not give a data set of that name "
-            f"and split {split!r} ({one_line(error)}); where there is no network, fetch its files and name them."
+            f"and split {split!r} ({one_line(error)}); without a network, fetch its files and give their paths."
         ) from error
     yield from _rows(loaded, f"{name}:{split}", form)
 
@@ -216,7 +216,7 @@ def _library() -> Any:
     try:
         import datasets
     except ImportError as error:
-        raise UserError("Data sets of this kind need the datasets library; pip install 'spanlake[train]'.") from error
+        raise UserError("This kind of data set needs the datasets library: pip install 'spanlake[train]'.") from error
     return datasets
 
 

@@ -1,15 +1,15 @@
-"""One record of any of the formats -> an annotated text. The format shows in the record's keys.
+"""Parses one record in any of the formats into an annotated text. The keys of a record show its format.
 
 conversations  `{"conversations": [{"from", "value"}, ...]}`: Pile-NER (Zhou et al. 2024, UniversalNER)
 gliner         `{"tokenized_text": [word, ...], "ner": [[first, last, label], ...], "negatives"?: [label, ...]}`
 tagged         `{"tokens": [word, ...], "ner_tags": [tag, ...]}`, tags by name or by number; BIO, BIOES, BILOU or IO;
-               of nested mentions, a list of tags for each word, one of each level
-spans          `{"tokens": [word, ...], "entities": [{"type", "start", "end"}, ...]}`, words from start to before end
+               for nested mentions, each word has a list with one tag for each level
+spans          `{"tokens": [word, ...], "entities": [{"type", "start", "end"}, ...]}`, word numbers, end exclusive
 sentences      `{"sentence", "entities": [{"type", "pos": [start, end]}, ...]}`
 prepared       `{"text", "mentions": [{"start", "end", "types"}, ...], "negatives"?: [label, ...]}`; a mention may be
-               a list of its three values, `types` one `label`, and `negatives` be called `absent`
+               a list of its three values, `label` may replace `types`, and `absent` may replace `negatives`
 
-Where a label is named, a list of types from specific to broad may be, but in conversations and tags.
+In all formats but conversations and tagged, a list of types from specific to broad may replace a label.
 """
 
 from __future__ import annotations
@@ -36,27 +36,27 @@ _LEAD = "Text:"
 
 
 class NoExample(Exception):
-    """Why a record is no annotated text."""
+    """The reason why a record is not an annotated text."""
 
 
 @dataclass(frozen=True)
 class Parsed:
     example: Example
-    dropped: Counter[str] = field(default_factory=Counter)  # mentions that have no place in the text, by reason
+    dropped: Counter[str] = field(default_factory=Counter)  # mentions without a place in the text, by reason
 
 
 def parse_record(record: Any, form: Format = "auto", tag_names: Sequence[str] = ()) -> Parsed:
-    """`tag_names`: the names of tags that are numbers.
+    """Returns the annotated text of a record. `tag_names` are the names of tags that are numbers.
 
-    Raises `NoExample` for a record of another form than `form`, or of none.
+    Raises `NoExample` for a record in a format other than `form`, or in an unknown format.
     """
     if not isinstance(record, Mapping):
         raise NoExample(f"it is a {type(record).__name__}, not an object with keys")
     found = _form_of(record)
     if found is None:
-        raise NoExample(f"its keys {shown(sorted(map(str, record)))} are those of no format: it has no mentions")
+        raise NoExample(f"its keys {shown(sorted(map(str, record)))} do not match any format: it has no mentions")
     if form not in ("auto", found):
-        raise NoExample(f"it is of the format {found}, not {form}")
+        raise NoExample(f"it has the format {found}, not {form}")
     try:
         parsed = _PARSERS[found](record, tag_names)
     except (KeyError, TypeError, ValueError, IndexError, AttributeError) as error:
@@ -96,10 +96,10 @@ def _conversation(record: Mapping[str, Any], _: Sequence[str]) -> Parsed:
     for question, answer in zip(values[2::2], values[3::2], strict=True):
         asked = _QUESTION.fullmatch(question)
         if asked is None:
-            raise ValueError(f"{shown(question)} is no question of the form 'What describes … in the text?'")
+            raise ValueError(f"{shown(question)} is not a question of the form 'What describes … in the text?'")
         label, strings = asked[1].strip(), json.loads(answer)
         if not isinstance(strings, list) or not all(isinstance(string, str) for string in strings):
-            raise ValueError(f"the answer {shown(answer)} is no list of texts")
+            raise ValueError(f"the answer {shown(answer)} is not a list of texts")
         wanted += [(label, string) for string in strings]
         if not strings:
             negatives.append(label)
@@ -141,7 +141,7 @@ def _tag_name(tag: Any, names: Sequence[str]) -> str:
     if not names:
         raise ValueError(f"the tag {tag!r} is a number and the data set does not name its tags")
     if not 0 <= tag < len(names):
-        raise ValueError(f"the tag {tag!r} is none of the {len(names)} that the data set names")
+        raise ValueError(f"the tag {tag!r} is not among the {len(names)} tags that the data set names")
     return names[tag]
 
 
@@ -162,7 +162,7 @@ def _prepared(record: Mapping[str, Any], _: Sequence[str]) -> Parsed:
 
 
 def _parts(mention: Any) -> tuple[int, int, Any, Any]:
-    """Start, end, type or types, and what the record says that it reads."""
+    """Returns start, end, type or types, and the text of the mention in the record."""
     if isinstance(mention, Mapping):
         types = mention["types"] if "types" in mention else mention["label"]
         return mention["start"], mention["end"], types, mention.get("text")

@@ -1,10 +1,10 @@
-"""Which types a training text is asked for (Zaratiana et al. 2023, sections 3.2 and 5.3), and by which names.
+"""Samples the types in the prompt of a training text, and their names (Zaratiana et al. 2023, sections 3.2 and 5.3).
 
-A text's own types are positive. Negative are, as in the paper, types of the other texts of its batch; or, by the
-recipe, only those that its annotators are known to have looked for in vain: the ones that the text states, or the other
-types of its data set.
+A text's own types are positives. Negatives are types of the other texts in its batch, as in the paper. A recipe may
+instead choose only types that annotators looked for and did not find: those that the text states as absent, or the
+other types of its data set.
 
-A mention may have several types, from specific to broad. Of those that a prompt asks for, the most specific is right.
+A mention may have several types, from specific to broad. Its label is the most specific type that the prompt has.
 """
 
 from __future__ import annotations
@@ -22,68 +22,80 @@ Types = tuple[str, ...]  # of a mention, from specific to broad
 
 
 class Sampling(BaseModel):
-    """How types are chosen."""
+    """The settings of sampling."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
 
     max_types: int = Field(default=25, ge=1, description="in one prompt")
     negatives: Literal["batch", "own"] = Field(
-        default="batch", description="types of the batch's other texts, or those known to be absent"
+        default="batch", description="types of the other texts in the batch, or types known to be absent"
     )
     negative_ratio: float = Field(
-        default=0.5, ge=0, le=0.95, description="of the types asked for, with negatives from the batch"
+        default=0.5, ge=0, le=0.95, description="share of negatives in a prompt, with negatives from the batch"
     )
     max_negatives: int = Field(
         default=12,
         ge=0,
-        description="own negatives are from 0 to this many; a text without mentions has from 1 to this many",
+        description="number of own negatives: from 0 to this, or from 1 to this for a text without mentions",
     )
-    drop_types: bool = Field(default=True, description="of the types chosen, ask for a random number, at least one")
+    drop_types: bool = Field(default=True, description="keep a random number of the chosen types, at least one")
     frequency_power: float = Field(
         default=0.0,
         ge=-10,
         le=10,
-        description="negatives are drawn in proportion to this power of how often they occur; 0: evenly",
+        description="draw negatives in proportion to their frequency to this power; 0 draws evenly",
     )
     description_rate: float = Field(
-        default=0.0, ge=0, le=1, description="types that go by their description, where they have one"
+        default=0.0, ge=0, le=1, description="share of types that are replaced by their description, if they have one"
     )
     broader_rate: float = Field(
-        default=0.0, ge=0, le=1, description="texts whose types are replaced by ones broader by one or two steps"
+        default=0.0,
+        ge=0,
+        le=1,
+        description="share of texts whose types are replaced by types broader by one or two steps",
     )
     above_rate: float = Field(
-        default=0.0, ge=0, le=1, description="types broader than those asked for that become negatives"
+        default=0.0, ge=0, le=1, description="share of types broader than those in the prompt that become negatives"
     )
-    synonym_rate: float = Field(default=0.0, ge=0, le=1, description="types that go by one of their synonyms")
+    synonym_rate: float = Field(default=0.0, ge=0, le=1, description="share of types that are replaced by a synonym")
     descriptions: Mapping[str, str] = {}
-    broader: Mapping[str, str] = Field(default={}, description="type -> the wider type it is a kind of")
+    broader: Mapping[str, str] = Field(default={}, description="type -> the next broader type")
     synonyms: Mapping[str, Sequence[str]] = {}
-    sentence_rate: float = Field(default=0.0, ge=0, le=1, description="passages of which one sentence is taken")
+    sentence_rate: float = Field(default=0.0, ge=0, le=1, description="share of passages that are cut to one sentence")
     levels: bool = Field(
         default=False,
-        description="draw a set of each text's types, by which its mentions go; then `negatives`, `negative_ratio`, "
-        "`drop_types` and `broader` do nothing, and `max_negatives` counts types of other texts",
+        description="draw a set of each text's types and label mentions with types of the set; `negatives`, "
+        "`negative_ratio`, `drop_types` and `broader` then have no effect, and `max_negatives` counts types of other "
+        "texts",
     )
     specific_rate: float = Field(
-        default=0.3, ge=0, le=1, description="with levels: texts of which each mention's most specific type is drawn"
+        default=0.3,
+        ge=0,
+        le=1,
+        description="with levels: share of texts that draw the most specific type of each mention",
     )
     broadest_rate: float = Field(
-        default=0.2, ge=0, le=1, description="with levels: texts of which each mention's broadest type is drawn"
+        default=0.2, ge=0, le=1, description="with levels: share of texts that draw the broadest type of each mention"
     )
     least_share: float = Field(
         default=0.25,
         ge=0,
         le=1,
-        description="with levels: of other texts a random share of the types, from this to 1",
+        description="with levels: other texts draw a random share of their types, from this to 1",
     )
     max_positives: int = Field(
-        default=18, ge=1, description="with levels: of more types, a random number is kept, above half of this"
+        default=18,
+        ge=1,
+        description="with levels: the most labels; if there are more, keep a random number above half of this",
     )
     absent_rate: float = Field(
-        default=0.6, ge=0, le=1, description="with levels: types stated as absent that become negatives"
+        default=0.6, ge=0, le=1, description="with levels: share of types stated as absent that become negatives"
     )
     elsewhere_rate: float = Field(
-        default=0.3, ge=0, le=1, description="with levels: types of the rest of a passage that become negatives"
+        default=0.3,
+        ge=0,
+        le=1,
+        description="with levels: share of types in the rest of a passage that become negatives",
     )
 
     @model_validator(mode="after")
@@ -91,17 +103,17 @@ class Sampling(BaseModel):
         if self.specific_rate + self.broadest_rate > 1:
             raise ValueError(
                 f"sampling.specific_rate ({self.specific_rate:g}) and sampling.broadest_rate ({self.broadest_rate:g}) "
-                "are shares of the same texts; their sum must be at most 1."
+                "are shares of the same texts: choose shares whose sum is at most 1."
             )
         return self
 
 
 @dataclass(frozen=True)
 class SetTypes:
-    """The types of one data set, and how its texts are asked for them."""
+    """The types of one data set, and its settings of sampling."""
 
     sampling: Sampling
-    counts: Mapping[str, int] = field(default_factory=dict)  # how often each type is mentioned
+    counts: Mapping[str, int] = field(default_factory=dict)  # number of mentions of each type
 
     @cached_property
     def names(self) -> tuple[str, ...]:
@@ -109,12 +121,12 @@ class SetTypes:
 
     @cached_property
     def _sums(self) -> NDArray[np.float64]:
-        """Of the types' weights, up to each."""
+        """Returns the cumulative sums of the types' weights."""
         counts = np.maximum([self.counts[name] for name in self.names], 1)
         return np.cumsum(counts**self.sampling.frequency_power)
 
     def draw(self, count: int, rng: np.random.Generator) -> list[str]:
-        """Types by `frequency_power` of how often they are mentioned; the same one may come again."""
+        """Returns `count` types, drawn by their frequency to `frequency_power`. A type may be drawn twice."""
         if not self.names:
             return []
         places = np.searchsorted(self._sums, rng.random(count) * self._sums[-1], side="right")
@@ -128,12 +140,12 @@ def sample_types(
     rng: np.random.Generator,
     frequencies: Mapping[str, int] | None = None,
 ) -> tuple[list[str], dict[Types, int]]:
-    """The prompt for one text, in random order, and for the types of each of its mentions their place in the prompt.
+    """Returns the prompt of one text in random order, and for the types of each mention their place in the prompt.
 
-    `own` are the types of the text's mentions, which go by the most specific. Negatives are drawn from `candidates`;
-    `frequencies` says how often types occur (once, if not said). A type may be asked for by a broader one, in which
-    case nothing narrower on that path is asked for. Beside a type, what is broader than it is a negative. Own types
-    that are not asked for are in neither result.
+    `own` are the types of the text's mentions; the label of a mention is its most specific type. Negatives are drawn
+    from `candidates`. `frequencies` says how often types occur; a type that it lacks counts as 1. A label may be
+    replaced by a broader type; the prompt then has no narrower type of that path. A type that is broader than a label
+    is a negative. Own types that are not in the prompt are in neither result.
     """
     own = sorted(set(own))
     levels = int(rng.integers(1, 3)) if rng.random() < sampling.broader_rate else 0
@@ -157,12 +169,12 @@ def sample_types(
 def sample_levels(
     own: Sequence[Types], absent: Sequence[str], elsewhere: Sequence[str], source: SetTypes, rng: np.random.Generator
 ) -> tuple[list[str], dict[Types, int]]:
-    """The same for a text whose mentions have types in levels.
+    """Returns the same as `sample_types` for a text whose mentions have types in levels.
 
-    A set of the text's types is drawn, and each mention goes by the most specific of its types that is in the set; one
-    without any is not asked for. Negatives are types that were drawn but go to no mention, types that the text states
-    as `absent`, types named `elsewhere` in the passage that the text is a part of, and types of other texts of the data
-    set that share no word with those of this passage: they may be true of a mention here by another name.
+    It draws a set of the text's types. The label of a mention is the most specific of its types in the set; a mention
+    without a type in the set has no label. Negatives are drawn types that are not a label, types that the text states
+    as `absent`, types that occur `elsewhere` in the passage, and types of other texts in the data set. Of the last, a
+    type that shares a word with a type of the passage is left out, because it may be another name for that type.
     """
     sampling = source.sampling
     own = sorted(set(own))
@@ -188,7 +200,7 @@ def sample_levels(
 
 
 def _drawn(own: Sequence[Types], sampling: Sampling, rng: np.random.Generator) -> set[str]:
-    """Some of the types, and at least one where there is one."""
+    """Returns some of the types: at least one if there are any."""
     which = rng.random()
     if which < sampling.specific_rate:
         return {types[0] for types in own}
@@ -200,7 +212,7 @@ def _drawn(own: Sequence[Types], sampling: Sampling, rng: np.random.Generator) -
 
 
 def _most_specific(own: Sequence[Types], drawn: set[str]) -> dict[Types, str]:
-    """For the types of each mention the first that is drawn, where one is."""
+    """Returns for the types of each mention the first that was drawn. A mention without one is left out."""
     found = {types: next((label for label in types if label in drawn), None) for types in own}
     return {types: label for types, label in found.items() if label is not None}
 
@@ -210,19 +222,19 @@ def _some(labels: Sequence[str], rate: float, rng: np.random.Generator) -> list[
 
 
 def _unlike(known: set[str], count: int, source: SetTypes, rng: np.random.Generator) -> list[str]:
-    """At most `count` types of the data set, none of which shares a word with those that are known."""
+    """Returns at most `count` types of the data set that share no word with the known types."""
     words = {word for label in known for word in _words(label)}
-    drawn = source.draw(2 * count, rng)  # some share a word, or come again
+    drawn = source.draw(2 * count, rng)  # some share a word, or are drawn twice
     return list(dict.fromkeys(label for label in drawn if not words & _words(label)))[:count]
 
 
 def _words(label: str) -> set[str]:
-    """Without what tells a plural."""
+    """Returns the words of a label, without a plural s."""
     return {word.rstrip("s") for word in label.casefold().split()}
 
 
 def _counts(positives: int, sampling: Sampling, rng: np.random.Generator) -> tuple[int, int]:
-    """How many positive and how many negative types are asked for, at most."""
+    """Returns the greatest numbers of positive and negative types in the prompt."""
     if sampling.negatives == "own" or not positives:
         negatives = int(rng.integers(0 if positives else 1, max(1, sampling.max_negatives) + 1))
         return sampling.max_types, min(negatives, sampling.max_types)
@@ -234,16 +246,17 @@ def _counts(positives: int, sampling: Sampling, rng: np.random.Generator) -> tup
 def _draw(
     labels: list[str], count: int, power: float, frequencies: Mapping[str, int], rng: np.random.Generator
 ) -> list[str]:
-    """`count` of the labels, or all, none twice."""
+    """Returns `count` different labels, or all if there are fewer."""
     if not power:
         return [labels[i] for i in rng.permutation(len(labels))[:count]]
-    # Gumbel's trick: the greatest of weight plus noise are a draw without replacement in proportion to the weights.
+    # Gumbel's trick: the labels with the largest sum of log weight and noise are a draw without replacement in
+    # proportion to the weights.
     keys = power * np.log([max(frequencies.get(label, 1), 1) for label in labels]) + rng.gumbel(size=len(labels))
     return [labels[i] for i in np.argsort(-keys, kind="stable")[:count]]
 
 
 def _upwards(types: Types, broader: Mapping[str, str]) -> list[str]:
-    """The types, the one broader than the broadest of them, and so on."""
+    """Returns the types and, from the broadest on, all broader types."""
     path = list(types)
     while path[-1] in broader and broader[path[-1]] not in path:
         path.append(broader[path[-1]])

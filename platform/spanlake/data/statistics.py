@@ -1,4 +1,4 @@
-"""What a source of annotated texts holds, counted."""
+"""Counts the content of a source of annotated texts."""
 
 from __future__ import annotations
 
@@ -16,15 +16,17 @@ class SourceStatistics:
     source: str
     examples: int = 0
     mentions: int = 0
-    mentions_in_levels: int = 0  # of more than one type
+    mentions_in_levels: int = 0  # with more than one type
     examples_without_mentions: int = 0
-    types: Counter[str] = field(default_factory=Counter)  # mentions by type; one of several types counts for each
+    types: Counter[str] = field(
+        default_factory=Counter
+    )  # mentions by type; a mention with several types counts for each
     mention_widths: Counter[int] = field(default_factory=Counter)  # in words
     words: int = 0
     longest_text: int = 0  # words
     longest_mention: int = 0  # words
-    dropped: Counter[str] = field(default_factory=Counter)  # mentions given as strings, or places of them, by reason
-    unusable: Counter[str] = field(default_factory=Counter)  # mentions kept for scoring that no span can stand for
+    dropped: Counter[str] = field(default_factory=Counter)  # mentions given as strings, or their places, by reason
+    unusable: Counter[str] = field(default_factory=Counter)  # mentions that no span can represent, kept for scoring
     bad_records: int = 0
     first_bad: list[str] = field(default_factory=list)
     files_not_read: list[str] = field(default_factory=list)
@@ -55,7 +57,7 @@ class SourceStatistics:
             self.unusable["wider_than_max_width"] += width > max_width
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain values, as JSON has them; the commonest types first."""
+        """Returns the counts as plain values for JSON, with the most frequent types first."""
         values = {item.name: getattr(self, item.name) for item in fields(self)}
         values["types"] = dict(self.types.most_common())
         values["mention_widths"] = {str(width): self.mention_widths[width] for width in sorted(self.mention_widths)}

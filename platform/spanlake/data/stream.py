@@ -1,8 +1,8 @@
-"""Prepared data sets -> the endless sequence of batches that a run trains on, read as it goes.
+"""Streams prepared data sets as the endless sequence of batches that a run trains on.
 
-The sequence depends on the data sets, the seed and the size of a batch, and on nothing else: not on the number of
-workers, not on where a run was interrupted. An epoch is cut into pools of row groups drawn at random from all data
-sets; one pool at a time, and the next, are in memory.
+The sequence depends only on the data sets, the seed and the size of a batch. It does not depend on the number of
+workers, or on interruptions of the run. An epoch is cut into pools of row groups, drawn at random from all data sets.
+Two pools are in memory at a time.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from spanlake.modeling.tokens import PromptTokenizer
 from spanlake.storage import Place
 
 _POOL_ROWS = 4096
-PROMPT_ROOM = 64  # sub-words that the planning of batches sets aside for a text's prompt
+PROMPT_ROOM = 64  # sub-words that the planning of batches reserves for the prompt of a text
 
 
 @dataclass(frozen=True)
@@ -39,21 +39,21 @@ class PreparedSet:
     name: str
     place: Place  # the directory
     groups: tuple[tuple[str, int, int], ...]  # file, row group in it, rows
-    types: Mapping[str, int]  # how often each is mentioned
-    mention_widths: Mapping[int, int]  # in words; how many mentions
+    types: Mapping[str, int]  # number of mentions of each type
+    mention_widths: Mapping[int, int]  # width in words -> number of mentions
 
     @property
     def rows(self) -> int:
         return sum(rows for *_, rows in self.groups)
 
     def held_out(self, limit: int, seed: int) -> frozenset[int]:
-        """The rows kept for the dev score: `limit` of them, at most a tenth."""
+        """Returns the rows that are held out for the dev score: `limit` of them, but at most a tenth."""
         size = min(limit, self.rows // 10)
         rng = np.random.default_rng((seed, 3, zlib.crc32(self.name.encode())))
         return frozenset(rng.choice(self.rows, size, replace=False).tolist())
 
     def examples(self, rows: frozenset[int] | None = None) -> list[Example]:
-        """The examples at these rows, or all; they are held in memory."""
+        """Returns the examples at these rows, or all, in memory."""
         found: list[Example] = []
         at = 0
         with _Files(self.place) as files:
@@ -68,11 +68,11 @@ class PreparedSet:
 def open_prepared(place: Place) -> list[PreparedSet]:
     """Returns the data sets in a prepared directory.
 
-    Raises `UserError` where there are none, or a file cannot be read.
+    Raises `UserError` if there are none, or if a file cannot be read.
     """
     statistics = read_statistics(place)
     if statistics is None:
-        raise UserError(f"{place.uri} is no prepared data set; `spanlake data prepare` writes one.")
+        raise UserError(f"{place.uri} is not a prepared data set; `spanlake data prepare` writes one.")
     groups: dict[str, list[tuple[str, int, int]]] = {}
     try:
         names = sorted(info.base_name for info in place.list(recursive=False))
@@ -99,7 +99,7 @@ def open_prepared(place: Place) -> list[PreparedSet]:
 
 @dataclass(frozen=True)
 class Position:
-    """How far a run has come: `batch` batches of a pool are done, and all pools and epochs before it."""
+    """The progress of a run: all epochs and pools before this one, and `batch` batches of this pool."""
 
     epoch: int = 0
     pool: int = 0
@@ -111,17 +111,17 @@ class Position:
 
 @dataclass(frozen=True)
 class StreamBatch:
-    examples: tuple[TokenizedExample, ...]  # what one optimiser step sees on all workers; the shortest first
-    position: Position  # after this batch: where to go on from
+    examples: tuple[TokenizedExample, ...]  # the examples of one optimiser step on all workers, the shortest first
+    position: Position  # after this batch: where to continue
 
 
 @dataclass(frozen=True)
 class PoolPlan:
-    """What to read at once."""
+    """The part of the data that is read at once."""
 
     epoch: int
     number: int
-    pieces: tuple[tuple[int, int, float], ...]  # data set, row group of it, share of its rows
+    pieces: tuple[tuple[int, int, float], ...]  # data set, row group in it, share of its rows
 
 
 Pool: TypeAlias = list[TokenizedExample]
@@ -129,10 +129,10 @@ Pool: TypeAlias = list[TokenizedExample]
 
 @dataclass(frozen=True)
 class ExampleStream:
-    """It can be pickled, so that `load` may run anywhere."""
+    """The batches of a run. It can be pickled, so that `load` can run in any process."""
 
     sets: Sequence[PreparedSet]
-    weights: Sequence[float]  # for each set, how often it is read in an epoch
+    weights: Sequence[float]  # for each set, how often an epoch reads it
     tokenizer: PromptTokenizer
     config: ModelConfig
     seed: int
@@ -140,7 +140,7 @@ class ExampleStream:
     batch_texts: int
     held_out: int = 0
     ignored_types: frozenset[str] = field(default_factory=frozenset)
-    sentence_rates: Sequence[float] = ()  # for each set, passages of which one sentence is taken; without any, 0
+    sentence_rates: Sequence[float] = ()  # for each set, the share of passages that are cut to one sentence; 0 if empty
     pool_rows: int = _POOL_ROWS
 
     def batches(
@@ -148,13 +148,13 @@ class ExampleStream:
         start: Position = Position(),  # noqa: B008 (it is frozen)
         load: Callable[[Sequence[PoolPlan]], Iterable[Pool]] | None = None,
     ) -> Iterator[StreamBatch]:
-        """Batches without end, from `start` on. `load` reads the pools of a plan in their order (here, one ahead).
+        """Yields batches without end, from `start` on. `load` reads the pools in order (by default, one ahead).
 
-        Raises `UserError` where no text holds a word.
+        Raises `UserError` if no text has a word.
         """
         for epoch in count(start.epoch):
             plans = self.plans(epoch)[start.pool if epoch == start.epoch else 0 :]
-            found = start != Position(epoch)  # there may be none left of an epoch that was interrupted
+            found = start != Position(epoch)  # an interrupted epoch may have no batch left
             for plan, pool in zip(plans, (load or self.load_ahead)(plans), strict=True):
                 lengths = [example.tokens + PROMPT_ROOM for example in pool]
                 rng = np.random.default_rng((self.seed, 1, epoch, plan.number))
@@ -168,10 +168,13 @@ class ExampleStream:
                             Position(epoch, plan.number, number + 1),
                         )
             if not found:
-                raise UserError(f"The data sets {', '.join(s.name for s in self.sets)} hold no text with words.")
+                raise UserError(f"The data sets {', '.join(s.name for s in self.sets)} have no text with words.")
 
     def plans(self, epoch: int) -> list[PoolPlan]:
-        """Row groups of all sets in random order. A set of weight 2.3 comes twice, and again with 0.3 of its rows."""
+        """Returns the pools of an epoch: row groups of all sets in random order.
+
+        A set with weight 2.3 is read twice, and a third time with 0.3 of its rows.
+        """
         pieces = [
             (number, group, min(1.0, weight - time))
             for number, (prepared, weight) in enumerate(zip(self.sets, self.weights, strict=True))
@@ -220,7 +223,7 @@ class ExampleStream:
         return examples
 
     def load_ahead(self, plans: Sequence[PoolPlan]) -> Iterator[Pool]:
-        """One pool is read while the one before it is trained on."""
+        """Yields pools, and reads the next pool while the last one is in use."""
         with ThreadPoolExecutor(1) as reader:
             ahead = [reader.submit(self.load, plan) for plan in plans[:1]]
             for plan in [*plans[1:], None][: len(plans)]:
@@ -230,7 +233,7 @@ class ExampleStream:
 
 
 def without_types(example: Example, ignored: frozenset[str]) -> Example:
-    """Neither mentions of those types nor negatives; a mention that has others keeps them."""
+    """Returns the example without these types. A mention with other types keeps those."""
     if not ignored:
         return example
     kept = [(mention, [label for label in mention.types if label not in ignored]) for mention in example.mentions]
@@ -243,7 +246,7 @@ def without_types(example: Example, ignored: frozenset[str]) -> Example:
 
 
 class _Files:
-    """The Parquet files of a directory, each opened once."""
+    """The Parquet files of a directory. Each is opened once."""
 
     def __init__(self, place: Place) -> None:
         self._place = place

@@ -1,4 +1,4 @@
-"""Tags of words -> spans of words, and files with one word and its tag on each line."""
+"""Converts tags of words to spans of words, and reads files with one word and its tag on each line."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ from typing import Any
 from spanlake.errors import shown
 
 _SCHEME = re.compile(r"([BIMELSU])-(.+)", re.DOTALL)
-# Phrases of CoNLL-2000 and CoNLL-2003, whose column of tags is no level of mentions.
+# Phrases of CoNLL-2000 and CoNLL-2003. Their column of tags is not a level of mentions.
 _PHRASES = {"NP", "VP", "PP", "ADJP", "ADVP", "SBAR", "PRT", "CONJP", "INTJ", "LST", "UCP"}
-_NO_LABEL = re.compile(r"[BIMELSU]-?|o|[\W\d_]*")  # prefixes alone, O in the wrong case, and what holds no letter
+_NO_LABEL = re.compile(r"[BIMELSU]-?|o|[\W\d_]*")  # a prefix alone, o in lower case, and tags without letters
 
 
 def check_tags(tags: Sequence[str]) -> None:
-    """Raises ValueError for tags of one text that are of no scheme which `spans_of_tags` reads."""
+    """Raises ValueError if the tags of a text do not follow a scheme that `spans_of_tags` reads."""
     prefixed = any(map(_SCHEME.fullmatch, tags))
     for tag in tags:
         if _NO_LABEL.fullmatch(tag) or (prefixed and tag != "O" and not _SCHEME.fullmatch(tag)):
@@ -24,10 +24,10 @@ def check_tags(tags: Sequence[str]) -> None:
 
 
 def spans_of_tags(tags: Sequence[str]) -> Iterator[tuple[int, int, str]]:
-    """First word, last word (inclusive) and label of each mention.
+    """Yields the first word, last word (inclusive) and label of each mention.
 
-    Reads BIO (also in its older form, where B- stands only between neighbours), BIOES and BILOU, and tags without a
-    prefix, of which equal neighbours are one mention. What begins with I- or ends without an end is a mention too.
+    Reads BIO (also in its older form, with B- only between adjacent mentions), BIOES, BILOU, and tags without a prefix,
+    whose equal neighbours are one mention. A mention may begin with I-, and may lack an end tag.
     """
     first, open_label = 0, None
     for place, tag in enumerate(tags):
@@ -45,7 +45,7 @@ def spans_of_tags(tags: Sequence[str]) -> Iterator[tuple[int, int, str]]:
 
 
 def _parts(tag: str) -> tuple[str, str | None]:
-    """The prefix (I for a tag without one) and the label, None for O."""
+    """Returns the prefix (I for a tag without one) and the label (None for O)."""
     if tag == "O":
         return "O", None
     match = _SCHEME.fullmatch(tag)
@@ -53,13 +53,11 @@ def _parts(tag: str) -> tuple[str, str | None]:
 
 
 def read_tag_lines(lines: Iterable[str]) -> Iterator[tuple[int, dict[str, Any] | str]]:
-    """CoNLL files: a word, anything, and its tag on each line; sentences end at empty lines. Fields have tabs between
-    them on a line that has tabs, else any whitespace.
+    """Yields for each sentence of a CoNLL file its first line number and `{"tokens", "ner_tags"}`, or what is wrong.
 
-    Where all columns after the word are tags, each is a level of mentions, as in files of nested ones.
-
-    Yields the number of each sentence's first line and `{"tokens", "ner_tags"}`, or what is wrong with it. Lines of
-    document marks and, before a sentence, comments are skipped.
+    Each line has a word, other fields, and a tag. Fields are separated by tabs, or by whitespace on a line without
+    tabs. If every column after the word has tags, each column is a level of nested mentions. An empty line ends a
+    sentence. Document marks, and comments before a sentence, are skipped.
     """
     words: list[str] = []
     columns: list[list[str]] = []
@@ -85,7 +83,7 @@ def read_tag_lines(lines: Iterable[str]) -> Iterator[tuple[int, dict[str, Any] |
 
 
 def _tags_of(columns: Sequence[list[str]]) -> list[Any]:
-    """Each word's tag, or its list of tags where there are levels."""
+    """Returns the tag of each word, or its list of tags if the columns are levels."""
     levels = len(columns[0]) > 1 and len({*map(len, columns)}) == 1
     tags = [tag for tags in columns for tag in tags]
     if levels and all(map(_is_tag, tags)) and not any(_parts(tag)[1] in _PHRASES for tag in tags):
@@ -98,7 +96,7 @@ def _is_tag(field: str) -> bool:
 
 
 def _fields(line: str) -> list[str]:
-    """The columns of a line, and none for a blank one. Between tabs, a word may hold spaces."""
+    """Returns the fields of a line; none for a blank line. On a line with tabs, a word may contain spaces."""
     if "\t" not in line or not line.strip():
         return line.split()
     return [field.strip() for field in line.rstrip().split("\t")]

@@ -101,17 +101,19 @@ def test_the_first_version_of_the_format_is_read_and_a_later_one_refused(tmp_pat
     assert prepare([source], locate(str(output)))["format_version"] == 1  # it is left as it is
     assert prepare([str(output)], locate(str(tmp_path / "again")))["sources"][0]["types"] == {"person": 1}
     (output / "statistics.json").write_text('{"format_version": 3}')
-    with pytest.raises(UserError, match="is of the training format 3; this version reads 1 and 2, so prepare it again"):
+    with pytest.raises(UserError, match="has the training format 3; this version reads 1 and 2, so prepare it again"):
         read_statistics(locate(str(output)))
 
 
 def test_bad_records_are_counted_and_stop_above_the_rate(tmp_path: Path) -> None:
     source = lines(tmp_path / "a.jsonl", record(), "{", record(), *[record()] * 47)
-    with pytest.raises(UserError, match=r"1 of 50 records of .*a.jsonl.*the rate 0.01.*a.jsonl, line 2: it is no JSON"):
+    with pytest.raises(
+        UserError, match=r"1 of 50 records of .*a.jsonl.*the rate 0.01.*a.jsonl, line 2: it is not JSON"
+    ):
         prepare([source], locate(str(tmp_path / "out")))
     statistics = prepare([source], locate(str(tmp_path / "out")), max_bad_rate=0.02)
     assert statistics["bad_records"] == 1 and statistics["examples"] == 49
-    assert statistics["sources"][0]["first_bad"][0].startswith(f"{source}, line 2: it is no JSON")
+    assert statistics["sources"][0]["first_bad"][0].startswith(f"{source}, line 2: it is not JSON")
 
 
 def test_a_source_of_bad_records_stops_early(tmp_path: Path) -> None:
@@ -145,7 +147,7 @@ def test_an_output_that_holds_something_else_is_left_alone(tmp_path: Path) -> No
     source, output = lines(tmp_path / "a.jsonl", record()), tmp_path / "out"
     output.mkdir()
     (output / "thesis.txt").write_text("mine")
-    with pytest.raises(UserError, match="holds something else"):
+    with pytest.raises(UserError, match="has other content"):
         prepare([source], locate(str(output)))
     assert [file.name for file in output.iterdir()] == ["thesis.txt"]
 
@@ -158,7 +160,7 @@ def test_what_was_interrupted_is_no_data_set_and_is_begun_again(tmp_path: Path) 
     with pytest.raises(UserError, match="breaks off"):
         prepare([good, str(broken)], locate(str(output)))
     assert (output / "a-00000.parquet").exists() and read_statistics(locate(str(output))) is None
-    with pytest.raises(UserError, match="no prepared data set"):
+    with pytest.raises(UserError, match="not a prepared data set"):
         open_prepared(locate(str(output)))
     prepare([good], locate(str(output)))
     assert sorted(file.name for file in output.iterdir()) == ["a-00000.parquet", "statistics.json"]
@@ -217,7 +219,7 @@ def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None
     assert main([*call, "--max-bad-rate", "0.5"]) == 0
     printed, said = capsys.readouterr()
     assert "1 mentions" in printed and "person 1" in printed and "not read: 1 records" in printed
-    assert "line 2: it is no JSON" in said
+    assert "line 2: it is not JSON" in said
     assert main([*call, "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["sources"][0]["types"] == {"person": 1}
     assert main(["data", "prepare", str(tmp_path / "none"), "--output", str(tmp_path / "o2")]) == 2

@@ -193,8 +193,8 @@ def test_tags_of_all_schemes(tags: str, spans: list[tuple[int, int, str]]) -> No
     ("record", "reason"),
     [
         ("[1]", "it is a list, not an object"),
-        ("{", "it is no JSON"),
-        ('{"a": 1}', "its keys ['a'] are those of no format"),
+        ("{", "it is not JSON"),
+        ('{"a": 1}', "its keys ['a'] do not match any format"),
         ('{"tokenized_text": ["a"]}', "KeyError: 'ner'"),
         ('{"tokenized_text": ["a"], "ner": [[0, 1, "x"]]}', "mention 0..1 outside 1 words"),
         ('{"tokenized_text": ["a"], "ner": [[0, 0, " "]]}', "the label ' ' is not a text"),
@@ -202,7 +202,7 @@ def test_tags_of_all_schemes(tags: str, spans: list[tuple[int, int, str]]) -> No
         ('{"tokenized_text": [], "ner": []}', "its text is empty"),
         ('{"tokens": ["a"], "ner_tags": ["O", "O"]}', "it has 1 words but 2 tags"),
         ('{"tokens": ["a"], "ner_tags": [3]}', "the data set does not name its tags"),
-        ('{"text": "Ada met Bo."}', "its keys ['text'] are those of no format: it has no mentions"),
+        ('{"text": "Ada met Bo."}', "its keys ['text'] do not match any format: it has no mentions"),
         ('{"tokens": ["a", "b"], "ner_tags": [["O"], ["O", "O"]]}', "its words have different numbers of tags"),
         ('{"tokens": ["a"], "entities": [{"type": "x", "start": 0, "end": 2}]}', "mention 0..1 outside 1 words"),
         ('{"tokens": ["a"], "entities": [{"type": "x", "start": 0, "end": 0}]}', "mention 0..-1 outside 1 words"),
@@ -230,9 +230,9 @@ def test_tags_of_all_schemes(tags: str, spans: list[tuple[int, int, str]]) -> No
         ('{"text": "a", "mentions": [[0, 1]]}', "not enough values"),
         ('{"text": null, "mentions": []}', "its text is None"),
         ('{"conversations": []}', "turns do not alternate"),
-        (json.dumps(conversation("x", {"y": "[1]"})), "no list of texts"),
+        (json.dumps(conversation("x", {"y": "[1]"})), "not a list of texts"),
         (json.dumps(conversation("x", {"y": "none"})), "Expecting value"),
-        (json.dumps(conversation("x", {"y": "[]"})).replace("What describes", "Who is"), "no question of the form"),
+        (json.dumps(conversation("x", {"y": "[]"})).replace("What describes", "Who is"), "not a question of the form"),
         (json.dumps(conversation("x", {})).replace("Text: ", ""), "does not begin with 'Text:'"),
     ],
 )
@@ -247,7 +247,7 @@ def test_bytes_that_are_no_text_are_a_bad_line(tmp_path: Path) -> None:
     path = tmp_path / "a.jsonl"
     path.write_bytes(b'\xff{"a": 1}\n' + json.dumps(GLINER).encode())
     bad, good = read_source(str(path))
-    assert isinstance(bad, BadRecord) and "no JSON" in bad.reason and isinstance(good, Parsed)
+    assert isinstance(bad, BadRecord) and "not JSON" in bad.reason and isinstance(good, Parsed)
 
 
 def test_a_json_list_is_read_in_parts_whatever_their_size(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -265,7 +265,7 @@ def test_a_json_list_is_read_in_parts_whatever_their_size(tmp_path: Path, monkey
 @pytest.mark.parametrize(
     ("name", "content", "message"),
     [
-        ("a.bin", b"", "ends in none of"),
+        ("a.bin", b"", "does not end in one of"),
         ("a.jsonl.gz", b"no gzip", "cannot be read"),
         ("a.parquet", b"no parquet", "cannot be read"),
         ("a.conll", b"\xff O\n", "cannot be read"),
@@ -288,7 +288,7 @@ def test_a_directory_is_read_in_order_of_name(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="no file or directory"):
         list(read_source(str(tmp_path / "none")))
     (tmp_path / "empty").mkdir()
-    with pytest.raises(UserError, match="holds no file"):
+    with pytest.raises(UserError, match="has no file"):
         list(read_source(str(tmp_path / "empty")))
 
 

@@ -171,7 +171,7 @@ def test_types_that_are_ignored_are_neither_mentioned_nor_negative(uri: str) -> 
 
 def test_sets_without_a_text_are_no_endless_search(uri: str) -> None:
     empty = ExampleStream([], (), prompts(), CONFIG, seed=0, batch_tokens=9, batch_texts=9)
-    with pytest.raises(UserError, match="hold no text with words"):
+    with pytest.raises(UserError, match="have no text with words"):
         next(empty.batches())
 
 

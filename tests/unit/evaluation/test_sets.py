@@ -87,7 +87,7 @@ GOOD = SENTENCES[0]
 )
 def test_a_record_of_another_form_is_named_by_its_number(tmp_path: Path, record: Any):
     make_set(tmp_path, sentences=[GOOD, record])
-    with pytest.raises(UserError, match=r"Record 1 of .*test\.json is no sentence") as caught:
+    with pytest.raises(UserError, match=r"Record 1 of .*test\.json is not a sentence") as caught:
         read_sets(tmp_path, "test")
     assert "\n" not in str(caught.value)
 
