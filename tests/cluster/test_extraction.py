@@ -111,6 +111,25 @@ def test_every_row_once_and_as_the_extractor_finds_it(
     assert "person" in capsys.readouterr().out
 
 
+def test_chosen_rows_and_columns(
+    cluster: None, source: Path, tiny_model_dir: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    output = tmp_path / "out"
+    options = ["--where", "id >= 90 AND text LIKE '%Grace%'", "--limit", "50", "--columns", "id"]
+    assert cli.main([*call(source, output, model=tiny_model_dir), *options, "--json"]) == 0
+    summary = json.loads(capsys.readouterr().out)
+    assert summary["complete"] and summary["rows"] == summary["source_rows"] == 50
+    rows = read(output)
+    assert [row["id"] for row in rows] == [i for i in range(90, 750) if i % 4 == 2 and i % 50 != 7][:50]
+    assert all(list(row) == ["id", "entities", "error"] and row["entities"] for row in rows)
+    result = report(output, capsys)
+    assert result["complete"] and result["output_rows"] == 50
+    assert cli.main([*call(source, output, model=tiny_model_dir), *options]) == 0
+    assert "was complete already: all 50 rows stand in it" in capsys.readouterr().out
+    assert cli.main([*call(source, output, model=tiny_model_dir), *options[2:]]) == 2
+    assert "where id >= 90 AND text LIKE '%Grace%' in the output, none requested" in capsys.readouterr().err
+
+
 def test_a_pool_that_grows(
     cluster: None, source: Path, tiny_model_dir: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

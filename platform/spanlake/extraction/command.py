@@ -9,7 +9,7 @@ from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 
 from spanlake.errors import UserError, one_line
-from spanlake.extraction.options import add_layout_options, read_layout
+from spanlake.extraction.options import add_choice_options, add_layout_options, read_choice, read_layout
 from spanlake.options import add_labels_option, add_model_options, add_selection_options, add_threshold_option, positive
 
 if TYPE_CHECKING:
@@ -68,6 +68,7 @@ def _add_extract(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--retry-errors", action="store_true", help="extract units with failed rows again")
     parser.add_argument("--overwrite", action="store_true", help="first delete the existing output in OUTPUT")
     parser.add_argument("--json", action="store_true", help="print a summary as JSON")
+    add_choice_options(parser)
     add_layout_options(parser)
     parser.add_argument("--dry-run", action="store_true", help="extract some rows, print an estimate, write nothing")
     parser.add_argument("--into", metavar="TABLE", help="at the end, add the rows to delta:PATH or iceberg:C.N.TABLE")
@@ -182,12 +183,14 @@ def _request(args: argparse.Namespace) -> "Request":
             f"The device {args.device!r} is unknown: give one of {', '.join(_DEVICES)}. Ray chooses the GPU."
         )
     settings = Settings.make(parse_labels(args.labels), args.threshold, args.nested, args.multi_label)
-    layout = read_layout(args)
+    layout, choice = read_layout(args), read_choice(args)
     output = locate(args.output)
     begun = read_manifest(output)
     uri = pinned(args.source, begun["source"]["uri"] if begun else None)
-    source = read_source(uri, args.text_column, None if layout.columns is None else frozenset(layout.columns))
+    wanted = None if layout.columns is None else choice.columns | frozenset(layout.columns)
+    source = read_source(uri, args.text_column, wanted)
     layout.check(source.schema, args.text_column)
+    choice.check(source)
     # This imports torch, which is slow, so the quick checks come first.
     from spanlake.inference.hardware import choose_device, choose_precision
     from spanlake.package import open_package
@@ -202,8 +205,9 @@ def _request(args: argparse.Namespace) -> "Request":
         model_name=package.name,
         model_fingerprint=package.fingerprint,
         precision=args.precision,
-        unit_rows=args.unit_rows or default_unit_rows(source.rows),
+        unit_rows=args.unit_rows or default_unit_rows(min(source.rows, choice.limit or source.rows)),
         layout=layout,
+        choice=choice,
     )
 
 

@@ -1,13 +1,15 @@
-"""The options of `spanlake extract` for the layout of the output."""
+"""The options of `spanlake extract` for the rows that it reads and the layout of the output."""
 
 import argparse
 from typing import TYPE_CHECKING
 
 from spanlake.errors import UserError, shown
 from spanlake.labels import split_names
+from spanlake.options import positive
 
 if TYPE_CHECKING:
     from spanlake.extraction.output.layout import Layout
+    from spanlake.extraction.source.choice import Choice
 
 # Functions import what needs Arrow themselves, so that `spanlake --help` does not wait for it.
 
@@ -40,6 +42,22 @@ def add_layout_options(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--drop-text", action="store_true", help="with --redact: leave out the text and the texts of entities"
     )
+
+
+def add_choice_options(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group("which rows are read")
+    group.add_argument(
+        "--where", metavar="SQL", help="a condition on columns of the source, such as \"lang = 'en' AND year >= 2020\""
+    )
+    group.add_argument("--limit", type=positive, metavar="N", help="the first N rows, of those for which --where holds")
+
+
+def read_choice(args: argparse.Namespace) -> "Choice":
+    """Raises: UserError for a condition that cannot be understood."""
+    from spanlake.extraction.source.choice import Choice
+    from spanlake.extraction.source.where import parse_where
+
+    return Choice(None if args.where is None else parse_where(args.where), args.limit)
 
 
 def read_layout(args: argparse.Namespace) -> "Layout":

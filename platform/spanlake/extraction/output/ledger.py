@@ -16,6 +16,7 @@ from importlib import metadata
 from typing import Any
 
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from pyarrow import fs
 
@@ -23,6 +24,7 @@ import spanlake
 from spanlake.errors import UserError, one_line
 from spanlake.extraction.output.layout import Layout
 from spanlake.extraction.output.plan import complete_plan, cut, files_of, plan_table, units_of
+from spanlake.extraction.source.choice import Choice
 from spanlake.extraction.source.model import Source
 from spanlake.inference.settings import Settings
 from spanlake.storage import Place
@@ -50,6 +52,7 @@ class Request:
     precision: str  # as requested, so it may be auto
     unit_rows: int
     layout: Layout = Layout()
+    choice: Choice = Choice()
 
     @property
     def output_schema(self) -> pa.Schema:
@@ -64,6 +67,7 @@ class Request:
             "text_column": self.text_column,
             "layout": self.layout.as_json(),
             "precision": self.precision,
+            **self.choice.as_json(),
             "schema": {column.name: str(column.type) for column in self.output_schema},
         }
         by_result = decisive | {"model": self.model_fingerprint}
@@ -155,21 +159,23 @@ def prepare(request: Request) -> Ledger:
     recorded = read_manifest(output)
     if recorded is None:
         _check_free(output)
-        first = plan_table(unit for file in request.source.files for unit in cut(file, request.unit_rows))
+        chosen = request.choice.rows(request.source, request.source.files, request.text_column, taken=0)
+        first = plan_table(unit for file in chosen for unit in cut(file, request.unit_rows))
         if not first.num_rows:  # a unit without rows tells readers the columns of the output
             first = plan_table(file.whole().head(0) for file in request.source.files[:1])
         plan = _with_schema(first, request.output_schema)
-        return Ledger(output, asked | _plan_facts(plan), plan)
+        return Ledger(output, _with_facts(asked, plan), plan)
     _check_same(output, recorded, asked)
     plan = _read_plan(output, recorded)
     known = _check_unchanged(output, plan, request.source)
     added = [file for file in request.source.files if file.path not in known]
-    new = [unit for file in added for unit in cut(file, recorded["unit_rows"])]
+    chosen = request.choice.rows(request.source, added, request.text_column, taken=_rows(plan))
+    new = [unit for file in chosen for unit in cut(file, recorded["unit_rows"])]
     if not new:
         return Ledger(output, recorded, plan)
     units = sorted([*units_of(plan), *new], key=lambda unit: unit.name)
     plan = _with_schema(plan_table(units), request.output_schema)
-    return Ledger(output, recorded | {"source": asked["source"]} | _plan_facts(plan), plan)
+    return Ledger(output, _with_facts(recorded | {"source": asked["source"]}, plan), plan)
 
 
 def discard(output: Place) -> None:
@@ -198,11 +204,16 @@ def _with_schema(plan: pa.Table, output: pa.Schema) -> pa.Table:
     return plan.replace_schema_metadata({_SCHEMA_KEY: output.remove_metadata().serialize().to_pybytes()})
 
 
-def _plan_facts(plan: pa.Table) -> dict[str, Any]:
+def _with_facts(manifest: dict[str, Any], plan: pa.Table) -> dict[str, Any]:
     digest = sha256()
     for unit in units_of(plan):
         digest.update(unit.name.encode())
-    return {"units": plan.num_rows, "plan": f"plan-{digest.hexdigest()[:16]}.parquet"}
+    source = manifest["source"] | {"rows": _rows(plan)}
+    return manifest | {"source": source, "units": plan.num_rows, "plan": f"plan-{digest.hexdigest()[:16]}.parquet"}
+
+
+def _rows(plan: pa.Table) -> int:
+    return pc.sum(plan.column("rows")).as_py() or 0
 
 
 # --- reading ------------------------------------------------------------------------------------------------------
@@ -296,6 +307,8 @@ def _named_values(manifest: dict[str, Any]) -> dict[str, str]:
         "text column": manifest["text_column"],
         **_layout_values(manifest["layout"]),
         "precision": manifest["precision"],
+        "where": manifest.get("where", "none"),
+        "limit": str(manifest.get("limit", "none")),
     }
     return values | {f"column {name}": kind for name, kind in manifest["schema"].items()}
 

@@ -220,7 +220,7 @@ class RowReader:
     def _kept_rows(self, unit: Unit) -> Iterator[pa.RecordBatch]:
         """Yields batches with as many rows as other units have. Row groups without kept rows are not read."""
         assert self._file is not None
-        mask, limit = unpack(unit.kept), _batch_rows(self._file.metadata)
+        mask, limit = np.trim_zeros(unpack(unit.kept), "b"), _batch_rows(self._file.metadata)
         waiting: list[pa.RecordBatch] = []
         done = 0  # rows of the mask
         while done < len(mask):
@@ -233,7 +233,8 @@ class RowReader:
                 yield pa.concat_batches(waiting)
                 waiting = []
             waiting.append(part)
-        yield pa.concat_batches(waiting)
+        if waiting:
+            yield pa.concat_batches(waiting)
 
     def _seek(self, row: int) -> None:
         group, group_first = self._group_of(row)

@@ -1,0 +1,192 @@
+"""The rows that are asked of a source: those for which a condition holds, and at most so many, in its order."""
+
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
+from functools import partial
+from itertools import islice
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from spanlake.errors import UserError, one_line
+from spanlake.extraction.source.condition import Bounds, BoundsOf, Path
+from spanlake.extraction.source.model import Constant, FileColumn, Source, SourceFile, Unit
+from spanlake.extraction.source.open import SourceHandle
+from spanlake.extraction.source.parquet import read_footer
+from spanlake.extraction.source.selection import pack, unpack
+from spanlake.extraction.source.texts import READ_ERROR
+from spanlake.extraction.source.where import Where
+
+_FILES_AT_ONCE = 16
+_UNKNOWN = Bounds(None)
+
+
+@dataclass(frozen=True)
+class Choice:
+    where: Where | None = None
+    limit: int | None = None  # rows
+
+    @property
+    def columns(self) -> frozenset[str]:
+        """Of the source, that decide which rows are chosen."""
+        return self.where.columns if self.where else frozenset()
+
+    def check(self, source: Source) -> None:
+        """Raises: UserError where the condition does not fit the source's columns."""
+        if self.where:
+            self.where.condition.truth(pa.RecordBatch.from_pylist([], _columns(source, self.where)))
+
+    def as_json(self) -> dict[str, str | int]:
+        """What decides the result; nothing where all rows are asked."""
+        where = {"where": self.where.text} if self.where else {}
+        return where | ({} if self.limit is None else {"limit": self.limit})
+
+    def rows(self, source: Source, files: Iterable[SourceFile], text_column: str, taken: int) -> Iterator[SourceFile]:
+        """The files of a source that have chosen rows, with these alone. `taken` rows of others count for the limit.
+
+        Raises: UserError where a condition cannot be evaluated; SourceReadError where its columns cannot be read.
+        """
+        left = self.limit - taken if self.limit is not None else None
+        for file in self._matching(source, files, text_column) if self.where else files:
+            if left is not None and left <= 0:
+                return
+            chosen = file if left is None else _first_rows(file, left)
+            if left is not None:
+                left -= chosen.kept_rows
+            yield chosen
+
+    def _matching(self, source: Source, files: Iterable[SourceFile], text_column: str) -> Iterator[SourceFile]:
+        assert self.where is not None
+        match = partial(_match, source, self.where, text_column)
+        waiting = iter(files)
+        with ThreadPoolExecutor(_FILES_AT_ONCE) as pool:
+            while several := list(islice(waiting, _FILES_AT_ONCE)):  # so that a limit ends the reading
+                yield from (file for file in pool.map(match, several) if file is not None)
+
+
+def _columns(source: Source, where: Where) -> pa.Schema:
+    return pa.schema([source.schema.field(name) for name in source.schema.names if name in where.columns])
+
+
+def _first_rows(file: SourceFile, count: int) -> SourceFile:
+    if file.kept_rows <= count:
+        return file
+    mask = unpack(file.kept) if file.kept else np.ones(file.rows, bool)
+    mask[np.flatnonzero(mask)[count:]] = False
+    return replace(file, kept=pack(mask))
+
+
+# --- the condition ------------------------------------------------------------------------------------------------
+
+
+def _match(source: Source, where: Where, text_column: str, file: SourceFile) -> SourceFile | None:
+    """Returns the file with the rows for which the condition holds; None where there are none.
+
+    Files and row groups that cannot have any, by their partition and their statistics, are not read.
+    """
+    constants = partial(_constant_bounds, source.schema, file)
+    if not where.condition.may_hold(constants):
+        return None
+    mask = unpack(file.kept) if file.kept else np.ones(file.rows, bool)
+    if source.format in ("parquet", "table"):
+        mask &= _possible(source, where, file)
+    if not mask.any():
+        return None
+    unit = Unit(file.path, file.size, file.digest, 0, int(mask.sum()), file.columns, pack(mask))
+    reader = SourceHandle(source.root, source.format, _columns(source, where), text_column).open()
+    truths = [_truth(where, batch, file) for batch in reader.read(unit)]
+    mask[mask] = np.concatenate(truths) if truths else False
+    return replace(file, kept=pack(mask)) if mask.any() else None
+
+
+def _truth(where: Where, batch: pa.RecordBatch, file: SourceFile) -> np.ndarray:
+    try:
+        truth = pc.fill_null(where.condition.truth(batch), False)
+    except pa.ArrowException as error:
+        raise UserError(
+            f"--where cannot be evaluated in {file.path} ({one_line(error)}): use other columns."
+        ) from error
+    found = truth.to_numpy(zero_copy_only=False)
+    if READ_ERROR in batch.schema.names:
+        found = found | _unread(batch)
+    return found
+
+
+def _unread(batch: pa.RecordBatch) -> np.ndarray:
+    """Lines that are no rows are chosen: nobody can tell whether they would be, and their errors are to be seen."""
+    lacking = [column.is_null().to_numpy(zero_copy_only=False) for column in batch.drop_columns(READ_ERROR).columns]
+    return np.logical_and.reduce([batch.column(READ_ERROR).is_valid().to_numpy(zero_copy_only=False), *lacking])
+
+
+def _possible(source: Source, where: Where, file: SourceFile) -> np.ndarray:
+    """Returns a mask of a Parquet file's rows: those of row groups in which the condition can hold."""
+    footer = read_footer(source.root.filesystem, source.root.child(file.path))
+    parts = [
+        np.full(
+            rows, where.condition.may_hold(_group_bounds(source.schema, file, footer.metadata, footer.schema, index))
+        )
+        for index, rows in enumerate(file.groups)
+    ]
+    return np.concatenate(parts) if parts else np.zeros(0, bool)
+
+
+def _constant_bounds(schema: pa.Schema, file: SourceFile, path: Path) -> Bounds:
+    place = file.columns.get(path[0])
+    if not isinstance(place, Constant) or len(path) > 1:
+        return _UNKNOWN
+    if place.value is None:
+        return Bounds(None, has_values=False)
+    value = pa.array([place.value], pa.string()).cast(schema.field(path[0]).type)
+    return Bounds(pa.concat_arrays([value, value]), has_nulls=False)
+
+
+def _group_bounds(
+    schema: pa.Schema, file: SourceFile, metadata: pq.FileMetaData, held: pa.Schema, group: int
+) -> BoundsOf:
+    chunks = {}
+    for index in range(metadata.num_columns):
+        chunk = metadata.row_group(group).column(index)
+        chunks[chunk.path_in_schema] = chunk
+
+    def bounds(path: Path) -> Bounds:
+        place = file.columns.get(path[0])
+        if isinstance(place, Constant):
+            return _constant_bounds(schema, file, path)
+        names = [place.name if isinstance(place, FileColumn) else path[0], *path[1:]]
+        if names[0] not in held.names:
+            return Bounds(None, has_values=False)
+        chunk = chunks.get(".".join(names))
+        return _UNKNOWN if chunk is None else _statistics(chunk, _type(held, names), _type(schema, path))
+
+    return bounds
+
+
+def _type(schema: pa.Schema, path: Sequence[str]) -> pa.DataType | None:
+    kind: pa.DataType = pa.struct(schema)
+    for name in path:
+        index = kind.get_field_index(name) if pa.types.is_struct(kind) else -1
+        if index < 0:
+            return None
+        kind = kind.field(index).type
+    return kind
+
+
+def _statistics(chunk: pq.ColumnChunkMetaData, held: pa.DataType | None, kind: pa.DataType | None) -> Bounds:
+    found = chunk.statistics
+    if found is None or held is None or kind is None:
+        return _UNKNOWN
+    nulls = found.null_count if found.has_null_count else None
+    has_nulls, has_values = nulls != 0, nulls != chunk.num_values
+    if not found.has_min_max or pa.types.is_floating(kind) and (found.min != found.min or found.max != found.max):
+        return Bounds(None, has_nulls, has_values)
+    try:
+        value_type = held.value_type if pa.types.is_dictionary(held) else held
+        ends = pa.array([found.min, found.max], value_type).cast(
+            kind.value_type if pa.types.is_dictionary(kind) else kind
+        )
+    except (pa.ArrowException, ValueError, TypeError):  # statistics of a form that pyarrow does not decode
+        return Bounds(None, has_nulls, has_values)
+    return Bounds(ends, has_nulls, has_values)
