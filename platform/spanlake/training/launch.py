@@ -24,7 +24,7 @@ from ray.util.placement_group import placement_group, remove_placement_group
 
 from spanlake.cluster import cluster, python_path
 from spanlake.data.stream import ExampleStream, Pool, PoolPlan
-from spanlake.errors import ShortfallError, SpanlakeError, UserError, one_line
+from spanlake.errors import ShortfallError, SpanlakeError, UserError
 from spanlake.storage import Place
 from spanlake.training.data import RecipeData
 from spanlake.training.directory import OWN_FOLDER, RAY_FOLDER, refuse_checkpoints
@@ -77,9 +77,11 @@ def launch(recipe: Recipe, data: RecipeData, run: Place, resize_seconds: float =
         )
         try:
             trainer.fit()
-        except Exception as error:  # of many kinds
+        except Exception as error:  # of many kinds; the last line of what they say tells why
+            *_, line = str(error).strip().splitlines() or [type(error).__name__]
+            reason = line.strip().rstrip(".")[:300]
             raise ShortfallError(
-                f"Training stopped ({one_line(error)}); the same command goes on from the last checkpoint."
+                f"Training stopped ({reason}); the same command goes on from the last checkpoint."
             ) from error
     stopped = run.read(_STOPPED)
     if stopped is not None:
