@@ -1,4 +1,4 @@
-"""Drivers, workers and nodes are killed at random moments: the output is that of a run that nothing happened to."""
+"""Kills drivers, workers and nodes at random moments. The output equals that of an undisturbed run."""
 
 import os
 import random
@@ -29,7 +29,7 @@ NODE = {"num_cpus": 1, "object_store_memory": 100_000_000}
 
 @pytest.fixture
 def nodes() -> Iterator[Any]:
-    """A head and two more machines, none of which this process is part of."""
+    """Returns a head and two more nodes, in other processes than this one."""
     from ray.cluster_utils import Cluster
 
     cluster = Cluster(initialize_head=True, head_node_args=NODE)
@@ -62,7 +62,7 @@ def arguments(source: str, output: str, model: Path) -> list[str]:
 
 @pytest.fixture(scope="module")
 def undisturbed(source: Path, tiny_model_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, pa.Table]:
-    """The units of a run that nothing happened to."""
+    """Returns the units of an undisturbed run."""
     output = tmp_path_factory.mktemp("undisturbed")
     done = subprocess.run(**command(arguments(str(source), str(output), tiny_model_dir)), timeout=600)
     assert done.returncode == 0
@@ -82,7 +82,7 @@ def command(arguments: list[str], **variables: str) -> dict[str, Any]:
 
 
 class Chaos:
-    """Runs a command on the cluster until it succeeds, and kills `kills` processes at random moments on the way."""
+    """Runs a command on the cluster until it succeeds, and kills `kills` processes at random moments before that."""
 
     def __init__(self, nodes: Any, seed: int) -> None:
         self._nodes = nodes
@@ -90,7 +90,7 @@ class Chaos:
         self.killed = {"driver": 0, "worker": 0, "node": 0}
 
     def run(self, arguments: list[str], kills: int, log: Path) -> bool:
-        """Returns whether the command succeeded before so many were killed."""
+        """Returns whether the command succeeded before all kills were done."""
         deadline = time.monotonic() + 1500
         with log.open("ab") as file:
             while time.monotonic() < deadline:
@@ -108,7 +108,7 @@ class Chaos:
                     driver.kill()
                 if driver.returncode == 0:
                     return sum(self.killed.values()) < kills
-                # Killed, or out of workers with a node: whoever runs it runs it again.
+                # It was killed, or a node with all its workers died; a user runs it again.
                 assert driver.returncode in (-signal.SIGKILL, 1), log.read_text()[-3000:]
         raise AssertionError(log.read_text()[-3000:])
 
@@ -125,7 +125,7 @@ class Chaos:
             self._random.choice(workers).kill()
         else:
             node = self._random.choice(list(self._nodes.worker_nodes))
-            self._nodes.remove_node(node, allow_graceful=False)  # SIGKILL of its raylet; its workers follow
+            self._nodes.remove_node(node, allow_graceful=False)  # SIGKILL of its raylet, with which its workers die
             self._nodes.add_node(**NODE)
         self.killed[kind] += 1
 
@@ -146,7 +146,7 @@ def assert_undisturbed(output: str, undisturbed: dict[str, pa.Table]) -> None:
 def storm(
     make: Callable[[int], tuple[list[str], str]], nodes: Any, kills: int, tmp_path: Path, check: Callable[[int], None]
 ) -> None:
-    """Run extractions one after another until `kills` have been done, each checked when it is complete."""
+    """Runs extractions one after another until `kills` are done, and checks each complete one."""
     chaos, turn = Chaos(nodes, seed=11), 0
     while chaos.run(make(turn)[0], kills, tmp_path / "log"):
         check(turn)
@@ -196,12 +196,12 @@ def test_so_it_is_in_object_storage(
 def test_so_it_is_in_tables(
     kind: str, nodes: Any, table: pa.Table, tiny_model_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """From a table into another of its kind: each row stands there once."""
+    """Extraction from a table into another of the same kind adds each row once."""
     from deltalake import DeltaTable, write_deltalake
     from pyiceberg.catalog import load_catalog
 
     properties = {"uri": f"sqlite:///{tmp_path}/catalog.db", "warehouse": f"file://{tmp_path}/warehouse"}
-    for name, value in properties.items():  # for the command; pyiceberg has read this process's when it was imported
+    for name, value in properties.items():  # for the command; in this process, pyiceberg read them when it was imported
         monkeypatch.setenv(f"PYICEBERG_CATALOG__LAKE__{name.upper()}", value)
 
     def rows(turn: int) -> pa.Table:

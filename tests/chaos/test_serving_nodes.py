@@ -1,4 +1,4 @@
-"""A node of two dies under load: every call is answered, and rightly."""
+"""One of two nodes dies under load, and every call gets the right answer."""
 
 import socket
 from collections.abc import Iterator
@@ -25,7 +25,7 @@ def nodes() -> Iterator[Any]:
 
     cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "object_store_memory": 100_000_000})
     cluster.add_node(num_cpus=1, object_store_memory=100_000_000)
-    # Serve kills a proxy that is not up in 5 s, and on a busy machine it starts none.
+    # By default, Serve kills a proxy that does not start within 5 s, and on a busy machine none would start.
     variables = {"PYTHONPATH": str(SOURCE_ROOT), "RAY_SERVE_PROXY_READY_CHECK_TIMEOUT_S": "60"}
     ray.init(cluster.address, log_to_driver=False, runtime_env={"env_vars": variables})
     yield cluster
@@ -48,7 +48,9 @@ def test_a_nodes_death_loses_and_falsifies_no_answer(nodes: Any, tiny_model_dir:
     serve.start(proxy_location="HeadOnly", http_options={"host": "127.0.0.1", "port": port})
     config = read_config({"model": str(tiny_model_dir), "device": "cpu", "precision": "float32", "threads": 1})
     scaling = {"min_replicas": 2, "max_replicas": 2, "initial_replicas": 2}
-    bound = application(config, ray_actor_options={"num_cpus": 0.6}, autoscaling_config=scaling)  # one for each node
+    bound = application(
+        config, ray_actor_options={"num_cpus": 0.6}, autoscaling_config=scaling
+    )  # one replica for each node
     serve.run(bound, name=NAME, route_prefix="/")
     [worker] = nodes.worker_nodes
     with Client(f"http://127.0.0.1:{port}", seconds=180) as client, ThreadPoolExecutor(4) as pool:

@@ -1,4 +1,4 @@
-"""One small local cluster for all tests that can share it, and heads that jobs are submitted to."""
+"""A small local cluster that tests share, and heads that accept jobs."""
 
 import subprocess
 import time
@@ -21,7 +21,7 @@ def cluster() -> Iterator[None]:
         object_store_memory=150_000_000,
         include_dashboard=False,
         log_to_driver=False,
-        # Serve kills a proxy that is not up in 5 s, and on a busy machine it starts none.
+        # By default, Serve kills a proxy that does not start within 5 s, and on a busy machine none would start.
         runtime_env={"env_vars": {"PYTHONPATH": str(SOURCE_ROOT), "RAY_SERVE_PROXY_READY_CHECK_TIMEOUT_S": "60"}},
     )
     yield
@@ -30,7 +30,7 @@ def cluster() -> Iterator[None]:
 
 @pytest.fixture(scope="session")
 def head(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """The address of a Ray head that takes jobs. No port of it is one that another Ray here may hold."""
+    """Returns the address of a Ray head that accepts jobs. Its ports differ from those of other Ray clusters here."""
     directory = tmp_path_factory.mktemp("head")
     ports = ["port", "dashboard-port", "dashboard-agent-listen-port", "dashboard-agent-grpc-port"]
     numbers = {name: free_port() for name in [*ports, "metrics-export-port", "ray-client-server-port"]}
@@ -41,13 +41,13 @@ def head(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     address = f"http://127.0.0.1:{numbers['dashboard-port']}"
     try:
         deadline = time.monotonic() + 200
-        # The dashboard answers before the node's agent, which starts jobs, has joined it.
+        # The dashboard answers before the agent that starts jobs has joined.
         while (trial := run(f"ray job submit --address {address} -- true", directory)).returncode:
             assert process.poll() is None and time.monotonic() < deadline, trial.stdout + trial.stderr
             time.sleep(1)
         yield address
     finally:
-        # Asked to stop, a node drains for half a minute.
+        # Kill it, because a node that is asked to stop drains for half a minute.
         for part in [*psutil.Process(process.pid).children(recursive=True), process]:
             part.kill()
         process.wait(60)

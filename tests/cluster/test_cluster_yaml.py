@@ -1,4 +1,4 @@
-"""cluster.yaml is one that Ray's cluster launcher takes, and what it names is there."""
+"""Ray's cluster launcher accepts cluster.yaml, and the files that it names exist."""
 
 import copy
 import re
@@ -30,14 +30,14 @@ def test_ray_accepts_it() -> None:
         lambda given: given.update(head_node_type="no-such-type"),
     ],
 )
-def test_ray_would_refuse_a_wrong_one(spoil: Any) -> None:
+def test_ray_refuses_a_wrong_one(spoil: Any) -> None:
     given = copy.deepcopy(config())
     spoil(given)
     with pytest.raises((jsonschema.ValidationError, ValueError)):
         validate_config(prepare_config(given))
 
 
-def test_it_has_a_head_cpu_workers_and_gpu_workers_that_come_when_needed() -> None:
+def test_it_has_a_head_and_cpu_and_gpu_workers_that_start_on_demand() -> None:
     types = config()["available_node_types"]
     assert set(types) == {"head", "cpu-worker", "gpu-worker"}
     assert types["head"]["resources"] == {"CPU": 0}

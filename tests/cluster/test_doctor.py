@@ -1,4 +1,4 @@
-"""`spanlake doctor` beside a real cluster."""
+"""`spanlake doctor` with a real cluster."""
 
 import json
 

@@ -1,4 +1,4 @@
-"""Sets over a pool of Ray actors: the same answers as in one process."""
+"""Evaluation on a pool of Ray actors gives the same answers as in one process."""
 
 import json
 from pathlib import Path
@@ -14,7 +14,7 @@ TEXTS = ["Ada Lovelace met Charles Babbage in London.", "The union fell in June.
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Two sets, of which one is more than one task."""
+    """Returns two sets; one of them needs more than one task."""
     directory = tmp_path_factory.mktemp("sets")
     for name, count in (("one", 2), ("two", 300)):
         records = [

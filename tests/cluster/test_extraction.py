@@ -1,4 +1,4 @@
-"""Bulk extraction as it is called: every row once, after whatever happens. Real Ray, and a tiny model."""
+"""`spanlake extract` writes every row once, despite all failures. With real Ray and a tiny model."""
 
 import json
 import os
@@ -29,7 +29,7 @@ LABELS = "person,place"
 
 
 def write_source(directory: Path, files: int, rows: int) -> Path:
-    """Files with `rows` rows each, in row groups of 100; ids count through all of them, and every 50th text is null."""
+    """Writes files with `rows` rows each, in row groups of 100. Ids run through all files. Every 50th text is null."""
     directory.mkdir(parents=True)
     for file in range(files):
         ids = range(file * rows, (file + 1) * rows)
@@ -45,7 +45,7 @@ def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def call(*arguments: object, model: Path) -> list[str]:
-    """The arguments of a call of `extract`, with the tiny model in float32, whose scores depend on no batch."""
+    """Returns the arguments of `extract` with the tiny model in float32, where scores do not depend on batches."""
     return [
         "extract",
         *map(str, arguments),
@@ -59,7 +59,7 @@ def command(arguments: list[str]) -> dict[str, Any]:
 
 
 def report(output: Path, capsys: pytest.CaptureFixture[str]) -> dict[str, Any]:
-    """What `spanlake audit` prints, after its exit code has been compared with it."""
+    """Returns what `spanlake audit` prints, after a check of its exit code."""
     capsys.readouterr()
     code = cli.main(["audit", str(output)])
     result = json.loads(capsys.readouterr().out)
@@ -71,7 +71,7 @@ def read(output: Path) -> list[dict[str, Any]]:
     return ds.dataset(output, format="parquet").to_table().to_pylist()
 
 
-# --- the whole way ------------------------------------------------------------------------------------------------
+# --- complete runs ------------------------------------------------------------------------------------------------
 
 
 def test_every_row_once_and_as_the_extractor_finds_it(
@@ -184,7 +184,7 @@ def test_labels_by_description_from_a_file(
     assert [[e["label"] for e in row["entities"]] for row in rows] == [[e.label for e in found] for found in expected]
 
 
-# --- what goes wrong on the way -----------------------------------------------------------------------------------
+# --- failures during a run -----------------------------------------------------------------------------------
 
 
 def wait_for(condition: Callable[[], bool], seconds: float = 120) -> None:
@@ -231,7 +231,7 @@ def test_stopped_and_killed_in_the_middle_and_started_again(
 
 
 def prepare_run(source: Path, output: Path, model: Path) -> Any:
-    """A request for the pipeline itself, with an extractor that a test may replace."""
+    """Returns a request for the pipeline itself, so that a test can replace the extractor."""
     from spanlake.extraction.output.ledger import Request
     from spanlake.extraction.source.open import read_source
     from spanlake.package import open_package
@@ -249,7 +249,7 @@ def prepare_run(source: Path, output: Path, model: Path) -> Any:
 
 
 def faulty(model: Path, fault: Callable[[str], None]) -> Callable[..., Any]:
-    """Loads the tiny model on a worker, with `fault` called with each text first."""
+    """Loads the tiny model on a worker, and calls `fault` with each text before the model."""
 
     class Faulty:
         def __init__(self, extractor: Extractor) -> None:
@@ -314,7 +314,7 @@ def test_a_unit_that_kills_every_worker_is_left_out_and_told(
 
     def kill(text: str) -> None:
         if "Row 333:" in text:
-            time.sleep(1)  # while the worker's other unit waits, which must not count as an attempt at it
+            time.sleep(1)  # the worker's other unit waits; this must not count as an attempt at it
             os.kill(os.getpid(), signal.SIGKILL)
 
     request = prepare_run(source, tmp_path / "out", tiny_model_dir)
@@ -384,7 +384,7 @@ def test_damaged_pages_cost_only_their_unit(
 
 
 def test_a_wrong_call_is_one_line_and_leaves_nothing(source: Path, tiny_model_dir: Path, tmp_path: Path) -> None:
-    """As a process, for its exit code and all that it prints."""
+    """Runs the command as a process, and returns its exit code and output."""
     output = tmp_path / "out"
     arguments = call(source, output, model=tiny_model_dir)
     done = subprocess.run(**command([*arguments, "--text-column", "body"]), capture_output=True, timeout=120)
@@ -422,7 +422,7 @@ def test_wrong_settings(
 
 
 def refusal(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> str:
-    """The one line that a wrong call prints."""
+    """Returns the one line that a wrong call prints."""
     capsys.readouterr()
     try:
         code = cli.main(arguments)
@@ -478,7 +478,7 @@ def test_another_result_is_refused(
 def test_a_run_stops_where_too_many_rows_fail(
     cluster: None, source: Path, tiny_model_dir: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    output = tmp_path / "out"  # of 250 rows, 5 of which are null
+    output = tmp_path / "out"  # 250 rows, of which 5 are null
     arguments = call(source / "part-0.parquet", output, model=tiny_model_dir)
     assert cli.main([*arguments, "--workers", "1", "--max-error-rate", "0.004"]) == 1
     assert "2 of 250 rows could not be read, and --max-error-rate 0.004 allows no more" in capsys.readouterr().err

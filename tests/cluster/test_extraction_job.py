@@ -1,4 +1,4 @@
-"""A bulk job on a real head: its status, its log, and that it stops and goes on."""
+"""A bulk job on a real head: its status, its log, how it stops and how it continues."""
 
 import json
 import re
@@ -14,7 +14,7 @@ ROWS = 40_000
 
 
 @pytest.mark.timeout(600)
-def test_a_job_is_stopped_and_goes_on(head: str, tiny_model_dir: Path, tmp_path: Path) -> None:
+def test_a_job_is_stopped_and_continues(head: str, tiny_model_dir: Path, tmp_path: Path) -> None:
     checkout = copy_parts(tmp_path / "checkout")
     texts = [f"Row {row}: Ada met Marie Curie in Warsaw" for row in range(ROWS)]
     pq.write_table(pa.table({"id": range(ROWS), "text": texts}), tmp_path / "rows.parquet")

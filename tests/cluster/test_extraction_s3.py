@@ -1,4 +1,4 @@
-"""Extraction from and to object storage: the same promises, on a server that speaks S3."""
+"""Extraction from and to object storage keeps the same promises, on a server with the S3 protocol."""
 
 import json
 from collections.abc import Iterator
@@ -25,7 +25,7 @@ def endpoint() -> Iterator[str]:
 
 @pytest.fixture(scope="module")
 def s3(endpoint: str) -> fs.S3FileSystem:
-    """The server as pyarrow sees it, with a bucket `lake` that holds `in/a.parquet` and `in/b.parquet`."""
+    """Returns the server's file system in pyarrow, with `in/a.parquet` and `in/b.parquet` in the bucket `lake`."""
     options = {"endpoint_override": endpoint, "scheme": "http", "region": "us-east-1", "allow_bucket_creation": True}
     filesystem = fs.S3FileSystem(access_key="name", secret_key="secret", **options)
     filesystem.create_dir("lake")

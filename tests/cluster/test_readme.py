@@ -1,4 +1,4 @@
-"""Every command and every snippet of the README, run as a newcomer would, in the order in which they stand."""
+"""Runs every command and every snippet of the README as a newcomer does, in their order."""
 
 import json
 import re
@@ -12,7 +12,7 @@ import pytest
 from commands import ROOT, activated, copy_parts, free_port, run
 
 README = (ROOT / "README.md").read_text(encoding="utf-8")
-# What a test cannot run: itself, and the shell's own environment.
+# A test cannot run itself, or change the environment of the shell.
 ELSEWHERE = {"make test", "source .venv/bin/activate"}
 OF_THEIR_OWN = ("make", "ray job", "spanlake serve", "curl")
 
@@ -27,7 +27,7 @@ def commands() -> list[str]:
 
 @pytest.fixture(scope="module")
 def checkout(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Where one command after another is run."""
+    """Returns the directory in which all commands run."""
     directory = copy_parts(tmp_path_factory.mktemp("checkout"))
     benchmark = directory / "BENCHMARK"
     benchmark.mkdir()
@@ -52,7 +52,7 @@ def test_the_demo() -> None:
 
 
 def test_jobs_are_submitted_to_a_running_cluster(head: str, tmp_path: Path) -> None:
-    checkout = copy_parts(tmp_path / "checkout")  # the working directory is sent to the cluster, so it is kept small
+    checkout = copy_parts(tmp_path / "checkout")  # a small directory, because Ray sends it to the cluster
     for command in [c for c in commands() if c.startswith("ray job")]:
         command = command.replace("http://127.0.0.1:8265", head).replace("/tmp/", f"{tmp_path}/")
         done = run(command, checkout)
@@ -97,7 +97,7 @@ def test_the_python_snippets(checkout: Path) -> None:
 
 
 def test_the_figure_of_the_paper() -> None:
-    """Figure 1 of Zaratiana et al. 2023, with the embedded model and the default threshold."""
+    """The embedded model gives Figure 1 of Zaratiana et al. 2023 with the default threshold."""
     done = run('spanlake predict "Alain Farley works at McGill University" --labels person,organization --json', ROOT)
     (entities,) = json.loads(done.stdout)
     found = [(entity["text"], entity["label"]) for entity in entities]

@@ -1,5 +1,5 @@
-"""The service on a real Ray Serve, over HTTP: the same answers as the Extractor's, more and fewer replicas, a new model
-without a failed request, and a replica that is killed."""
+"""The service on a real Ray Serve over HTTP: it gives the same answers as the Extractor, scales its replicas, changes
+its model without a failed request, and survives a killed replica."""
 
 import json
 import os
@@ -35,12 +35,12 @@ TEXTS = [
     "Ada " * 700,
     "Ada met Charles Babbage.\r\n" * 20,
 ]
-PATIENCE = 120  # seconds, for what takes a few on an idle machine
+PATIENCE = 120  # seconds; an idle machine needs a few
 
 
 @pytest.fixture(scope="module")
 def address(cluster: None) -> Iterator[str]:
-    """Of a proxy that nothing is deployed behind yet."""
+    """Returns the address of a proxy without a deployment."""
     from ray import serve
 
     with socket.socket() as listener:
@@ -57,7 +57,7 @@ def settings(model: Path, **limits: Any) -> ServeConfig:
 
 
 def deploy(config: ServeConfig, **options: Any) -> None:
-    """Returns when all replicas answer."""
+    """Waits until all replicas answer."""
     from ray import serve
 
     from spanlake.serving.deployment import NAME, application
@@ -95,7 +95,7 @@ def is_equal(results: list[Any], expected: list[Any]) -> bool:
 
 @dataclass
 class Tally:
-    """What clients saw that asked without pause."""
+    """The answers that clients received while they asked without pause."""
 
     statuses: Counter[Any] = field(default_factory=Counter)
     models: Counter[str] = field(default_factory=Counter)
@@ -104,7 +104,7 @@ class Tally:
 
 @contextmanager
 def clients(address: str, extractors: list[Extractor], count: int, texts: list[str] = TEXTS) -> Iterator[Tally]:
-    """Ask from so many threads until the block ends; every answer is compared with that of its model."""
+    """Asks from several threads until the block ends, and compares every answer with that of its model."""
     asked: dict[str, Any] = {"labels": LABELS, "threshold": 0.3}
     expected = {e.package.fingerprint: e.extract(texts, **asked) for e in extractors}
     body = json.dumps({"texts": texts, **asked})
@@ -144,7 +144,7 @@ def extractor(tiny_model_dir: Path) -> Extractor:
 
 @pytest.fixture(scope="module")
 def other(tmp_path_factory: pytest.TempPathFactory, tiny_model_dir: Path) -> tuple[Path, Extractor]:
-    """A package with weights of its own."""
+    """Writes a package with other weights."""
     import torch
 
     from spanlake.package import open_package, save_package
@@ -208,7 +208,7 @@ def test_a_killed_replica_costs_no_answer(address: str, tiny_model_dir: Path, ex
         )
     assert not tally.wrong
     lost = {status: count for status, count in tally.statuses.items() if status != 200}
-    assert set(lost) <= {500, 503}, lost  # the proxy's, for what the dead replica had begun
+    assert set(lost) <= {500, 503}, lost  # the proxy's answers to requests of the dead replica
     assert sum(lost.values()) <= 6, lost  # one for each client at most
 
 
@@ -253,7 +253,7 @@ def test_replicas_follow_the_queued_work(address: str, tiny_model_dir: Path, ext
 
 
 def replica_processes() -> list[psutil.Process]:
-    """Of this process's own cluster."""
+    """Returns the replicas of this process's own cluster."""
     found = []
     for process in psutil.Process().children(recursive=True):
         try:
@@ -265,7 +265,7 @@ def replica_processes() -> list[psutil.Process]:
 
 
 def test_answers_are_the_rows_of_the_bulk_job(address: str, tiny_model_dir: Path, tmp_path: Path) -> None:
-    texts = [text for text in TEXTS if "\ud83d" not in text]  # which no Parquet file holds
+    texts = [text for text in TEXTS if "\ud83d" not in text]  # a Parquet file cannot hold lone surrogates
     pq.write_table(pa.table({"text": texts}), tmp_path / "texts.parquet")
     arguments = ["extract", str(tmp_path / "texts.parquet"), str(tmp_path / "out"), "--labels", ",".join(LABELS)]
     arguments += ["--model", str(tiny_model_dir), "--threshold", "0.3", "--precision", "float32", "--device", "cpu"]

@@ -1,5 +1,5 @@
-"""`spanlake serve` as a whole: gRPC and metrics through Ray's own machinery, ten times the load that it can bear, and
-the death of its proxy."""
+"""`spanlake serve` as a process: gRPC and metrics through Ray, ten times the load that it can answer, and the death of
+its proxy."""
 
 import asyncio
 import os
@@ -30,7 +30,7 @@ TEXTS = ["Ada met Alain at McGill University", "\U0001f30a Marie Curie found rad
 LABELS = ["person", "place"]
 QUEUE_SECONDS = 2.0
 OVERLOAD_SECONDS = 20.0
-PATIENCE = 180  # seconds, for what takes a few on an idle machine
+PATIENCE = 180  # seconds; an idle machine needs a few
 
 
 class Server(NamedTuple):
@@ -39,7 +39,7 @@ class Server(NamedTuple):
     process: psutil.Process
 
     def process_of(self, name: str) -> psutil.Process:
-        """The Ray worker whose title begins so."""
+        """Returns the Ray worker whose title has this beginning."""
         found = [each for each in self.process.children(recursive=True) if title(each).startswith(f"ray::{name}")]
         assert len(found) == 1, found
         return found[0]
@@ -126,7 +126,7 @@ def test_grpc_refuses_what_http_refuses(server: Server):
 
 
 def test_ten_times_the_load_gets_answers_or_429_and_takes_no_more_memory(server: Server):
-    # The tiny model is so fast that the work of small requests would be all in HTTP, which is not what is tried here.
+    # Large requests, because the tiny model is so fast that small ones would measure only HTTP.
     body = {"texts": ["Ada met Alain in London. " * 30] * 20, "labels": LABELS}
     alone = rate_of(server, body)
     replica = server.process_of("ServeReplica")
@@ -134,16 +134,16 @@ def test_ten_times_the_load_gets_answers_or_429_and_takes_no_more_memory(server:
     statuses, seconds = asyncio.run(flood(server, body, 10 * alone, OVERLOAD_SECONDS))
     grown = replica.memory_info().rss - before
     assert set(statuses) == {200, 429}, statuses
-    assert statuses[200] > 0.3 * alone * OVERLOAD_SECONDS  # it still answers, and not much less than before
+    assert statuses[200] > 0.3 * alone * OVERLOAD_SECONDS  # it still answers, nearly as many as before
     worst = sorted(seconds)[int(len(seconds) * 0.99)]
-    assert worst < 20, worst  # s: no longer than a request may take; the queue's budget is a tenth of it
+    assert worst < 20, worst  # seconds; less than a request may take, while the budget of the queue is a tenth of it
     assert grown < 200e6, grown
     with Client(server.url, seconds=PATIENCE) as client:
-        assert client.extract(["Ada"], LABELS)  # and then it is as it was
+        assert client.extract(["Ada"], LABELS)  # and afterwards it works as before
 
 
 def rate_of(server: Server, body: object) -> float:
-    """Requests per second with four callers, who wait for their answers."""
+    """Returns the requests per second of four callers that wait for their answers."""
     with httpx.Client(timeout=60) as client, ThreadPoolExecutor(4) as pool:
         began = time.perf_counter()
         count = 30
@@ -153,7 +153,7 @@ def rate_of(server: Server, body: object) -> float:
 
 
 async def flood(server: Server, body: object, rate: float, seconds: float) -> tuple[Counter[int], list[float]]:
-    """Asks at `rate` requests per second whatever comes back; returns the statuses, and the latencies of the 200s."""
+    """Sends `rate` requests per second without waiting. Returns the statuses, and the latencies of answers with 200."""
     chance = random.Random(3)
     statuses: Counter[int] = Counter()
     latencies: list[float] = []

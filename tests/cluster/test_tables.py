@@ -1,4 +1,4 @@
-"""From a table to a table through Ray, killed again and again: the rows of one snapshot, each of them once."""
+"""Extraction from a table into a table on Ray, killed repeatedly, adds each row of one snapshot once."""
 
 import json
 import os
@@ -34,7 +34,7 @@ def rows(first: int, count: int, **more: Any) -> pa.Table:
 
 @pytest.fixture
 def environment(tmp_path: Path) -> dict[str, str]:
-    """Of a process that knows an Iceberg catalogue `lake`."""
+    """Returns the environment of a process that knows an Iceberg catalogue `lake`."""
     return {
         **os.environ,
         "PYTHONPATH": str(SOURCE_ROOT),
@@ -56,7 +56,7 @@ def call(source: str, output: Path, into: str, model: Path) -> list[str]:
 
 
 def kill_when(arguments: list[str], environment: dict[str, str], condition: Callable[[], bool]) -> bool:
-    """Start a run and kill it as soon as the condition holds. Whether it could be killed before it ended."""
+    """Starts a run and kills it as soon as the condition holds. Returns whether it was killed before it ended."""
     with subprocess.Popen(arguments, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE) as driver:
         deadline = time.monotonic() + 400
         while driver.poll() is None and not condition():
@@ -97,10 +97,10 @@ def test_a_snapshot_reaches_the_other_table_once_whatever_is_killed(
     kills = kill_when(arguments, environment, lambda: units() >= enough)
     write_deltalake(
         tmp_path / "in", rows(ROWS, 10), mode="append", schema_mode="merge"
-    )  # which the output does not see
+    )  # the output does not have these rows
     assert kills == 1 and not audited(output, capsys)["complete"] and not catalog.table_exists("web.found")
 
-    # While the data files are written, and after the commit, before anything could be noted of it.
+    # Kill it while it writes data files, and after the commit, before it can record the commit.
     kills += kill_when(arguments, environment, lambda: any(warehouse.rglob("*.parquet")))
     kill_when(arguments, environment, lambda: catalog.table_exists("web.found"))
     done = subprocess.run(arguments, env=environment, capture_output=True, text=True, timeout=400)
@@ -121,7 +121,7 @@ def test_a_snapshot_reaches_the_other_table_once_whatever_is_killed(
 
     again = subprocess.run(arguments, env=environment, capture_output=True, text=True, timeout=400)
     assert again.returncode == 0 and "already has all rows" in again.stderr
-    assert DeltaTable(tmp_path / "in").version() == 2  # the source is as it was
+    assert DeltaTable(tmp_path / "in").version() == 2  # the source has not changed
 
 
 def test_json_lines_to_redacted_mentions_and_into_delta(
@@ -131,7 +131,7 @@ def test_json_lines_to_redacted_mentions_and_into_delta(
     lines = [json.dumps({"key": f"k{i}", "text": text}) for i, text in enumerate(texts)]
     lines[60] = "{broken"
     (tmp_path / "in").mkdir()
-    (tmp_path / "in" / "part-00000-1f-c000.json").write_text("\n".join(lines))  # as Spark names them
+    (tmp_path / "in" / "part-00000-1f-c000.json").write_text("\n".join(lines))  # the names that Spark gives
     (tmp_path / "in" / "_SUCCESS").touch()
     monkeypatch.setenv("SPANLAKE_REDACTION_KEY", "0123456789abcdef")
     options = ["--labels", "person,place", "--model", str(tiny_model_dir), "--precision", "float32"]

@@ -1,6 +1,6 @@
-"""Training on Ray Train with DeepSpeed: several workers learn what one learns, through kills of all kinds.
+"""Training on Ray Train with DeepSpeed: several workers learn the same as one, despite kills of all kinds.
 
-Every run here is that of one recipe without dropout, so that its losses can be compared step by step.
+All runs use one recipe without dropout, so that their losses can be compared step by step.
 """
 
 import json
@@ -36,12 +36,12 @@ PEOPLE = ["Ada Lovelace", "Charles Babbage", "Marie Curie", "Alain Farley"]
 PLACES = ["London", "Geneva", "Warsaw", "Canada"]
 OTHERS = ["the", "union", "of", "nations", "said", "she", "fell"]
 STEPS = 12
-STORE = 100_000_000  # bytes of an object store
+STORE = 100_000_000  # bytes of the object store
 
 
 @pytest.fixture(scope="module")
 def recipe_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A model of random weights, 300 sentences, and a recipe of 12 steps over them."""
+    """Returns a recipe of 12 steps on 300 sentences, with a model of random weights."""
     directory = tmp_path_factory.mktemp("training")
     rng = random.Random(1)
     with open(directory / "sentences.jsonl", "w", encoding="utf-8") as file:
@@ -74,7 +74,7 @@ def recipe_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def alone(recipe_file: Path, tmp_path_factory: pytest.TempPathFactory) -> list[float]:
-    """The losses of the run in one process, without Ray and DeepSpeed."""
+    """Returns the losses of a run in one process, without Ray and DeepSpeed."""
     run = tmp_path_factory.mktemp("alone") / "run"
     done = spanlake("train", str(recipe_file), "--directory", str(run))
     assert done.returncode == 0, done.stderr
@@ -107,7 +107,7 @@ def reached(run: Path, step: int) -> bool:
 
 
 def measured_loss(port: int) -> float:
-    """What Ray's metrics say at this port."""
+    """Returns the loss in Ray's metrics at a port."""
     with urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics") as answer:
         found = re.findall(
             r'^ray_spanlake_training_loss\{.*recipe="tiny".*\} (\S+)', answer.read().decode(), re.MULTILINE
@@ -123,7 +123,7 @@ def wait_for(condition: Callable[[], bool], seconds: float = 240) -> None:
 
 
 def train(recipe: Recipe, run: Path, resize_seconds: float = 60) -> None:
-    """What `spanlake train` does on a cluster."""
+    """Trains as `spanlake train` does on a cluster."""
     directory = locate(str(run))
     claim(directory, recipe)
     launch(recipe, recipe_data(recipe, directory.inside("data")), directory, resize_seconds)
@@ -137,7 +137,7 @@ def training_processes() -> list[psutil.Process]:
     return found
 
 
-# --- several workers learn what one learns ------------------------------------------------------------------------
+# --- several workers learn the same as one ------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("stage", [0, 1, 2, 3])
@@ -185,7 +185,7 @@ def test_a_killed_worker_changes_nothing(cluster: None, recipe_file: Path, alone
     assert steps == list(range(1, STEPS + 1))
 
 
-def test_a_killed_driver_goes_on_when_started_again(recipe_file: Path, alone: list[float], tmp_path: Path) -> None:
+def test_a_killed_driver_continues_when_started_again(recipe_file: Path, alone: list[float], tmp_path: Path) -> None:
     run = tmp_path / "run"
     arguments = ["train", str(recipe_file), "parallel.workers=2", "parallel.zero_stage=3", "--directory", str(run)]
     command = [sys.executable, "-m", "spanlake.cli", *arguments]
@@ -202,8 +202,8 @@ def test_a_killed_driver_goes_on_when_started_again(recipe_file: Path, alone: li
 
 
 @pytest.mark.timeout(900)
-def test_a_run_shrinks_when_a_node_dies_and_grows_when_one_comes(recipe_file: Path, tmp_path: Path) -> None:
-    """Through universal checkpoints, as DeepSpeed's own fit one number of workers."""
+def test_a_run_shrinks_when_a_node_dies_and_grows_when_one_joins(recipe_file: Path, tmp_path: Path) -> None:
+    """This needs universal checkpoints, because DeepSpeed's own fit only one number of workers."""
     run, small = tmp_path / "run", tmp_path / "small"
     changes = ["schedule.steps=100000", "schedule.evaluate_every=100000", "checkpoint.every=5"]
     elastic = [*changes, "parallel.workers=[1, 2]", "parallel.zero_stage=2"]
@@ -269,7 +269,7 @@ def test_a_run_waits_for_a_cluster_that_grows(recipe_file: Path, tmp_path: Path)
     assert [record["workers"] for record in records(tmp_path / "run") if "loss" in record] == [2]
 
 
-# --- what is refused ----------------------------------------------------------------------------------------------
+# --- refused calls ----------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("address", [None, "auto"], ids=["of this machine's own", "that does not grow"])

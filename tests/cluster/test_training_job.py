@@ -1,4 +1,4 @@
-"""`ray job submit` of training to a real head, whose workers run what was submitted, whatever is installed there."""
+"""`ray job submit` of training to a real head: its workers run the submitted code, not the installed code."""
 
 import json
 from pathlib import Path
@@ -23,7 +23,7 @@ parallel: {workers: 2, zero_stage: 2}
 
 
 @pytest.mark.timeout(600)
-def test_a_job_trains_on_two_workers_what_was_submitted(head: str, tmp_path: Path) -> None:
+def test_a_job_trains_the_submitted_code_on_two_workers(head: str, tmp_path: Path) -> None:
     checkout = copy_parts(tmp_path / "checkout")
     trainer = checkout / "platform/spanlake/training/trainer.py"
     marked = trainer.read_text().replace('"torch": torch.__version__', '"torch": "as submitted"')

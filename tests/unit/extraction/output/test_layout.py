@@ -1,4 +1,4 @@
-"""The columns of an output: redacted texts, and one row for each mention; an audit proves either."""
+"""Layouts of an output: redacted texts, chosen columns, one row for each mention; and the audit of each."""
 
 import argparse
 import json
@@ -31,7 +31,7 @@ TEXTS = ["Ada met Bob", None, "nobody", "", "Éva 😀 Ida"]
 
 
 class Capitals:
-    """Finds capitalised words: short ones are `a`, others `b`."""
+    """Finds capitalised words. Short words are `a`, others are `b`."""
 
     def stream(self, requests: Iterable[tuple[str, Settings]], on_pass: object = None) -> Iterator[list[Entity]]:
         for text, _ in requests:
@@ -59,7 +59,7 @@ def make_request(tmp_path: Path, layout: Layout, table: pa.Table | None = None, 
 
 
 def extract(request: Request) -> Ledger:
-    """The output of a request, without Ray."""
+    """Returns the output of a request, made without Ray."""
     ledger = prepare(request)
     ledger.save()
     runner = UnitRunner(Job.of(request, ledger), Capitals())
@@ -76,7 +76,7 @@ def rows(tmp_path: Path) -> list[dict[str, Any]]:
 # --- redacted -----------------------------------------------------------------------------------------------------
 
 
-def test_redacted_text_stands_beside_the_source(tmp_path: Path) -> None:
+def test_redacted_text_is_a_column_after_the_source(tmp_path: Path) -> None:
     ledger = extract(make_request(tmp_path, Layout(redaction=Redaction("label"))))
     found = rows(tmp_path)
     assert list(found[0]) == ["id", "text", "more", "redacted_text", "entities", "error"]
@@ -117,7 +117,7 @@ def options(*arguments: str) -> Layout:
     return read_layout(parser.parse_args(arguments))
 
 
-def test_chosen_columns_stand_in_the_order_that_is_asked(tmp_path: Path) -> None:
+def test_chosen_columns_keep_the_requested_order(tmp_path: Path) -> None:
     request = make_request(tmp_path, Layout(columns=("more", "id")))
     ledger = extract(request)
     found = rows(tmp_path)
@@ -131,8 +131,8 @@ def test_chosen_columns_stand_in_the_order_that_is_asked(tmp_path: Path) -> None
         prepare(make_request(tmp_path, Layout(columns=("id", "more"))))
 
 
-def test_columns_that_are_not_chosen_decide_nothing(tmp_path: Path) -> None:
-    """They may have types that do not fit, the names that the output adds, and pages that cannot be read."""
+def test_columns_that_are_not_chosen_have_no_effect(tmp_path: Path) -> None:
+    """Unread columns may have different types, names that the output adds, and damaged pages."""
     (tmp_path / "in" / "year=2024").mkdir(parents=True)
     pq.write_table(pa.table({"text": ["Ada"], "n": [1], "error": ["e"]}), tmp_path / "in" / "year=2024" / "a.parquet")
     pq.write_table(pa.table({"text": ["Bob"], "n": ["one"], "id": [7]}), tmp_path / "in" / "b.parquet")
@@ -191,7 +191,7 @@ def test_mentions_have_the_key_of_their_row(tmp_path: Path) -> None:
 
 
 def tamper(path: Path, change: Any) -> None:
-    """Write a unit again with other rows, under the footer that it has."""
+    """Replaces the rows of a unit and keeps its footer."""
     table = change(pq.read_table(path))
     footer = pq.read_metadata(path).metadata[FOOTER_KEY]
     pq.write_table(table.replace_schema_metadata({FOOTER_KEY: footer}), path)

@@ -1,4 +1,4 @@
-"""One driver at a time on an output."""
+"""Only one driver at a time works on an output."""
 
 import json
 import os
@@ -19,13 +19,13 @@ from spanlake.storage import Place, locate
 
 @pytest.fixture
 def ledger(tmp_path: Path) -> Any:
-    """As much of one as a driver needs."""
+    """The part of a ledger that a driver uses."""
     (tmp_path / "_spanlake" / "tmp" / "run").mkdir(parents=True)
     return SimpleNamespace(output=locate(str(tmp_path)), temporary="_spanlake/tmp/run")
 
 
 def leave(output: Place, **changes: Any) -> None:
-    """What a driver that died has left."""
+    """Writes the file of a dead driver."""
     driver = {"id": "a", "host": lease.socket.gethostname(), "pid": os.getpid(), "beat": 4, **changes}
     Path(output.child("_spanlake/driver.json")).write_text(json.dumps(driver))
 
@@ -38,7 +38,7 @@ def test_a_second_driver_is_refused_while_the_first_lives(ledger: Any, monkeypat
     check_free(ledger.output)
 
 
-def test_one_that_died_on_this_machine_is_known_at_once(ledger: Any) -> None:
+def test_a_driver_that_died_on_this_machine_is_recognized_at_once(ledger: Any) -> None:
     gone = subprocess.Popen([sys.executable, "-c", ""])
     gone.wait()
     leave(ledger.output, pid=gone.pid)
@@ -48,7 +48,7 @@ def test_one_that_died_on_this_machine_is_known_at_once(ledger: Any) -> None:
 
 
 @pytest.mark.parametrize("changes", [{"host": "elsewhere"}, {}], ids=["another machine", "another process's number"])
-def test_one_whose_beat_stands_still_is_dead(
+def test_a_driver_whose_beat_does_not_change_is_dead(
     changes: dict[str, str], ledger: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(lease, "_DEAD_SECONDS", 1.5)
@@ -56,13 +56,13 @@ def test_one_whose_beat_stands_still_is_dead(
     check_free(ledger.output)
 
 
-def test_of_two_that_begin_together_one_goes_on(ledger: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_one_of_two_drivers_that_begin_together_continues(ledger: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(lease.time, "sleep", lambda _: leave(ledger.output, id="another"))
     with pytest.raises(UserError, match="Another run writes to"), held(ledger):
         raise AssertionError("it must not begin")
 
 
 @pytest.mark.parametrize("content", ["", "[]", "{}", '{"id": 1, "host": 2, "pid": "x", "beat": 0}', "null"])
-def test_a_file_that_says_nothing_is_no_driver(content: str, ledger: Any) -> None:
+def test_a_file_without_meaning_is_not_a_driver(content: str, ledger: Any) -> None:
     Path(ledger.output.child("_spanlake/driver.json")).write_text(content)
     check_free(ledger.output)

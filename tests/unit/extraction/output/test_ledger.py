@@ -1,4 +1,4 @@
-"""The output directory: what it refuses, how it resumes, and what an audit finds in it. No model and no Ray."""
+"""The output directory: what it refuses, how a run resumes, and what an audit finds. Without a model and Ray."""
 
 import io
 import json
@@ -28,7 +28,7 @@ from spanlake.storage import locate
 
 
 class Capitals:
-    """Finds capitalised words, and labels them by their length."""
+    """Finds capitalised words and labels them by their length."""
 
     def stream(self, requests: Iterable[tuple[str, Settings]], on_pass: object = None) -> Iterator[list[Entity]]:
         for text, settings in requests:
@@ -54,7 +54,7 @@ def source(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def ask(source: Path, tmp_path: Path) -> Callable[..., Request]:
-    """A request for the source; any part of it may be given."""
+    """Returns a function that makes a request for the source, with any part replaced."""
 
     def make(**given: object) -> Request:
         values = {
@@ -73,7 +73,7 @@ def ask(source: Path, tmp_path: Path) -> Callable[..., Request]:
 
 
 def work(request: Request, units: slice = slice(None)) -> Ledger:
-    """Commit units of those that are pending, as a worker does."""
+    """Commits pending units, as a worker does."""
     ledger = prepare(request)
     ledger.save()
     job = Job(
@@ -122,7 +122,7 @@ def test_preparing_writes_nothing(ask, tmp_path: Path) -> None:
     assert not (tmp_path / "out").exists()
 
 
-def test_the_same_request_goes_on_with_what_is_pending(ask, tmp_path: Path) -> None:
+def test_the_same_request_continues_with_pending_units(ask, tmp_path: Path) -> None:
     work(ask(), slice(0, 2))
     before = contents(tmp_path / "out")
     ledger = prepare(ask())
@@ -136,7 +136,7 @@ def test_the_same_request_goes_on_with_what_is_pending(ask, tmp_path: Path) -> N
 
 
 def test_a_different_cut_is_not_a_different_result(ask, tmp_path: Path) -> None:
-    """The plan that stands is kept: so no row can be in two units."""
+    """The existing plan is kept, so that no row can be in two units."""
     work(ask(), slice(0, 2))
     work(ask(unit_rows=7))
     result = audit_of(tmp_path / "out")
@@ -207,7 +207,7 @@ def test_the_same_files_elsewhere_are_the_same_source(ask, source: Path, tmp_pat
     assert ledger.pending(ledger.committed()).num_rows == 3
 
 
-def test_files_that_come_later_are_added(ask, source: Path, tmp_path: Path) -> None:
+def test_new_source_files_are_added(ask, source: Path, tmp_path: Path) -> None:
     work(ask()).clean()
     before = contents(tmp_path / "out")
     pq.write_table(pa.table({"id": [7, 8], "text": ["Cleo", "Dora"]}), source / "aa.parquet")
@@ -260,8 +260,8 @@ def test_a_manifest_that_cannot_be_read(ask, tmp_path: Path, content: str) -> No
         prepare(ask())
 
 
-def test_another_run_that_finished_first_is_no_failure(ask, tmp_path: Path) -> None:
-    """Two drivers with the same command: the one that ends first cleans up under the other's feet."""
+def test_another_run_may_finish_first(ask, tmp_path: Path) -> None:
+    """The first of two drivers with the same command deletes temporary files while the second still works."""
     request = ask()
     ledger = prepare(request)
     ledger.save()
@@ -368,7 +368,7 @@ def damage_page(output: Path) -> None:
 
 
 def damage_entities(output: Path) -> None:
-    """Rows and footer as they were, one entity gone."""
+    """Removes one entity, and keeps rows and footer."""
     path = unit_paths(output)[0]
     table = pq.read_table(path)
     metadata = pq.read_schema(path).metadata
@@ -422,7 +422,7 @@ def test_audit_finds(
 
 
 def test_no_byte_can_change_unnoticed(ask, tmp_path: Path) -> None:
-    """Flipping a byte of the data is found, or it is one that means nothing (a page's statistics, say)."""
+    """The audit finds every changed byte that changes a value. Others have no effect, such as page statistics."""
     work(ask())
     path = unit_paths(tmp_path / "out")[0]
     original, table = path.read_bytes(), pq.read_table(path)

@@ -1,4 +1,4 @@
-"""Passages cropped around their entities, and cut into marked pieces."""
+"""Passages are cropped around their entities and cut into marked pieces."""
 
 import random
 from typing import Any

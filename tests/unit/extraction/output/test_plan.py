@@ -1,4 +1,4 @@
-"""From a source to units: every row in exactly one unit, and every mistake told in one sentence."""
+"""Plans: every row of a source is in exactly one unit, and every wrong source has one message."""
 
 from pathlib import Path
 
@@ -142,7 +142,7 @@ def test_columns_that_a_file_lacks_are_part_of_the_schema(tmp_path: Path) -> Non
 
 
 def test_mistakes_are_named(tmp_path: Path) -> None:
-    """Each in one line, with the value and what to do."""
+    """Each message is one line, with the value and the remedy."""
 
     def refused(source: str, column: str = "text") -> str:
         with pytest.raises(UserError) as caught:

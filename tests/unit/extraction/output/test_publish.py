@@ -1,4 +1,4 @@
-"""Into a table in one transaction: all rows, once, whoever fails or races on the way. Real tables, no Ray."""
+"""One transaction adds all rows to a table once, despite failures and concurrent runs. Real tables, without Ray."""
 
 import socket
 import subprocess
@@ -40,7 +40,7 @@ KINDS = ("delta", "iceberg")
 
 
 class Whole:
-    """Finds one entity: all of the text."""
+    """Finds one entity: the whole text."""
 
     def stream(self, requests, on_pass=None):
         return ([Entity(0, len(text), text, "a", 0.5)] if text else [] for text, _ in requests)
@@ -51,7 +51,7 @@ def catalog(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Catalog:
     (tmp_path / "warehouse").mkdir()
     monkeypatch.setenv("PYICEBERG_CATALOG__LAKE__URI", f"sqlite:///{tmp_path}/catalog.db")
     monkeypatch.setenv("PYICEBERG_CATALOG__LAKE__WAREHOUSE", f"file://{tmp_path}/warehouse")
-    monkeypatch.setattr("pyiceberg.catalog._ENV_CONFIG", Config())  # which has read the environment when imported
+    monkeypatch.setattr("pyiceberg.catalog._ENV_CONFIG", Config())  # it read the environment when it was imported
     catalog = load_catalog("lake")
     catalog.create_namespace("web")
     return catalog
@@ -59,7 +59,7 @@ def catalog(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Catalog:
 
 @pytest.fixture(params=KINDS)
 def table(request: pytest.FixtureRequest, tmp_path: Path, catalog: Catalog) -> tuple[str, Callable[[], pa.Table]]:
-    """The name of a table that is not there yet, and a function that reads it with its own library."""
+    """Returns the name of a table that does not exist yet, and a function that reads it with its own library."""
     if request.param == "delta":
         return f"delta:{tmp_path}/table", lambda: DeltaTable(tmp_path / "table").to_pyarrow_table()
     return "iceberg:lake.web.found", lambda: catalog.load_table("web.found").scan().to_arrow()
@@ -93,12 +93,12 @@ def extract(tmp_path: Path, output: str = "out", units: slice = slice(None), lay
 
 
 def without_null_lists(row: dict[str, Any]) -> dict[str, Any]:
-    """As pyiceberg reads them; the files have nulls."""
+    """Returns a row as pyiceberg reads it: with an empty list where the file has null."""
     return row | {"entities": row["entities"] or []}
 
 
 def in_a_thread(function: Callable[..., Any], *arguments: Any) -> Any:
-    """As delta-rs cannot be called from inside a call of its own."""
+    """Runs a function in another thread, because delta-rs cannot be called from inside its own call."""
     with ThreadPoolExecutor(1) as pool:
         return pool.submit(function, *arguments).result()
 
@@ -122,12 +122,12 @@ def test_all_rows_in_one_transaction_and_no_row_again(tmp_path: Path, table: tup
     assert rows[3]["error"] == "text is null"
     assert publish(ledger, open_target(name, ledger.schema)) == 0 and ids(read()) == list(range(10))
 
-    write_source(tmp_path / "source", "b.parquet", 10, 4)  # what has come since is added, and nothing else
+    write_source(tmp_path / "source", "b.parquet", 10, 4)  # only the new rows are added
     ledger = extract(tmp_path)
     assert publish(ledger, target) == 1 and ids(read()) == list(range(14))
     assert publish(ledger, target) == 0
 
-    other = extract(tmp_path, output="other")  # another output is other rows
+    other = extract(tmp_path, output="other")  # another output has other rows
     assert publish(other, target) == 4 and len(read()) == 28
 
 
@@ -162,7 +162,7 @@ def test_nothing_is_added_where_the_rows_break_off(
 def test_two_that_publish_the_same_output_add_it_once(
     tmp_path: Path, table: tuple[str, Callable], monkeypatch: pytest.MonkeyPatch, moment: str, there: bool
 ) -> None:
-    """The second overtakes the first, just before it looks at the table's state or while it writes rows."""
+    """The second run overtakes the first just before it reads the table's state, or while it writes rows."""
     name, read = table
     write_source(tmp_path / "source", "a.parquet", 0, 10)
     ledger = extract(tmp_path)
@@ -217,7 +217,7 @@ def test_another_writer_in_between_does_not_matter(
     assert publish(ledger, target) == 3 and len(read()) == 30
 
 
-def test_columns_that_have_come_are_added_to_the_table(tmp_path: Path, table: tuple[str, Callable]) -> None:
+def test_new_columns_are_added_to_the_table(tmp_path: Path, table: tuple[str, Callable]) -> None:
     name, read = table
     write_source(tmp_path / "source", "a.parquet", 0, 4)
     ledger = extract(tmp_path)
@@ -232,9 +232,9 @@ def test_columns_that_have_come_are_added_to_the_table(tmp_path: Path, table: tu
     assert [row["redacted_text"] for row in rows[:2]] == [None, "[A]"]
 
 
-LOCAL = datetime(2024, 11, 3, 1, 30, 0, 250_000, ZoneInfo("America/Chicago"), fold=1)  # of the hour that comes twice
+LOCAL = datetime(2024, 11, 3, 1, 30, 0, 250_000, ZoneInfo("America/Chicago"), fold=1)  # in the hour that occurs twice
 INSTANT = datetime(2024, 11, 3, 7, 30, 0, 250_000, timezone.utc)
-OTHER_TOOLS: dict[str, tuple[pa.DataType, Any, Any]] = {  # a type, a value as it is written, and as a table has it
+OTHER_TOOLS: dict[str, tuple[pa.DataType, Any, Any]] = {  # a type, a written value, and the value in a table
     "zoned": (pa.timestamp("us", "America/Chicago"), LOCAL, INSTANT),
     "nanoseconds": (pa.timestamp("ns"), 1_700_000_000_000_001_000, datetime(2023, 11, 14, 22, 13, 20, 1)),
     "zoned_ns": (pa.timestamp("ns", "+05:30"), LOCAL, INSTANT),
@@ -295,7 +295,7 @@ def test_a_time_that_a_table_cannot_hold_is_found_before_anything_is_extracted(
         UserError, match=r"column taken of 1\.parquet has a time .* delta:t stores times in micro.*: round the times"
     ):
         check_values("delta:t", source, source.schema)
-    check_values("delta:t", source, pa.schema([("text", pa.string())]))  # where the output has no such column
+    check_values("delta:t", source, pa.schema([("text", pa.string())]))  # the output does not have the column
 
 
 def test_a_table_takes_what_its_own_types_hold(tmp_path: Path, table: tuple[str, Callable], catalog: Catalog) -> None:
@@ -348,7 +348,7 @@ def test_a_type_that_only_delta_lacks_is_refused_with_its_column(tmp_path: Path,
 
 
 def test_a_table_as_source_and_as_target(tmp_path: Path, catalog: Catalog) -> None:
-    """What the table gains while an output is made is not in it: the snapshot is the one that it was begun with."""
+    """An output keeps the snapshot with which it began, so it does not contain rows that the table gains later."""
     write_deltalake(tmp_path / "in", pa.table({"id": [1, 2], "text": ["a", "b"]}))
     source = f"delta:{tmp_path}/in"
     values = {"output": locate(str(tmp_path / "out")), "text_column": "text", "settings": Settings.make(["a"])}
@@ -390,7 +390,7 @@ def test_tables_that_cannot_take_an_output(tmp_path: Path, catalog: Catalog) -> 
 
 @pytest.fixture
 def object_storage(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
-    """The address of a server with a bucket `lake`: a process of its own, as delta-rs holds this one's lock."""
+    """Returns the address of a server with a bucket `lake`, in another process because delta-rs holds the GIL."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]

@@ -1,4 +1,4 @@
-"""Redacted texts: replaced by offset, whatever the text holds, and nothing of an entity left."""
+"""Redaction replaces entities by offset in any text, and leaves nothing of an entity."""
 
 from pathlib import Path
 
@@ -24,7 +24,7 @@ def entity(text: str, start: int, end: int, label: str = "person", score: float 
 
 @st.composite
 def annotated(draw: st.DrawFn) -> tuple[str, list[Entity]]:
-    """A text of any characters, and entities anywhere in it: overlapping, nested, adjacent, equal."""
+    """Draws a text of any characters, and entities anywhere in it: overlapping, nested, adjacent, equal."""
     text = draw(TEXT)
     spans = st.integers(0, len(text) - 1).flatmap(
         lambda start: st.tuples(st.just(start), st.integers(start + 1, len(text)))

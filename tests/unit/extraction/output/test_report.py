@@ -1,4 +1,4 @@
-"""`spanlake report`: its counts, and the page they are shown on."""
+"""`spanlake report`: its counts and its page."""
 
 import random
 import re
@@ -54,7 +54,7 @@ def test_the_counts() -> None:
     assert (found.rows, found.rows_with_entities, found.failed_rows) == (4, 2, 1)
     assert found.mentions_L.tolist() == [2, 2, 0]
     assert found.histogram_LB[0].nonzero()[0].tolist() == [10, 18]
-    assert found.histogram_LB[1].nonzero()[0].tolist() == [11, 19]  # a score of 1 stands in the last bin
+    assert found.histogram_LB[1].nonzero()[0].tolist() == [11, 19]  # a score of 1 is in the last bin
     assert found.together_LL.tolist() == [[2, 2, 0], [2, 2, 0], [0, 0, 0]]
     assert pairs(found, 5) == [("person", "place", 2)]
     assert found.forms["place"].counts == {"Paris": 2}
@@ -87,7 +87,7 @@ def test_an_output_of_mentions_gives_the_same_counts() -> None:
     assert mentions.forms["place"].counts == rows.forms["place"].counts
 
 
-def test_what_stands_in_the_data_cannot_act_on_the_page() -> None:
+def test_data_cannot_act_on_the_page() -> None:
     shown = page(collected(ROWS))
     assert "<script" not in shown and "&lt;script&gt;" in shown
     assert "<b>odd" not in shown and "&lt;b&gt;odd &amp; label" in shown

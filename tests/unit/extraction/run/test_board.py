@@ -1,4 +1,4 @@
-"""What the workers of a run tell each other, and what a person is told of it."""
+"""The shared record of the workers in a run, and the progress that people see."""
 
 import re
 
@@ -13,7 +13,7 @@ from spanlake.extraction.run.unit import UnitCounts
 def test_a_row_over_which_two_workers_died_is_not_read_again() -> None:
     board = Board(limit=5)
     assert not board.tried("u")
-    assert board.begin("u", "a") == (1, set())  # which dies
+    assert board.begin("u", "a") == (1, set())  # a dies
     assert board.tried("u") and not board.tried("v")
     assert board.begin("u", "b") == (2, set())
     board.at_row("u", 0)

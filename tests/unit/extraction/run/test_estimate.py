@@ -1,4 +1,4 @@
-"""`extract --dry-run`: an estimate from rows of all files, and not a byte written."""
+"""`extract --dry-run` estimates from rows of all files and writes nothing."""
 
 import json
 from pathlib import Path
@@ -21,7 +21,7 @@ LABELS = "person,place"
 
 @pytest.fixture
 def source(tmp_path: Path) -> Path:
-    """Three files; all texts are alike but one in ten, which is null."""
+    """Three files with equal texts; one text in ten is null."""
     (tmp_path / "source").mkdir()
     texts = [None if row % 10 == 0 else "Ada Lovelace met Charles Babbage in London" for row in range(200)]
     for name in "abc":
@@ -45,9 +45,9 @@ def test_an_estimate_scales_what_a_sample_took(source: Path, tiny_model_dir: Pat
     extractor = Extractor.load(str(tiny_model_dir), device="cpu", precision="float32")
     [entities] = extractor.extract(["Ada Lovelace met Charles Babbage in London"], LABELS.split(","))
     read = 600 * (1 - found["failed_rows"] / 600)
-    assert 400 < read < 600  # a sample of the first rows of units has too many nulls, and not all of them
+    assert 400 < read < 600  # the first rows of units have more nulls than others
     assert found["entities"] == pytest.approx(read * len(entities), rel=0.02)
-    assert found["tokens"] == pytest.approx(read * 7, rel=0.02)  # words that the tiny tokenizer knows whole
+    assert found["tokens"] == pytest.approx(read * 7, rel=0.02)  # each word is one token of the tiny tokenizer
 
 
 def test_an_estimate_of_the_output_is_near_it(source: Path, tiny_model_dir: Path) -> None:

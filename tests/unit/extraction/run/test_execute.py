@@ -1,4 +1,4 @@
-"""What a run says that it did."""
+"""The summary of a run."""
 
 from typing import Any
 
@@ -20,7 +20,7 @@ def test_a_summary_counts_and_names_the_files_that_are_not_read() -> None:
     assert many["count"] == 1000 and len(many["names"]) == 100
 
 
-def test_a_summary_says_nothing_of_such_files_where_there_are_none() -> None:
+def test_a_summary_mentions_files_that_are_not_read_only_if_there_are_any() -> None:
     assert "not read" not in summary(rows=10, seconds=1.0).as_line()
     assert summary().as_json()["files_not_read"] == {"count": 0, "names": ()}
     assert not_read(["a"]) == "1 file is not read, by name or content (a)"

@@ -1,4 +1,4 @@
-"""Rows, columns and files that nobody plans for: what each becomes."""
+"""The results of unusual rows, columns and files."""
 
 import base64
 import re
@@ -36,7 +36,7 @@ class Capitals:
 
 
 def extract(source: Path, output: Path, column: str = "text", layout: Layout | None = None) -> Any:
-    """The ledger of an output in which every unit stands."""
+    """Returns the ledger of an output with every unit committed."""
     settings, layout = Settings.make(["name"]), layout or Layout()
     found = read_source(str(source), column)
     layout.check(found.schema, column)
@@ -120,7 +120,7 @@ def test_bytes_are_read_as_utf8(tmp_path: Path, kind: pa.DataType) -> None:
 
 
 def test_strings_that_are_not_utf8(tmp_path: Path) -> None:
-    """Writers that check nothing leave lone surrogates and other bytes in columns of strings."""
+    """Columns of strings may have lone surrogates and other bytes, because some writers do not check them."""
     values = pa.array([b"Ada", b"lone \xed\xa0\x80", b"Caf\xe9"], pa.binary()).view(pa.string())
     pq.write_table(pa.table({"text": values}), tmp_path / "a.parquet")
     extract(tmp_path / "a.parquet", tmp_path / "out")
@@ -168,7 +168,7 @@ def test_a_partition_whose_name_begins_with_an_underscore_hides_no_rows(tmp_path
     }
 
 
-def test_partitions_that_are_no_numbers_or_stand_in_the_files(tmp_path: Path) -> None:
+def test_partitions_that_are_not_numbers_or_are_also_columns_of_the_files(tmp_path: Path) -> None:
     for place, year in (("day=01", 1), ("day=02", 2)):
         (tmp_path / place).mkdir()
         pq.write_table(pa.table({"text": ["Ada"], "year": [year]}), tmp_path / place / "a.parquet")
@@ -190,7 +190,7 @@ def test_a_partition_with_the_name_of_an_added_column(tmp_path: Path) -> None:
 
 
 class Vault(pe.KmsClient):
-    """Wraps keys by writing them out: enough to write an encrypted file."""
+    """Returns keys unchanged, which is enough to write an encrypted file."""
 
     def wrap_key(self, key_bytes: bytes, master_key_identifier: str) -> bytes:
         return base64.b64encode(key_bytes)

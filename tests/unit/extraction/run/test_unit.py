@@ -1,4 +1,4 @@
-"""SourceHandle and committing one unit: rows in order, batches bounded, and a bad row that harms no other."""
+"""One unit: its rows are in order, its batches are bounded, and a bad row does not harm others."""
 
 import json
 import re
@@ -133,7 +133,7 @@ def test_units_of_one_row_group_are_read_in_one_pass(tmp_path: Path) -> None:
     source = read_source(str(tmp_path), "text")
     reader = RowReader(source.root)
     passes = []
-    for unit in list(cut(source.files[0], 10))[::2]:  # as one of two workers sees them
+    for unit in list(cut(source.files[0], 10))[::2]:  # as one of two workers receives them
         list(reader.read(unit))
         passes.append(reader._batches)
     assert len(set(map(id, passes))) == 1
@@ -303,7 +303,7 @@ def test_nothing_is_committed_when_reading_fails_midway(tmp_path: Path, monkeypa
 
 @pytest.mark.parametrize(("together", "calls"), [(True, [1, 1, 2]), (False, [1, 1])])
 def test_rows_that_may_not_be_read(tmp_path: Path, together: bool, calls: list[int]) -> None:
-    """The others are read one by one, and then together, as if nothing had been wrong."""
+    """The other rows are read one by one, and then together, with the same result as without bad rows."""
     texts = pa.array(["Ada", "Bad", None, "Curie"]).dictionary_encode()
     pq.write_table(pa.table({"text": texts}), tmp_path / "a.parquet")
     (tmp_path / "out").mkdir()

@@ -1,4 +1,4 @@
-"""JSON lines and CSV: every line is a row, whatever is in it, and types of columns depend on the lines alone."""
+"""JSON lines and CSV: every line is a row, and the types of columns depend only on the lines."""
 
 import gzip
 import json
@@ -49,7 +49,7 @@ def test_columns_of_json_lines_have_the_types_of_their_values(tmp_path: Path) ->
     types = {"text": "string", "n": "int64", "x": "double", "flag": "bool", "mixed": "string", "long": "int64"}
     assert {field.name: str(field.type) for field in source.schema} == types | {"tags": "string", "big": "string"}
     one, two = read_all(source)
-    assert one["mixed"] == '"a"' and two["mixed"] == "5"  # JSON, so that nothing is confused
+    assert one["mixed"] == '"a"' and two["mixed"] == "5"  # JSON, so that both kinds stay distinct
     assert one["tags"] == '["p", "é"]' and two["tags"] is None and two["big"] == str(2**70)
     assert (one["x"], two["x"], one["long"]) == (1.0, 2.5, 2**62)
 
@@ -66,7 +66,7 @@ BAD = [
 
 
 @pytest.mark.parametrize(("line", "reason"), BAD, ids=[reason for _, reason in BAD])
-def test_a_line_that_is_no_row_stands_with_the_reason(tmp_path: Path, line: bytes, reason: str) -> None:
+def test_a_bad_line_is_a_row_with_the_reason(tmp_path: Path, line: bytes, reason: str) -> None:
     content = b'\xef\xbb\xbf{"text": "first"}\r\n\n   \n' + line + b'\n{"text": "last \\ud83d\\ude00 \\ud800"}'
     first, bad, last = read_all(source_of(tmp_path, a_jsonl=content))
     assert first["text"] == "first" and first["spanlake read error"] is None
@@ -144,7 +144,7 @@ def test_json_beside_files_of_another_format_is_not_read(tmp_path: Path) -> None
         ('{\n "text": 1\n}', "jq -c ."),
     ],
 )
-def test_one_json_document_says_how_it_becomes_lines(tmp_path: Path, content: str, command: str) -> None:
+def test_the_message_about_one_json_document_says_how_to_convert_it(tmp_path: Path, content: str, command: str) -> None:
     path = tmp_path / "pages.json"
     path.write_text(content)
     with pytest.raises(UserError, match="is one JSON document over all of its lines") as caught:
@@ -166,7 +166,7 @@ def test_csv_is_read_as_strings(tmp_path: Path) -> None:
     assert [row["spanlake read error"] for row in rows] == [None] * 3
 
 
-def test_csv_lines_that_are_no_rows(tmp_path: Path) -> None:
+def test_bad_csv_lines(tmp_path: Path) -> None:
     content = b'id\ttext\n1\n2\ta\tb\n3\t"a"b\n4\t\xff\n5\tfive\n6\t"open\n'
     rows = read_all(source_of(tmp_path, a_tsv=content))
     reasons = [row["spanlake read error"] for row in rows]

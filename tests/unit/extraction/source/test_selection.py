@@ -1,4 +1,4 @@
-"""Where only some rows of a file belong to a source: units hold each of these once, and readers give no other."""
+"""If only some rows of a file belong to a source, its units have each of them once, and no other."""
 
 import json
 from collections.abc import Iterator
@@ -28,7 +28,7 @@ from spanlake.storage import locate
 
 
 def choose(source: Source, mask: list[bool]) -> Source:
-    """The source with only some rows of its one file."""
+    """Returns the source with only some rows of its one file."""
     (file,) = source.files
     return replace(source, files=(replace(file, kept=pack(np.array(mask, bool))),))
 
@@ -38,7 +38,7 @@ def chosen(mask: list[bool]) -> list[int]:
 
 
 def write(path: Path, groups: list[int]) -> None:
-    """A file whose ids are the numbers of its rows, in row groups of these sizes."""
+    """Writes a file whose ids are the numbers of its rows, in row groups of these sizes."""
     ids = np.arange(sum(groups))
     if path.suffix == ".jsonl":
         path.write_text("".join(json.dumps({"id": int(i), "text": f"Row {i}"}) + "\n" for i in ids))
@@ -98,7 +98,7 @@ def test_units_hold_each_chosen_row_once(tmp_path_factory, suffix, file, unit_ro
 
 
 def test_row_groups_without_a_chosen_row_are_not_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Those in the middle are overwritten, and would not be read without an error."""
+    """The test overwrites these row groups, so that reading them would fail."""
     monkeypatch.setattr(parquet, "BATCH_ROWS", 5)
     path = tmp_path / "a.parquet"
     write(path, [10] * 5)
@@ -118,7 +118,7 @@ def test_row_groups_without_a_chosen_row_are_not_read(tmp_path: Path, monkeypatc
 
 
 class Whole:
-    """Finds one entity: all of the text."""
+    """Finds one entity: the whole text."""
 
     def stream(self, requests, on_pass=None) -> Iterator[list[Entity]]:
         return ([Entity(0, len(text), text, "a", 0.5)] for text, _ in requests)

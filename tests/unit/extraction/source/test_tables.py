@@ -1,4 +1,4 @@
-"""Delta and Iceberg tables as sources: the rows of one snapshot, as the table's own library reads them."""
+"""Delta and Iceberg tables as sources give the same rows of a snapshot as the table's own library."""
 
 import json
 import shutil
@@ -26,11 +26,11 @@ from spanlake.extraction.source.tables import TableName, pinned
 
 @pytest.fixture
 def catalog(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Catalog:
-    """A SQL catalogue on this machine, known to pyiceberg as `lake`."""
+    """Returns a local SQL catalogue that pyiceberg knows as `lake`."""
     (tmp_path / "warehouse").mkdir()
     monkeypatch.setenv("PYICEBERG_CATALOG__LAKE__URI", f"sqlite:///{tmp_path}/catalog.db")
     monkeypatch.setenv("PYICEBERG_CATALOG__LAKE__WAREHOUSE", f"file://{tmp_path}/warehouse")
-    monkeypatch.setattr("pyiceberg.catalog._ENV_CONFIG", Config())  # which has read the environment when imported
+    monkeypatch.setattr("pyiceberg.catalog._ENV_CONFIG", Config())  # it read the environment when it was imported
     catalog = load_catalog("lake")
     catalog.create_namespace("web")
     return catalog
@@ -78,7 +78,7 @@ def test_delta_types_of_partitions(tmp_path: Path) -> None:
 
 
 def delete_from_delta(path: Path, number: int, places: list[int]) -> None:
-    """Delete rows of the only file of a version, by a vector in the log itself, as the protocol describes it."""
+    """Deletes rows in the only file of a version with an inline deletion vector, as the protocol describes it."""
     import pyroaring
 
     log = path / "_delta_log" / f"{number:020}.json"
@@ -104,7 +104,7 @@ def test_rows_of_delta_deletion_vectors_are_not_read(tmp_path: Path, name: str) 
     path = tmp_path / name
     write_deltalake(path, rows(1, 2, 3, 4, day="x y/z"), partition_by=["day"])
     delete_from_delta(path, 0, [1, 3])
-    write_deltalake(tmp_path / "more", rows(5, 6, day="b"), partition_by=["day"])  # whose file has no vector
+    write_deltalake(tmp_path / "more", rows(5, 6, day="b"), partition_by=["day"])  # its file has no vector
     shutil.copytree(tmp_path / "more" / "day=b", path / "day=b")
     added = [json.loads(line) for line in (tmp_path / "more" / "_delta_log" / f"{0:020}.json").read_text().splitlines()]
     added = [action for action in added if "add" in action]
@@ -151,7 +151,7 @@ def test_delta_tables_that_cannot_be_read(tmp_path: Path) -> None:
 
 
 def evolve(catalog: Catalog) -> Any:
-    """A table with a file from before its columns were renamed, dropped, widened and added, and one from after."""
+    """Returns a table with one file from before and one from after columns were renamed, dropped, widened and added."""
     inner = pa.struct([("a", pa.int32())])
     first = pa.schema([("id", pa.int32()), ("body", pa.string()), ("old", pa.string()), ("in", inner)])
     table = catalog.create_table("web.pages", schema=first)
@@ -162,7 +162,7 @@ def evolve(catalog: Catalog) -> Any:
         update.update_column("id", LongType())
         update.add_column(("in", "b"), StringType())
     with table.update_schema() as update:
-        update.add_column("old", StringType())  # another column under the old one's name
+        update.add_column("old", StringType())  # a new column with the name of the old one
     second = table.schema().as_arrow()
     row = {"id": 3, "text": "z", "in": {"a": 2, "b": "n"}, "old": "new"}
     table.append(pa.Table.from_pylist([row], schema=second))
@@ -222,7 +222,7 @@ def position_deletes(path: Path, rows: list[tuple[str, int]]) -> None:
 
 
 def puffin(path: Path, data_file: str, places: list[int]) -> None:
-    """A file of one deletion vector, as the specifications of Puffin and of Iceberg, version 3, describe it."""
+    """Returns a file with one deletion vector, as the specifications of Puffin and Iceberg 3 describe it."""
     import pyroaring
 
     vector = (1).to_bytes(8, "little") + (0).to_bytes(4, "little") + pyroaring.BitMap(places).serialize()
@@ -312,7 +312,7 @@ def test_names_of_tables(monkeypatch: pytest.MonkeyPatch) -> None:
     assert str(TableName.parse("iceberg:c.n.t@99")) == "iceberg:c.n.t@99"
 
 
-def test_an_output_that_was_begun_pins_the_version() -> None:
+def test_an_existing_output_pins_the_version() -> None:
     begun = "delta:/lake/t@3"
     assert pinned("delta:/lake/t", begun) == pinned("delta:/lake/t@3", begun) == begun
     assert pinned("delta:/lake/t", None) == "delta:/lake/t"
@@ -351,4 +351,4 @@ def test_types_that_iceberg_has(catalog: Catalog) -> None:
     assert [name for name, value in rows[1].items() if value is not None] == [
         "id",
         "flags",
-    ]  # pyiceberg writes no null list
+    ]  # pyiceberg does not write null lists

@@ -1,4 +1,4 @@
-"""Files whose columns differ in type: read as one table without the loss of a digit, or refused as a whole."""
+"""Files whose columns differ in type are read as one table without loss, or are refused."""
 
 from datetime import date, datetime, time, timezone
 from decimal import Decimal
@@ -17,7 +17,7 @@ from spanlake.extraction.source.widening import widened
 
 
 def read(directory: Path, *tables: pa.Table | dict[str, Any]) -> tuple[Source, list[dict[str, Any]]]:
-    """Returns the source that files of these tables are, and its rows; a table without texts is given some."""
+    """Returns a source with a file for each table, and its rows. Tables without texts get a text column."""
     for number, columns in enumerate(tables):
         table = columns if isinstance(columns, pa.Table) else pa.table(columns)
         if "text" not in table.column_names:
@@ -80,7 +80,7 @@ VALUES: dict[pa.DataType, list[Any]] = {
 
 
 def same(found: Any, value: Any) -> bool:
-    """Whether two values are one, but that bytes may hold a text, and a struct may have gained nulls."""
+    """Returns whether two values are the same, except that text may be bytes and a struct may have more nulls."""
     if isinstance(found, bytes) and isinstance(value, str):
         return found.decode() == value
     if isinstance(found, dict):
@@ -129,7 +129,7 @@ def test_types(one: pa.DataType, other: pa.DataType, common: pa.DataType | None)
 
 
 def test_files_of_several_tools_are_one_source(tmp_path: Path) -> None:
-    """Those of pandas, of Polars, and of Spark before and after a column and a field were added."""
+    """The files are from pandas, from Polars, and from Spark before and after a column and a field were added."""
     polars = {"text": pa.array(["p"], pa.large_string()), "n": pa.array([2**40]), "tag": pa.array(["b"])}
     pandas = {"text": ["q"], "n": pa.array([7], pa.int16()), "tag": pa.array(["a"]).dictionary_encode()}
     spark = {"text": ["r"], "n": pa.nulls(1), "tag": ["c"], "page": [{"url": "u"}], "when": [date(2024, 2, 29)]}
