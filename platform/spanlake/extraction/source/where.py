@@ -33,7 +33,7 @@ from spanlake.extraction.source.condition import (
 from spanlake.extraction.source.widening import widened
 
 if TYPE_CHECKING:
-    from sqlglot.expressions import Expression
+    from sqlglot.expressions import Expr
 
 _KNOWN = (
     f"=, <>, <, <=, >, >=, IN, BETWEEN, IS NULL, AND, OR, NOT, {', '.join([*MATCHES, *FUNCTIONS])} "
@@ -88,7 +88,7 @@ def parse_where(text: str) -> Where:
 # --- conditions ---------------------------------------------------------------------------------------------------
 
 
-def _condition(node: Expression) -> Condition:
+def _condition(node: Expr) -> Condition:
     kind = type(node).__name__
     if kind in _COMPARISONS:
         _check_arguments(node, "this", "expression")
@@ -100,7 +100,7 @@ def _condition(node: Expression) -> Condition:
     raise _unknown(node)
 
 
-def _match(node: Expression, name: str) -> Condition:
+def _match(node: Expr, name: str) -> Condition:
     _check_arguments(node, "this", "expression", "negate")
     pattern = _value(node.expression)
     if not isinstance(pattern, Literal) or not pa.types.is_string(pattern.scalar.type):
@@ -109,41 +109,41 @@ def _match(node: Expression, name: str) -> Condition:
     return Not(found) if node.args.get("negate") else found
 
 
-def _both(node: Expression) -> Condition:
+def _both(node: Expr) -> Condition:
     _check_arguments(node, "this", "expression")
     return Both(_condition(node.this), _condition(node.expression))
 
 
-def _either(node: Expression) -> Condition:
+def _either(node: Expr) -> Condition:
     _check_arguments(node, "this", "expression")
     return Either(_condition(node.this), _condition(node.expression))
 
 
-def _not(node: Expression) -> Condition:
+def _not(node: Expr) -> Condition:
     _check_arguments(node, "this")
     return Not(_condition(node.this))
 
 
-def _inner(node: Expression) -> Condition:
+def _inner(node: Expr) -> Condition:
     _check_arguments(node, "this")
     return _condition(node.this)
 
 
-def _is_null(node: Expression) -> Condition:
+def _is_null(node: Expr) -> Condition:
     _check_arguments(node, "this", "expression")
     if type(node.expression).__name__ != "Null":
         raise _unknown(node)
     return IsNull(_value(node.this))
 
 
-def _between(node: Expression) -> Condition:
+def _between(node: Expr) -> Condition:
     _check_arguments(node, "this", "low", "high")
     value = _value(node.this)
     low, high = _value(node.args["low"]), _value(node.args["high"])
     return Both(Comparison(">=", value, low), Comparison("<=", value, high))
 
 
-def _one_of(node: Expression) -> Condition:
+def _one_of(node: Expr) -> Condition:
     _check_arguments(node, "this", "expressions")
     literals = [_value(item) for item in node.expressions]
     scalars = [literal.scalar for literal in literals if isinstance(literal, Literal)]
@@ -153,11 +153,11 @@ def _one_of(node: Expression) -> Condition:
     return OneOf(_value(node.this), pa.array([scalar.cast(kind).as_py() for scalar in scalars], kind))
 
 
-def _is_true(node: Expression) -> Condition:
+def _is_true(node: Expr) -> Condition:
     return IsTrue(_column(node))
 
 
-_OTHERS: dict[str, Callable[[Expression], Condition]] = {
+_OTHERS: dict[str, Callable[[Expr], Condition]] = {
     "And": _both,
     "Or": _either,
     "Not": _not,
@@ -171,7 +171,7 @@ _OTHERS: dict[str, Callable[[Expression], Condition]] = {
 # --- values -------------------------------------------------------------------------------------------------------
 
 
-def _value(node: Expression) -> Value:
+def _value(node: Expr) -> Value:
     kind = type(node).__name__
     if kind == "Column":
         return _column(node)
@@ -193,9 +193,10 @@ def _value(node: Expression) -> Value:
     raise _unknown(node)
 
 
-def _column(node: Expression) -> Column:
+def _column(node: Expr) -> Column:
     _check_arguments(node, "this", "table", "db", "catalog")
-    return Column(tuple(part.name for part in node.parts))
+    parts = [node.args.get(name) for name in ("catalog", "db", "table", "this")]  # of a path, in order
+    return Column(tuple(part.name for part in parts if part))
 
 
 def _number(text: str) -> pa.Scalar:
@@ -205,7 +206,7 @@ def _number(text: str) -> pa.Scalar:
     return pa.scalar(float(text)) if "e" in text.lower() else pa.scalar(Decimal(text))
 
 
-def _cast(node: Expression) -> Literal:
+def _cast(node: Expr) -> Literal:
     """Returns a literal of a date or time, such as DATE '2024-12-31'."""
     literal, kind = _value(node.this), _CASTS.get(node.args["to"].this.name)
     if not isinstance(literal, Literal) or kind is None or not pa.types.is_string(literal.scalar.type):
@@ -213,11 +214,11 @@ def _cast(node: Expression) -> Literal:
     return Literal(moment(literal.scalar, kind))
 
 
-def _check_arguments(node: Expression, *known: str) -> None:
+def _check_arguments(node: Expr, *known: str) -> None:
     """Raises: UserError where a part of SQL has more to it than is known here, such as LIKE with ESCAPE."""
     if any(value for name, value in node.args.items() if name not in known):
         raise _unknown(node)
 
 
-def _unknown(node: Expression) -> UserError:
+def _unknown(node: Expr) -> UserError:
     return UserError(f"--where has {node.sql('duckdb')}, which is not known here: use {_KNOWN}.")

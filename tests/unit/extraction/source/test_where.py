@@ -346,7 +346,9 @@ def test_another_choice_is_another_result(tmp_path: Path) -> None:
     extract(request(tmp_path, "n < 20", limit=30))
     with pytest.raises(UserError, match="where n < 20 in the output, n < 21 requested"):
         prepare(request(tmp_path, "n < 21", limit=30))
-    with pytest.raises(UserError, match="where n < 20 in the output, none requested; limit 30 in the output, none requested"):
+    with pytest.raises(
+        UserError, match="where n < 20 in the output, none requested; limit 30 in the output, none requested"
+    ):
         prepare(request(tmp_path, None))
 
 
