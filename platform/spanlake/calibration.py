@@ -1,7 +1,7 @@
-"""What a calibrated package says of its scores: how a logit becomes a probability, and which ones count.
+"""The calibration of a package: how a logit becomes a probability, and which thresholds the scores must exceed.
 
-The calibrated score is sigmoid(scale * logit + shift), the same for all labels, so that it changes no choice between
-spans. Labels that the calibration has seen have thresholds of their own.
+The calibrated score is sigmoid(scale * logit + shift). It is the same for all labels, so it changes no choice between
+spans. Each label that the calibration has seen has its own threshold.
 """
 
 from __future__ import annotations
@@ -18,12 +18,12 @@ DEFAULT_THRESHOLD = 0.5
 class Calibration:
     scale: float = 1.0
     shift: float = 0.0
-    threshold: float = DEFAULT_THRESHOLD  # of labels without one of their own
+    threshold: float = DEFAULT_THRESHOLD  # for labels that are not in `thresholds`
     thresholds: Mapping[str, float] = field(default_factory=dict)  # by label, in lower case
 
     @classmethod
     def from_dict(cls, value: Any) -> Calibration:
-        """Reads what `to_dict` writes, whatever else is beside it. Raises ValueError for anything else."""
+        """Reads the values of `to_dict`, and ignores other keys. Raises ValueError for values that are not valid."""
         try:
             thresholds = {str(label): float(number) for label, number in value["thresholds"].items()}
             found = cls(float(value["scale"]), float(value["shift"]), float(value["threshold"]), thresholds)
@@ -36,7 +36,7 @@ class Calibration:
         return found
 
     def to_dict(self) -> dict[str, Any]:
-        """All that changes a model's answers."""
+        """Returns the values that change a model's answers."""
         return {
             "scale": self.scale,
             "shift": self.shift,
@@ -45,5 +45,5 @@ class Calibration:
         }
 
     def threshold_of(self, label: str) -> float:
-        """`label` as the model reads it."""
+        """Returns the threshold of a label, written as the model reads it."""
         return self.thresholds.get(label.lower(), self.threshold)

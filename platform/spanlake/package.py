@@ -344,7 +344,9 @@ def _widened(weights: dict[str, torch.Tensor], source: str) -> dict[str, torch.T
         if tensor.dtype == torch.int8:
             scale = widened.pop(key + _SCALE, None)
             if scale is None or scale.shape != (len(tensor), 1):
-                raise PackageError(f"The weights of {source} are damaged: {key} has no scale for each row.")
+                raise PackageError(
+                    f"The weights of {source} are damaged: {key} has no scale for each row; fetch the package again."
+                )
             widened[key] = tensor * scale
     return widened
 

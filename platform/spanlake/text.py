@@ -16,7 +16,7 @@ BoolArray = NDArray[np.bool_]
 _WORD = re.compile(r"\w+(?:[-_]\w+)*|\S")
 _SURROGATE = re.compile("[\ud800-\udfff]")
 _CLUSTER = regex.compile(r"\X")
-# A text with none of these has only clusters of one code point, save for line ends.
+# Without these characters, every cluster of a text is one code point, except \r\n.
 _JOINING = regex.compile(
     r"[\p{GCB=Extend}\p{GCB=SpacingMark}\p{GCB=ZWJ}\p{GCB=Prepend}\p{GCB=RI}\p{GCB=L}\p{GCB=V}\p{GCB=T}]"
 )
@@ -28,9 +28,9 @@ def _codes(characters: str) -> NDArray[np.uint32]:
 
 
 _SPACED_ENDERS = _codes(".!?…‼⁇⁈⁉؟۔।॥።၊။។՞։")  # end a sentence when whitespace follows
-_UNSPACED_ENDERS = _codes("。！？｡．")  # scripts written without spaces
+_UNSPACED_ENDERS = _codes("。！？｡．")  # end a sentence in any case: these scripts have no spaces
 _CLOSERS = _codes("\"'”’»›)]}」』）】》〉］｝〕｣")
-_LINE_BREAKS = _codes("\n\r\v\f\x1c\x1d\x1e\x85\u2028\u2029")  # what str.splitlines() cuts at
+_LINE_BREAKS = _codes("\n\r\v\f\x1c\x1d\x1e\x85\u2028\u2029")  # where str.splitlines() cuts
 
 
 def word_offsets(text: str) -> IntArray:
@@ -46,8 +46,10 @@ def word_offsets(text: str) -> IntArray:
 def whole_characters(text: str, offsets: IntArray) -> IntArray:
     """Moves the edges of words outwards to those of grapheme clusters, the characters that a reader sees (UAX 29).
 
-    offsets: [W, 2] as word_offsets(text) gives them; a combining mark is a word there. Returns int64 [W, 2]. Words of
-    one cluster overlap in it. Returns `offsets` itself where no word begins or ends inside a cluster.
+    offsets: [W, 2] as word_offsets(text) returns them, where a combining mark is a word.
+
+    Returns int64 [W, 2], in which words that share a cluster overlap. Returns `offsets` itself where no word begins or
+    ends inside a cluster.
     """
     if text.isascii() or not _JOINING.search(text):
         return offsets

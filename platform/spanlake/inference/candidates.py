@@ -42,7 +42,7 @@ def choose(cut: CutText, settings: Settings, found: Candidates) -> list[Entity]:
     """Returns the entities of a text, chosen among the candidates of all its windows and label groups."""
     offsets = whole_characters(cut.text, cut.offsets) if len(found.start) else cut.offsets
     start, end = found.start, found.end
-    if offsets is not cut.offsets:  # words that share a character go together
+    if offsets is not cut.offsets:  # an entity holds all or none of the words that share a character
         first, last = _joined(offsets)
         start, end = first[start], last[end]
     spans = (start, end, found.label, found.score)
@@ -51,7 +51,10 @@ def choose(cut: CutText, settings: Settings, found: Candidates) -> list[Entity]:
 
 
 def _joined(offsets: IntArray) -> tuple[IntArray, IntArray]:
-    """Returns for each word the first and the last of the words that overlap it, [W] each. offsets: [W, 2]."""
+    """Returns, for each word, the first and the last word of its group of overlapping words, [W] each.
+
+    offsets: [W, 2].
+    """
     begins = np.concatenate(([True], offsets[1:, 0] >= offsets[:-1, 1]))
     places = np.flatnonzero(begins)
     group = np.cumsum(begins) - 1

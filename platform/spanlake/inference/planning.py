@@ -59,7 +59,7 @@ def group_labels(settings: Settings, tokenizer: PromptTokenizer, config: ModelCo
         cost = len(ids) + 1
         if 1 + cost > room - 2 * config.max_width:
             raise UserError(
-                f"The label {shown(settings.prompts[index])} has {len(ids)} sub-words; beside a text the model reads "
+                f"The label {shown(settings.prompts[index])} has {len(ids)} sub-words; the model reads labels of "
                 f"at most {room - 2 * config.max_width - 2}, so shorten it."
             )
         if index > first and (size + cost > share or index - first == config.max_labels):

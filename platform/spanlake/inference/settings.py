@@ -20,7 +20,7 @@ class Settings:
     thresholds: tuple[float, ...]  # one per label; an entity scores above the threshold of its label
     nested: bool
     multi_label: bool
-    own_thresholds: bool = False  # no threshold was asked for, so a calibrated model uses its own ones
+    own_thresholds: bool = False  # no threshold was given, so a calibrated model uses its own
 
     @classmethod
     def make(
@@ -42,7 +42,7 @@ class Settings:
         return cls(names, prompts, thresholds, bool(nested), bool(multi_label), threshold is None)
 
     def calibrated(self, calibration: Calibration | None) -> Settings:
-        """Returns the settings with the thresholds of a model, where none were asked for."""
+        """Returns the settings with the model's thresholds, if the caller gave none."""
         if calibration is None or not self.own_thresholds:
             return self
         return replace(self, thresholds=tuple(map(calibration.threshold_of, self.prompts)), own_thresholds=False)
@@ -79,7 +79,9 @@ def _thresholds(threshold: Threshold, labels: Labels, names: tuple[str, ...]) ->
     if isinstance(threshold, Mapping):
         odd = [name for name in threshold if name not in names] or [name for name in names if name not in threshold]
         if odd:
-            raise UserError(f"The thresholds and the labels differ in {shown(odd[0])}; give one for each label.")
+            raise UserError(
+                f"The thresholds and the labels differ in {shown(odd[0])}; give one threshold for each label."
+            )
         values = [threshold[name] for name in names]
     elif isinstance(threshold, Sequence) and not isinstance(threshold, str):
         given = list(labels)

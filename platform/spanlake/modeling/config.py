@@ -10,7 +10,7 @@ from spanlake.errors import PackageError, shown
 SpanHeadKind = Literal["paper", "marker_v0", "marker"]
 
 # The cost of a window grows with the square of its sub-words. Encoders with relative positions have no limit of their
-# own, so this one keeps a window of very long "words" within memory.
+# own, so this limit keeps a window of very long "words" within memory.
 RELATIVE_POSITION_WINDOW = 2048
 
 

@@ -194,13 +194,14 @@ def _read_settings(directory: Path) -> dict[str, Any]:
         if settings.get(key) not in supported:
             allowed = " or ".join(json.dumps(value) for value in supported if value is not None) or "none"
             raise PackageError(
-                f"{directory} is a GLiNER checkpoint with {key} {json.dumps(settings[key])}; this version reads those "
-                f"with {allowed}."
+                f"{directory} is a GLiNER checkpoint with {key} {json.dumps(settings[key])}; this version reads "
+                f"those with {allowed}."
             )
     for key, default in _DEFAULTS.items():
         if not isinstance(settings[key], (int, float) if isinstance(default, float) else type(default)):
             raise PackageError(
-                f"{directory / CONFIG} has {key} {json.dumps(settings[key])}; it must be like {default!r}."
+                f"{directory / CONFIG} has {key} {json.dumps(settings[key])}; "
+                f"give a value such as {json.dumps(default)}."
             )
     return settings
 
@@ -232,7 +233,9 @@ def _read_tensors(directory: Path) -> dict[str, torch.Tensor]:
                 raise PackageError(f"{directory} has no {WEIGHTS} and no {OLD_WEIGHTS}; fetch the checkpoint again.")
             tensors = torch.load(path, map_location="cpu", weights_only=True)
     except (SafetensorError, UnpicklingError, OSError, RuntimeError, EOFError) as error:
-        raise PackageError(f"{path} cannot be read as tensors ({one_line(error)}).") from error
+        raise PackageError(
+            f"{path} cannot be read as tensors ({one_line(error)}); fetch the checkpoint again."
+        ) from error
     if not isinstance(tensors, dict) or not all(isinstance(tensor, torch.Tensor) for tensor in tensors.values()):
         raise PackageError(f"{path} holds something other than named tensors; fetch the checkpoint again.")
     return {key: tensor.float() if tensor.is_floating_point() else tensor for key, tensor in tensors.items()}

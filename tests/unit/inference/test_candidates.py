@@ -1,4 +1,4 @@
-"""The choice among candidates of texts with characters of several code points."""
+"""Tests the choice among candidates, in texts with characters of several code points."""
 
 import numpy as np
 import pytest
@@ -44,6 +44,6 @@ def test_no_entity_begins_or_ends_inside_a_character(nested: bool, multi_label: 
 
 def test_parts_of_one_character_are_one_entity_with_the_best_score() -> None:
     text = cut("Zoe\u0308 met Ada")
-    assert len(text.offsets) == 4  # the mark is a word of its own
+    assert len(text.offsets) == 4  # the mark is a separate word
     entities = choose(text, Settings.make(["name"]), candidates((0, 0, 0, 0.7), (1, 1, 0, 0.9), (3, 3, 0, 0.8)))
     assert [(entity.text, entity.score) for entity in entities] == [("Zoe\u0308", 0.9), ("Ada", 0.8)]
