@@ -142,6 +142,67 @@ def test_ten_times_the_load_gets_answers_or_429_and_takes_no_more_memory(server:
         assert client.extract(["Ada"], LABELS)  # and afterwards it works as before
 
 
+def test_callers_who_ask_for_too_much_hold_up_nobody_else(server: Server):
+    words = "Ada met Alain in London and wrote to Marie Curie in Warsaw . ".split()  # noqa: SIM905
+    labels = [f"label {number}" for number in range(200)]
+    costly = {"texts": [" ".join(words * 800)], "labels": labels, "threshold": 0, "nested": True, "multi_label": True}
+    normal = {"texts": [" ".join(words * 3)], "labels": LABELS}
+    replica = server.process_of("ServeReplica")
+    before = replica.memory_info().rss
+    statuses = asyncio.run(beside(server, costly, 10, normal, 30))
+    assert set(statuses["costly"]) <= {413, 429}, statuses
+    assert statuses["costly"][413], statuses
+    assert set(statuses["normal"]) == {200}, statuses
+    assert set(statuses["/health"]) == set(statuses["/ready"]) == {200}, statuses
+    grown = replica.memory_info().rss - before
+    assert grown < 300e6, grown
+
+
+async def beside(
+    server: Server, costly: object, costly_callers: int, normal: object, normal_callers: int
+) -> dict[str, Counter[int]]:
+    """The statuses that so many callers of each kind get, who ask again and again until each normal one has asked ten
+    times.
+    """
+    statuses: dict[str, Counter[int]] = {
+        "costly": Counter(),
+        "normal": Counter(),
+        "/health": Counter(),
+        "/ready": Counter(),
+    }
+    done = asyncio.Event()
+    timeout = aiohttp.ClientTimeout(total=PATIENCE)
+    async with aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=0), timeout=timeout) as session:
+
+        async def ask(name: str, body: object) -> None:
+            async with session.post(f"{server.url}/v1/extract", json=body) as response:
+                await response.read()
+                statuses[name][response.status] += 1
+
+        async def ask_for_much() -> None:
+            while not done.is_set():
+                await ask("costly", costly)
+                await asyncio.sleep(0.2)
+
+        async def ask_for_little() -> None:
+            for _ in range(10):
+                await ask("normal", normal)
+                await asyncio.sleep(0.2)
+
+        async def watch(path: str) -> None:
+            while not done.is_set():
+                async with session.get(f"{server.url}{path}") as response:
+                    statuses[path][response.status] += 1
+                await asyncio.sleep(0.2)
+
+        others = [asyncio.create_task(ask_for_much()) for _ in range(costly_callers)]
+        others += [asyncio.create_task(watch(path)) for path in ("/health", "/ready")]
+        await asyncio.gather(*(ask_for_little() for _ in range(normal_callers)))
+        done.set()
+        await asyncio.gather(*others)
+    return statuses
+
+
 def rate_of(server: Server, body: object) -> float:
     """Returns the requests per second of four callers that wait for their answers."""
     with httpx.Client(timeout=60) as client, ThreadPoolExecutor(4) as pool:

@@ -17,14 +17,15 @@ from starlette.routing import Route
 from starlette.types import ASGIApp
 
 from spanlake.serving import schema
-from spanlake.serving.body import decode_json, read_body, require_type, unless_gone
+from spanlake.serving.body import read_body, read_message, require_type, unless_gone
 from spanlake.serving.config import ServeConfig
+from spanlake.serving.encoding import answer_json
 from spanlake.serving.errors import ApiError, Gone
 from spanlake.serving.keys import Keys
 from spanlake.serving.middleware import Envelope, Observer, failure, log_access, record_of, send_error
 from spanlake.serving.openapi import JSON, NDJSON, openapi_document
 from spanlake.serving.reference import reference_page
-from spanlake.serving.service import Answer, Service
+from spanlake.serving.service import Service
 from spanlake.serving.stream import StreamResponse
 
 _PAGE = Path(__file__).parent / "page"
@@ -88,13 +89,13 @@ def _api_routes(service: Service) -> list[Route]:
         require_type(request, JSON)
         service.admit()
         record = record_of(request.scope)
-        asked = schema.parse(schema.ExtractRequest, decode_json(await read_body(request, limits.body_bytes)))
+        asked = await read_message(schema.ExtractRequest, await read_body(request, limits.body_bytes), limits)
         record.model, record.labels, record.texts = asked.model, len(asked.labels), len(asked.texts)
         record.characters = sum(map(len, asked.texts))
         answer = await unless_gone(service.extract(asked), request.receive)
         record.model = answer.model.name
         record.entities = sum(len(result) for result in answer.results if isinstance(result, list))
-        return _json(answer_json(answer))
+        return Response(await answer_json(answer), media_type=JSON)
 
     async def stream(request: Request) -> Response:
         require_type(request, NDJSON)
@@ -111,7 +112,7 @@ def _api_routes(service: Service) -> list[Route]:
         return _json({"status": "ok"})
 
     async def ready(_: Request) -> Response:
-        await service.check()
+        service.check()
         return _json({"status": "ready"})
 
     return [
@@ -158,20 +159,8 @@ def _metrics_routes(metrics: Metrics) -> list[Route]:
     return [_route("GET", "/metrics", metrics_page)]
 
 
-def answer_json(answer: Answer) -> dict[str, Any]:
-    """As `ExtractResponse` describes it."""
-    results = [None if isinstance(r, ApiError) else [entity.to_dict() for entity in r] for r in answer.results]
-    errors = [
-        {"index": index, "type": result.kind, "message": result.message}
-        for index, result in enumerate(answer.results)
-        if isinstance(result, ApiError)
-    ]
-    return {"model": answer.model.model_dump(), "results": results} | ({"errors": errors} if errors else {})
-
-
 def _json(values: dict[str, Any]) -> Response:
-    """In ASCII: a text may hold what UTF-8 cannot, such as half of a surrogate pair."""
-    return Response(json.dumps(values), media_type="application/json")
+    return Response(json.dumps(values), media_type=JSON)
 
 
 # --- errors -----------------------------------------------------------------------------------------------------------

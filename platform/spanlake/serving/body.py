@@ -4,16 +4,24 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import AsyncIterator, Awaitable
+from collections import Counter
+from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Any, NoReturn, TypeVar
 
+from pydantic import BaseModel
+from starlette.concurrency import run_in_threadpool
 from starlette.requests import Request
 from starlette.types import Receive
 
 from spanlake.errors import shown
+from spanlake.serving.config import Limits
 from spanlake.serving.errors import ApiError, Gone, malformed, too_large
+from spanlake.serving.schema import parse
+
+_SHORT_BYTES = 64 << 10  # of JSON, which is read within a millisecond or two
 
 _T = TypeVar("_T")
+_Model = TypeVar("_Model", bound=BaseModel)
 
 
 def require_type(request: Request, expected: str) -> None:
@@ -50,16 +58,34 @@ async def read_body(request: Request, limit: int) -> bytes:
 
 async def read_lines(request: Request, limit: int, line_limit: int) -> AsyncIterator[bytes]:
     """The lines of a body that are not blank. Raises as `read_chunks` does, and ApiError 413 for too long a line."""
-    rest = b""
+    rest = bytearray()
     async for chunk in read_chunks(request, limit):
-        *whole, rest = (rest + chunk).split(b"\n") if b"\n" in chunk else [rest + chunk]
-        for line in whole:
-            if line.strip():
-                yield line
+        rest += chunk
+        if b"\n" in chunk:
+            *whole, rest = rest.split(b"\n")
+            for line in whole:
+                if line.strip():
+                    yield bytes(line)
         if len(rest) > line_limit:
             raise too_large(f"A line has more than {line_limit} bytes; that is the most allowed.")
     if rest.strip():
-        yield rest
+        yield bytes(rest)
+
+
+async def read_message(model: type[_Model], body: bytes, limits: Limits) -> _Model:
+    """Raises: ApiError as `decode_json` and `parse` do."""
+    return await off_loop_if_long(_message_of, body, model, limits)
+
+
+def _message_of(body: bytes, model: type[_Model], limits: Limits) -> _Model:
+    return parse(model, decode_json(body), limits)
+
+
+async def off_loop_if_long(read: Callable[..., _T], body: bytes, *rest: Any) -> _T:
+    """What `read` makes of the body, on another thread where that takes long, so that the event loop serves others."""
+    if len(body) <= _SHORT_BYTES:
+        return read(body, *rest)
+    return await run_in_threadpool(read, body, *rest)
 
 
 def decode_json(body: bytes) -> Any:
@@ -82,8 +108,8 @@ def _refuse_constant(name: str) -> NoReturn:
 def _without_twins(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     values = dict(pairs)
     if len(values) < len(pairs):
-        names = [name for name, _ in pairs]
-        twin = next(name for name in values if names.count(name) > 1)
+        counts = Counter(name for name, _ in pairs)
+        twin = next(name for name in values if counts[name] > 1)
         raise ValueError(f"the name {shown(twin)} stands twice in one object")
     return values
 

@@ -22,8 +22,9 @@ class Limits(_Checked):
     text_characters: int = Field(default=200_000, ge=1, description="code points of one text")
     labels: int = Field(default=200, ge=1, description="in one request")
     label_characters: int = Field(default=1000, ge=1, description="code points of one label or description")
+    spans: int = Field(default=200_000, ge=1, description="found in one request's texts above its thresholds")
     request_seconds: float = Field(default=30, gt=0, description="until a request is answered with 504")
-    queue_seconds: float = Field(default=10, gt=0, description="of work that may wait before requests get 429")
+    queue_seconds: float = Field(default=10, gt=0, description="that a request may wait for others before it gets 429")
     stream_bytes: int = Field(default=256 << 20, ge=1, description="of one streamed request")
     stream_window: int = Field(default=64, ge=1, description="texts of one stream in work at once")
 

@@ -95,7 +95,7 @@ class Replica:
         return await extract(self.service, self._keys, [log_access, *self._observers], request, grpc_context)
 
     async def check_health(self) -> None:
-        await self.service.check()
+        self.service.check()
 
     def record_autoscaling_stats(self) -> dict[str, float]:
         """What `QueuePolicy` reads, every few seconds."""

@@ -68,3 +68,7 @@ class Lanes:
         self._busy_seconds += now - began
         self.is_failing = has_failed
         return now - began, since_last
+
+    def drop(self, number: int) -> None:
+        """The pass, which waited for a lane, does not run."""
+        self._waiting.remove(number)

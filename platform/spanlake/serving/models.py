@@ -16,6 +16,7 @@ from spanlake.inference.planning import Row
 from spanlake.inference.settings import Settings
 from spanlake.serving.config import ServeConfig
 from spanlake.serving.errors import ApiError, unavailable
+from spanlake.serving.health import Health
 from spanlake.serving.queue import Queue, Rate
 from spanlake.serving.runner import Observer, Runner
 
@@ -29,6 +30,7 @@ class Served:
     name: str
     extractor: Extractor
     runner: Runner
+    health: Health
 
     async def close(self, seconds: float) -> None:
         """Answers what is queued for at most `seconds`, and frees the model unless a pass has not ended by then."""
@@ -121,11 +123,11 @@ class Models:
         began = time.monotonic()
         model = config.model if name is None else config.models[name]
         extractor, rate = await asyncio.to_thread(_load_warm, config, model)
-        queue = Queue(extractor.batch_tokens, config.limits.queue_seconds, Rate(extractor.batch_tokens, rate))
+        queue = Queue(extractor.batch_tokens, config.limits, Rate(extractor.batch_tokens, rate))
         runner = Runner(extractor, queue, stuck_seconds=config.stuck_seconds, observe=self._observe)
         name = name or extractor.package.name
         _log.info("model %s ready after %.1f s: %.0f sub-words/s", name, time.monotonic() - began, rate)
-        return Served(name, extractor, runner)
+        return Served(name, extractor, runner, Health(runner))
 
     async def close(self, seconds: float) -> None:
         """Answers what is queued for at most `seconds`."""

@@ -26,7 +26,7 @@ _ERRORS = {
     400: "The body is no JSON.",
     401: "No API key, or an unknown one.",
     404: "No such model.",
-    413: "The body, a text, or the number of texts or labels is over its limit.",
+    413: "The body, a text, the number of texts or labels, what they find or what they cost is over its limit.",
     415: "The content type is not the expected one.",
     422: "A value is not allowed.",
     429: "The queue is full or the key's rate is used up: try again after `Retry-After` seconds.",

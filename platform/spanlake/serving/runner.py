@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Callable, Coroutine, Sequence
+from collections.abc import Callable, Coroutine, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
@@ -23,9 +23,9 @@ from spanlake.inference.scoring import Pass
 from spanlake.inference.settings import Settings
 from spanlake.modeling.cutting import CutText
 from spanlake.serving.lanes import Lanes
-from spanlake.serving.queue import Queue, StoppedError, Text
+from spanlake.serving.queue import Caller, Queue, Search, StoppedError, Text, row_cost
 
-_CHARACTERS_PER_TOKEN = 4  # before a text is cut; the true number replaces the estimate afterwards
+_SLICE = 10_000  # spans that are chosen among before others have their turn
 
 _log = logging.getLogger(__name__)
 
@@ -61,28 +61,33 @@ class Runner:
         self._stuck_seconds = stuck_seconds
         self._observe = observe
         self._busy_since = time.monotonic()
-        self._changed = asyncio.Event()
         self._is_closing = False
         self._is_dead = False
         self._cutter = ThreadPoolExecutor(1, "spanlake-cut")
         self._chooser = ThreadPoolExecutor(1, "spanlake-choose")
+        self._long_chooser = ThreadPoolExecutor(1, "spanlake-choose-long")  # in which nobody waits who found little
+        self._newest: tuple[list[Row], Future[Candidates]] | None = None  # the pass that was begun last
         self._passes: set[asyncio.Task[None]] = set()
         self._filling = asyncio.create_task(self._guarded(self._fill_passes()))
 
-    def submit(self, requests: Sequence[tuple[str, Settings]], deadline: float) -> list[asyncio.Future[list[Entity]]]:
+    async def read(self, settings: Settings) -> Search:
+        """What texts are submitted with. Raises: UserError for a label that the model cannot read."""
+        prompts, tokens = await asyncio.to_thread(self._extractor.prompt_size, settings)
+        return Search(settings, prompts, tokens, self._extractor.package.config.max_tokens)
+
+    def submit(
+        self, caller: Caller, texts: Sequence[str], search: Search, deadline: float
+    ) -> list[asyncio.Future[list[Entity]]]:
         """Queues texts, all or none; each is answered, or fails, by itself. Cancel an answer to drop its text.
 
         `deadline` is in time.monotonic(). Callers that do not bound their own number ask the queue for room before.
-        Raises: StoppedError when closing, UserError for a label that the model cannot read.
+        Raises: StoppedError when closing.
         """
-        costs = [_estimate(self._extractor, text, settings) for text, settings in requests]
         if self._is_closing:
             raise StoppedError("The model is being shut down; try again.")
-        if not self.queue.tokens:
+        if not self.queue.cost:
             self._busy_since = time.monotonic()
-        answers = self.queue.add(requests, costs, deadline)
-        self._changed.set()
-        return answers
+        return self.queue.add(caller, texts, search, deadline)
 
     def is_stuck(self) -> bool:
         """Whether a pass takes too long, or the runner has failed. Then every text fails, as do all that follow."""
@@ -98,7 +103,7 @@ class Runner:
         """
         deadline = time.monotonic() + seconds
         self._is_closing = True
-        self._changed.set()
+        self.queue.changed.set()
         await asyncio.wait([self._filling], timeout=seconds)
         if self._passes:
             await asyncio.wait(self._passes, timeout=max(0.0, deadline - time.monotonic()))
@@ -106,13 +111,13 @@ class Runner:
         has_ended = not self._passes
         for task in (self._filling, *self._passes):
             task.cancel()
-        for threads in (self._cutter, self._chooser):
+        for threads in (self._cutter, self._chooser, self._long_chooser):
             threads.shutdown(wait=False)
         return has_ended
 
     def _stop(self, error: StoppedError) -> None:
         self._is_closing = True
-        self._changed.set()
+        self.queue.changed.set()
         self.queue.fail_all(error)
 
     async def _guarded(self, work: Coroutine[Any, Any, None]) -> None:
@@ -126,14 +131,15 @@ class Runner:
     async def _fill_passes(self) -> None:
         while not (self._is_closing and self.queue.is_empty):
             is_urgent = self.lanes.has_free
+            self._drop_unwanted_pass()
             if texts := self.queue.take_uncut(is_urgent=is_urgent):
                 await self._cut(texts)
             elif not self.lanes.has_next and self.queue.has_pass(is_urgent=is_urgent):
                 if rows := self.queue.take_rows():
                     self._begin_pass(await self._prepare(rows))
             else:
-                self._changed.clear()
-                await self._changed.wait()
+                self.queue.changed.clear()
+                await self.queue.changed.wait()
 
     async def _cut(self, texts: list[Text]) -> None:
         loop = asyncio.get_running_loop()
@@ -151,16 +157,31 @@ class Runner:
 
     def _begin_pass(self, work: Pass) -> None:
         number = self.lanes.begin()
-        task = asyncio.create_task(self._guarded(self._run_pass(number, work, self._extractor.scorer.submit(work))))
+        scores = self._extractor.scorer.submit(work)
+        self._newest = work.rows, scores
+        task = asyncio.create_task(self._guarded(self._run_pass(number, work, scores)))
         self._passes.add(task)
         task.add_done_callback(self._passes.discard)
 
+    def _drop_unwanted_pass(self) -> None:
+        """The pass that waits for a lane does not begin where nobody waits for its rows."""
+        if self.lanes.has_next and self._newest and not self.queue.wants(self._newest[0]):
+            self._newest[1].cancel()
+
     async def _run_pass(self, number: int, work: Pass, scores: Future[Candidates]) -> None:
-        found = await self._scored(work, scores)
+        try:
+            found = await self._scored(work, scores)
+        except asyncio.CancelledError:
+            if not scores.cancelled():
+                raise
+            self.lanes.drop(number)
+            self.queue.changed.set()
+            return
         seconds, since_last = self.lanes.end(number, has_failed=not found)
         # All that a queue waits for: from the end of the pass before, or from when there was something to do.
-        self.queue.rate.account(work.tokens, min(since_last, time.monotonic() - self._busy_since))
-        self._changed.set()
+        waited = min(since_last, time.monotonic() - self._busy_since)
+        self.queue.rate.account(sum(map(row_cost, work.rows)), waited)
+        self.queue.changed.set()
         self._observe(PassReport(len(work.rows), work.tokens, work.padded_tokens, seconds))
         if found:
             await self._choose(work.rows, found)
@@ -183,18 +204,35 @@ class Runner:
 
     async def _choose(self, rows: list[Row], found: list[Candidates]) -> None:
         loop = asyncio.get_running_loop()
-        parts = await loop.run_in_executor(self._chooser, _by_text, rows, found)
-        if ready := self.queue.add_found(rows, parts):
-            results = await loop.run_in_executor(self._chooser, _choose_all, ready)
-            for text, result in zip(ready, results, strict=True):
+        threads = self._chooser_for(sum(len(part.score) for part in found))
+        ready = self.queue.add_found(rows, await loop.run_in_executor(threads, _by_text, rows, found))
+        for texts in _slices(ready):
+            threads = self._chooser_for(sum(map(_spans, texts)))
+            results = await loop.run_in_executor(threads, _choose_all, texts)
+            for text, result in zip(texts, results, strict=True):
                 text.finish(result)
 
+    def _chooser_for(self, spans: int) -> ThreadPoolExecutor:
+        return self._chooser if spans <= _SLICE else self._long_chooser
 
-def _estimate(extractor: Extractor, text: str, settings: Settings) -> int:
-    groups, prompt_tokens = extractor.prompt_size(settings)
-    own = len(text) // _CHARACTERS_PER_TOKEN + 1
-    windows = 1 + own // extractor.package.config.max_tokens
-    return groups * own + windows * prompt_tokens
+
+def _spans(text: Text) -> int:
+    return sum(len(part.score) for part in text.found)
+
+
+def _slices(texts: Sequence[Text]) -> Iterator[list[Text]]:
+    """Texts whose entities are chosen together: few enough spans that others do not wait long, or one text."""
+    part: list[Text] = []
+    size = 0
+    for text in texts:
+        spans = _spans(text)
+        if part and size + spans > _SLICE:
+            yield part
+            part, size = [], 0
+        part.append(text)
+        size += spans
+    if part:
+        yield part
 
 
 def _plan_all(

@@ -54,9 +54,7 @@ class Question(_Strict):
             raise invalid(str(error)) from error
 
     def check(self, limits: Limits) -> None:
-        """Raises: ApiError 413 for more labels, or longer ones, than are allowed."""
-        if len(self.labels) > limits.labels:
-            raise too_large(f"There are {len(self.labels)} labels; at most {limits.labels} are allowed.")
+        """Raises: ApiError 413 for longer labels than are allowed."""
         values = [*self.labels, *self.labels.values()] if isinstance(self.labels, dict) else self.labels
         for value in values:
             if len(value) > limits.label_characters:
@@ -74,13 +72,8 @@ class ExtractRequest(Question):
     texts: list[str] = Field(description="Each is answered by position.")
 
     def check(self, limits: Limits) -> None:
-        """Raises: ApiError 413 for more or longer texts or labels than are allowed."""
+        """Raises: ApiError 413 for longer texts or labels than are allowed."""
         super().check(limits)
-        if len(self.texts) > limits.texts:
-            raise too_large(
-                f"There are {len(self.texts)} texts; at most {limits.texts} are allowed in a request: send several, or "
-                "use /v1/extract/stream."
-            )
         for index, text in enumerate(self.texts):
             check_text(index, text, limits)
 
@@ -159,14 +152,38 @@ class ErrorResponse(_Strict):
     error: Error
 
 
-def parse(schema: type[_Model], values: Any) -> _Model:
-    """Raises: ApiError 422 that names the field, what it holds and what it should."""
+def parse(schema: type[_Model], values: Any, limits: Limits) -> _Model:
+    """Raises: ApiError 422 that names the field, what it holds and what it should, 413 for more texts or labels than
+    are allowed.
+    """
     if not isinstance(values, dict):
         raise invalid(f"The body is {shown(values)}; send a JSON object.")
+    _check_counts(values, limits)
+    unknown = next((name for name in values if name not in schema.model_fields), None)
     try:
-        return schema.model_validate(values)
+        # Each unknown field and each wrong value is a problem of its own to pydantic, and one body may hold millions.
+        return schema.model_validate(
+            {name: value for name, value in values.items() if name in schema.model_fields or name == unknown}
+        )
     except ValidationError as error:
         raise _first_problem(error) from None
+
+
+def _check_counts(values: dict[str, Any], limits: Limits) -> None:
+    texts, labels, thresholds = (_count(values.get(name)) for name in ("texts", "labels", "threshold"))
+    if labels > limits.labels:
+        raise too_large(f"There are {labels} labels; at most {limits.labels} are allowed.")
+    if thresholds > limits.labels:
+        raise too_large(f"There are {thresholds} thresholds; at most {limits.labels} labels are allowed.")
+    if texts > limits.texts:
+        raise too_large(
+            f"There are {texts} texts; at most {limits.texts} are allowed in a request: send several, or use "
+            "/v1/extract/stream."
+        )
+
+
+def _count(value: Any) -> int:
+    return len(value) if isinstance(value, (list, dict)) else 0
 
 
 def _first_problem(error: ValidationError) -> ApiError:

@@ -3,28 +3,21 @@
 from __future__ import annotations
 
 import asyncio
-import logging
 import time
 from collections import deque
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 
-import torch
-
 from spanlake.decoding import Entity
-from spanlake.errors import UserError
 from spanlake.inference.settings import Settings
 from spanlake.serving.config import ServeConfig
-from spanlake.serving.errors import ApiError, invalid, too_large, unavailable
+from spanlake.serving.errors import ApiError, unavailable
 from spanlake.serving.models import Models, Served
-from spanlake.serving.queue import DeadlineError, OverloadedError, StoppedError
-from spanlake.serving.runner import Observer, Runner
+from spanlake.serving.queue import Caller, TooMuchError
+from spanlake.serving.runner import Observer
 from spanlake.serving.schema import ExtractRequest, ModelInfo, ModelName, Question
-
-_log = logging.getLogger(__name__)
-_QUIET_SECONDS = 5.0  # without a pass, after which a check runs one
-_CHECK_SECONDS = 20.0  # that this pass may take
-_CHECK_TEXT = ("Ada Lovelace lived in London.", Settings.make(["person"]))
+from spanlake.serving.translation import translate
 
 Result = list[Entity] | ApiError
 
@@ -55,21 +48,14 @@ class Service:
 
     # --- answers ----------------------------------------------------------------------------------------------------
 
-    def admit(self, model: str | None = None) -> None:
-        """Called before a request is read, and before it is queued.
-
-        Raises: ApiError 404 for an unknown model, 429 while the queue of a model in memory is full, 503 while stopping.
-        """
+    def admit(self) -> None:
+        """Called before a request is read. Raises: ApiError 503 while stopping."""
         if self._draining:
             raise unavailable("The server is stopping; try again.")
-        if served := self._models.find(model):
-            try:
-                served.runner.queue.check_room()
-            except OverloadedError as error:
-                raise translate(error) from error
 
     async def extract(self, request: ExtractRequest) -> Answer:
         """Raises: ApiError 404, 413, 422, 429, 503, 504, or 500 where every text fails."""
+        self.admit()
         request.check(self.config.limits)
         settings = request.settings()
         seconds = self.config.limits.request_seconds
@@ -80,10 +66,14 @@ class Service:
 
     async def _extract(self, request: ExtractRequest, settings: Settings, deadline: float) -> Answer:
         async with self._models.use(request.model) as model:
-            self.admit(request.model)
-            texts = [(text, settings) for text in request.texts]
-            futures = _submit(model.runner, texts, deadline)
+            with _translated():
+                search = await model.runner.read(settings)
+                model.runner.queue.check_room(sum(map(search.cost, request.texts)))
+                futures = model.runner.submit(Caller(), request.texts, search, deadline)
             results = list(await asyncio.gather(*map(_result, futures)))
+            for future in futures:
+                if isinstance(error := future.exception(), TooMuchError):  # which is said of the texts together
+                    raise translate(error)
             answer = Answer(name_of(model), results)
         errors = [result for result in results if isinstance(result, ApiError)]
         again = next((error for error in errors if error.status in (503, 504)), None)
@@ -97,14 +87,19 @@ class Service:
         """The model's name, then the result of each text in turn. At most `stream_window` texts are in work, and
         no more are read. An error among the texts is its own result.
 
-        Raises: ApiError as `extract` does, but that a full queue makes it wait.
+        Raises: ApiError as `extract` does, but that a full queue makes it wait once it has begun.
         """
+        self.admit()
         question.check(self.config.limits)
         settings = question.settings()
         limits = self.config.limits
         async with self._models.use(question.model) as model:
-            self.admit(question.model)
-            _submit(model.runner, [], 0)  # raises where the model has stopped
+            runner = model.runner
+            caller = Caller()
+            with _translated():
+                search = await runner.read(settings)
+                runner.queue.check_room(model.extractor.batch_tokens)
+                runner.submit(caller, [], search, 0)  # raises where the model has stopped
             yield name_of(model)
             waiting: deque[asyncio.Future[list[Entity]] | ApiError] = deque()
             try:
@@ -113,8 +108,15 @@ class Service:
                         yield await _within(waiting.popleft(), limits.request_seconds)
                     if isinstance(text, ApiError):
                         waiting.append(text)
-                    else:
-                        waiting += _submit(model.runner, [(text, settings)], float("inf"))
+                        continue
+                    caller = Caller(caller.turn)
+                    try:
+                        runner.queue.check_cost(search.cost(text))
+                    except TooMuchError as error:  # of this text alone
+                        waiting.append(translate(error))
+                        continue
+                    with _translated():
+                        waiting += runner.submit(caller, [text], search, float("inf"))
                 while waiting:
                     yield await _within(waiting.popleft(), limits.request_seconds)
             finally:
@@ -149,7 +151,7 @@ class Service:
 
     @property
     def queued_tokens(self) -> int:
-        return sum(model.runner.queue.tokens for model in self._models.loaded)
+        return sum(model.runner.queue.cost for model in self._models.loaded)
 
     @property
     def queue_delay(self) -> float:
@@ -161,21 +163,12 @@ class Service:
         """That forward passes have taken since the start."""
         return sum(model.runner.lanes.busy_seconds for model in self._models.loaded)
 
-    async def check(self) -> None:
-        """Raises: ApiError 503 where a model does not answer. Runs a small forward pass where there was none lately."""
-        if self._draining:
-            raise unavailable("The server is stopping; try again.")
+    def check(self) -> None:
+        """Raises: ApiError 503 where a model does not answer. Does not wait for one."""
+        self.admit()
         for model in self._models.loaded:
-            runner = model.runner
-            if runner.is_stuck():
-                raise unavailable(f"The model {model.name} does not answer.")
-            is_quiet = not runner.queue.tokens and runner.lanes.idle_seconds > _QUIET_SECONDS
-            if runner.lanes.is_failing or is_quiet:
-                deadline = time.monotonic() + _CHECK_SECONDS
-                [future] = _submit(runner, [_CHECK_TEXT], deadline)
-                result = await _within(future, _CHECK_SECONDS)
-                if isinstance(result, ApiError):
-                    raise unavailable(f"The model {model.name} does not answer: {result.message}")
+            if problem := model.health.problem():
+                raise unavailable(f"The model {model.name} does not answer: {problem}")
 
     async def close(self, seconds: float) -> None:
         """Takes no more requests, and answers those in work for at most `seconds`."""
@@ -187,9 +180,10 @@ def name_of(model: Served) -> ModelName:
     return ModelName(name=model.name, fingerprint=model.extractor.package.fingerprint)
 
 
-def _submit(runner: Runner, texts: list[tuple[str, Settings]], deadline: float) -> list[asyncio.Future[list[Entity]]]:
+@contextmanager
+def _translated() -> Iterator[None]:
     try:
-        return runner.submit(texts, deadline)
+        yield
     except Exception as error:
         raise translate(error) from error
 
@@ -213,21 +207,3 @@ async def _within(answer: asyncio.Future[list[Entity]] | ApiError, seconds: floa
 def _late(seconds: float) -> ApiError:
     message = f"The texts were not answered within {seconds:g} s; send fewer at once, or try again."
     return ApiError(504, "deadline", message, retry_after=1)
-
-
-def translate(error: Exception) -> ApiError:
-    """What a caller is told of an error in the library."""
-    if isinstance(error, ApiError):
-        return error
-    if isinstance(error, OverloadedError):
-        return ApiError(429, "overloaded", str(error), retry_after=error.retry_after)
-    if isinstance(error, DeadlineError):
-        return ApiError(504, "deadline", str(error), retry_after=1)
-    if isinstance(error, StoppedError):
-        return unavailable(str(error))
-    if isinstance(error, UserError):
-        return invalid(str(error))
-    if isinstance(error, torch.OutOfMemoryError):
-        return too_large("The text and its labels do not fit into the memory of the server's device; send less.")
-    _log.error("a text failed", exc_info=error)
-    return ApiError(500, "internal", "The server failed over this text; its log says why.")

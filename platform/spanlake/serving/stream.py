@@ -13,7 +13,9 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
-from spanlake.serving.body import decode_json, read_lines
+from spanlake.serving.body import decode_json, off_loop_if_long, read_lines, read_message
+from spanlake.serving.config import Limits
+from spanlake.serving.encoding import entities_json
 from spanlake.serving.errors import ApiError, Gone, invalid, malformed
 from spanlake.serving.middleware import RequestRecord, record_of, send_error
 from spanlake.serving.openapi import NDJSON
@@ -40,7 +42,7 @@ class StreamResponse(Response):
                     headers = [(b"content-type", NDJSON.encode())]
                     await send({"type": "http.response.start", "status": 200, "headers": headers})
                     started = True
-                await send({"type": "http.response.body", "body": _line(line), "more_body": True})
+                await send({"type": "http.response.body", "body": line, "more_body": True})
         except Gone:
             record.status, record.error_type = 499, "gone"
             return
@@ -53,19 +55,19 @@ class StreamResponse(Response):
         await send({"type": "http.response.body", "body": b""})
 
 
-async def _answer(service: Service, request: Request, record: RequestRecord) -> AsyncIterator[dict[str, Any]]:
+async def _answer(service: Service, request: Request, record: RequestRecord) -> AsyncIterator[bytes]:
     limits = service.config.limits
     lines = read_lines(request, limits.stream_bytes, limits.body_bytes)
     first = await anext(lines, None)
     if first is None:
         raise malformed("The body is empty; its first line says what to look for, and each further one is a text.")
-    question = parse(Question, decode_json(first))
+    question = await read_message(Question, first, limits)
     record.model, record.labels = question.model, len(question.labels)
 
     async def texts() -> AsyncIterator[str | ApiError]:
         async for line in lines:
             try:
-                text = _text_of(decode_json(line), record.texts)
+                text = await off_loop_if_long(_text_of, line, record.texts, limits)
                 check_text(record.texts, text, limits)
             except ApiError as error:  # of this line alone
                 yield error
@@ -78,23 +80,24 @@ async def _answer(service: Service, request: Request, record: RequestRecord) -> 
     async for result in service.stream(question, texts()):
         if isinstance(result, ModelName):
             record.model = result.name
-            yield {"model": result.model_dump()}
+            yield _line({"model": result.model_dump()})
             continue
         if isinstance(result, ApiError):
-            yield {"index": index, **result.body()}
+            yield _line({"index": index, **result.body()})
         else:
             record.entities += len(result)
-            yield {"index": index, "entities": [entity.to_dict() for entity in result]}
+            yield f'{{"index": {index}, "entities": {await entities_json(result)}}}\n'.encode()
         index += 1
-    yield {"done": True, "texts": index}
+    yield _line({"done": True, "texts": index})
 
 
-def _text_of(value: Any, index: int) -> str:
+def _text_of(line: bytes, index: int, limits: Limits) -> str:
+    value = decode_json(line)
     if isinstance(value, str):
         return value
     if not isinstance(value, dict):
         raise invalid(f'Text {index} is neither a string nor {{"text": …}}.')
-    return parse(StreamedText, value).text
+    return parse(StreamedText, value, limits).text
 
 
 def _line(values: dict[str, Any]) -> bytes:

@@ -18,12 +18,17 @@ import httpx
 import pytest
 import uvicorn
 
-from spanlake import Extractor
+from spanlake import Entity, Extractor
 from spanlake.serving.app import make_app
-from spanlake.serving.config import ServeConfig, read_config
+from spanlake.serving.body import decode_json
+from spanlake.serving.config import Limits, ServeConfig, read_config
+from spanlake.serving.encoding import answer_json
+from spanlake.serving.errors import ApiError
 from spanlake.serving.keys import Keys, add_key, read_keys
 from spanlake.serving.middleware import RequestRecord
-from spanlake.serving.service import Service
+from spanlake.serving.queue import Rate
+from spanlake.serving.schema import ExtractRequest, ModelName, parse
+from spanlake.serving.service import Answer, Service
 
 LABELS = ["person", "university", "city"]
 AWKWARD = [
@@ -86,6 +91,7 @@ def records() -> list[RequestRecord]:
 @pytest.fixture(scope="module")
 def running(settings: dict[str, Any], records: list[RequestRecord]) -> Iterator[tuple[httpx.Client, Service]]:
     small = {"body_bytes": 100_000, "texts": 50, "text_characters": 20_000, "labels": 20, "label_characters": 100}
+    small["queue_seconds"] = 60  # whatever else the machine does
     with server(read_config(settings | {"limits": small}), observe=records.append) as running:
         yield running
 
@@ -207,6 +213,50 @@ def test_a_bad_body_is_refused_in_one_sentence(
 ) -> None:
     answer = client.post("/v1/extract", content=body, headers={"content-type": "application/json"})
     assert says in assert_error(answer, status, kind)
+
+
+def test_a_body_of_many_wrong_values_is_refused_at_the_first() -> None:
+    limits = Limits()
+    many = 1_000_000
+    with pytest.raises(ApiError, match="There are 1000000 texts; at most 1000 are allowed"):
+        parse(ExtractRequest, {"texts": [0] * many, "labels": ["p"]}, limits)
+    with pytest.raises(ApiError, match="There are 1000000 labels; at most 200 are allowed"):
+        parse(ExtractRequest, {"texts": ["Ada"], "labels": {str(i): 0 for i in range(many)}}, limits)
+    with pytest.raises(ApiError, match="There are 1000000 thresholds; at most 200 labels are allowed"):
+        parse(ExtractRequest, {"texts": ["Ada"], "labels": ["p"], "threshold": ["a"] * many}, limits)
+    with pytest.raises(ApiError, match="field0: Extra inputs are not permitted; it is 0"):
+        parse(ExtractRequest, GOOD | {f"field{i}": 0 for i in range(many)}, limits)
+    names = ",".join(f'"name{i}": 0' for i in range(200_000))
+    with pytest.raises(ApiError, match="the name 'name199999' stands twice"):
+        decode_json(f'{{{names}, "name199999": 0}}'.encode())
+
+
+def test_what_scores_above_the_threshold_is_bounded(settings: dict[str, Any]) -> None:
+    everything = {"labels": LABELS, "threshold": 0, "nested": True, "multi_label": True}
+    long, short = "Ada met Charles Babbage in London . " * 20, "Ada met Charles"
+    with server(read_config(settings | {"limits": {"spans": 300}})) as (client, service):
+        refused = client.post("/v1/extract", json={"texts": [short, long], **everything})
+        assert "More than 300 spans" in assert_error(refused, 413, "too_large")
+        found = client.post("/v1/extract", json={"texts": [short] * 2, **everything}).json()["results"]
+        assert all(found)
+        answer = stream(client, lines(everything, short, long, *[short] * 20))  # each text by itself
+        results = [json.loads(line) for line in answer.text.splitlines()][1:-1]
+        assert results[1]["error"]["type"] == "too_large"
+        assert [result["entities"] for result in results[:1] + results[2:]] == [found[0]] * 21
+        assert service.queued_tokens == 0
+
+
+def test_long_answers_are_written_as_short_ones() -> None:
+    entities = [Entity(i, i + 2, "\ud83d\n", 'a "label"', i / 7) for i in range(2500)]
+    refusal = ApiError(500, "internal", "It failed.")
+    for results in ([], [[]], [entities, [], entities[:1], refusal], [entities[:10]] * 300, [refusal]):
+        written = asyncio.run(answer_json(Answer(ModelName(name="m", fingerprint="f"), list(results))))
+        shown = [None if result is refusal else [e.to_dict() for e in result] for result in results]
+        errors = [
+            {"index": i, "type": "internal", "message": "It failed."} for i, r in enumerate(results) if r is refusal
+        ]
+        model = {"name": "m", "fingerprint": "f"}
+        assert written == json.dumps({"model": model, "results": shown} | ({"errors": errors} if errors else {}))
 
 
 def test_what_is_no_request_for_us(client: httpx.Client) -> None:
@@ -345,6 +395,10 @@ def test_a_request_that_takes_too_long_gets_504_and_its_texts_leave_the_queue(se
     config = read_config(settings | {"limits": {"request_seconds": 0.3, "queue_seconds": 1000}})
     request = {"texts": ["Ada met Charles Babbage in London . " * 100] * 300, "labels": LABELS}
     with server(config) as (client, service):
+        refused = client.post("/v1/extract", json=request)
+        assert "a request may take 0.3 s" in assert_error(refused, 413, "too_large")
+        queue = service._models.default.runner.queue
+        queue.rate = Rate(512)  # as if the model had run no pass, so that nobody knows how long it takes
         assert_error(client.post("/v1/extract", json=request), 504, "deadline")
         assert service.queued_tokens == 0
 
@@ -431,7 +485,6 @@ def test_with_keys_only_health_answers_without_one(settings: dict[str, Any], tmp
 def test_a_key_gets_its_rate_back() -> None:
     now = 0.0
     file_key = {"sha256": "0" * 64, "requests_per_minute": 60.0}
-    from spanlake.serving.errors import ApiError
     from spanlake.serving.keys import Key, _digest
 
     keys = Keys({"k": Key(**(file_key | {"sha256": _digest("secret")}))}, clock=lambda: now)

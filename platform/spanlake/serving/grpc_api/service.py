@@ -12,6 +12,8 @@ import grpc
 from spanlake.calibration import DEFAULT_THRESHOLD
 from spanlake.errors import shown
 from spanlake.serving import schema
+from spanlake.serving.config import Limits
+from spanlake.serving.encoding import slices
 from spanlake.serving.errors import ApiError, invalid
 from spanlake.serving.grpc_api import extraction_pb2 as messages
 from spanlake.serving.keys import Keys
@@ -56,10 +58,10 @@ async def extract(
     try:
         if keys:
             record.key = keys.admit(_presented_key(context))
-        answer = await service.extract(_asked(request, record))
+        answer = await service.extract(_asked(request, record, service.config.limits))
         record.status, record.model = 200, answer.model.name
         record.entities = sum(len(result) for result in answer.results if isinstance(result, list))
-        return _response(answer)
+        return await _response(answer)
     except ApiError as error:
         return _refuse(error, record, context)
     except Exception:
@@ -71,7 +73,7 @@ async def extract(
             observe(record)
 
 
-def _asked(request: messages.ExtractRequest, record: RequestRecord) -> schema.ExtractRequest:
+def _asked(request: messages.ExtractRequest, record: RequestRecord, limits: Limits) -> schema.ExtractRequest:
     by_name = {label.name: label for label in request.labels}
     if twin := next((label for label in request.labels if label != by_name[label.name]), None):
         raise invalid(f"The label {shown(twin.name)} is given twice with different values; give it once.")
@@ -94,16 +96,18 @@ def _asked(request: messages.ExtractRequest, record: RequestRecord) -> schema.Ex
     }
     record.labels, record.texts = len(request.labels), len(request.texts)
     record.characters = sum(map(len, request.texts))
-    return schema.parse(schema.ExtractRequest, values)
+    return schema.parse(schema.ExtractRequest, values, limits)
 
 
-def _response(answer: Answer) -> messages.ExtractResponse:
+async def _response(answer: Answer) -> messages.ExtractResponse:
     response = messages.ExtractResponse(model=messages.Model(**answer.model.model_dump()))
     for result in answer.results:
         if isinstance(result, ApiError):
             response.results.add(error=messages.Error(type=result.kind, message=result.message))
         else:
-            response.results.add(entities=[messages.Entity(**entity.to_dict()) for entity in result])
+            entities = response.results.add().entities
+            async for part in slices(result):
+                entities.extend(messages.Entity(**entity.to_dict()) for entity in part)
     return response
 
 

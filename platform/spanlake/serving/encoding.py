@@ -1,0 +1,48 @@
+"""Answers as JSON. Long ones are written in slices, and the event loop serves others between them.
+
+In ASCII: a text may hold what UTF-8 cannot, such as half of a surrogate pair.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import AsyncIterator, Sequence
+
+from spanlake.decoding import Entity
+from spanlake.serving.errors import ApiError
+from spanlake.serving.service import Answer
+
+_SLICE = 1000  # entities
+
+
+async def slices(entities: Sequence[Entity]) -> AsyncIterator[Sequence[Entity]]:
+    """The entities in parts; others are served before each part but the first."""
+    for first in range(0, len(entities), _SLICE):
+        if first:
+            await asyncio.sleep(0)
+        yield entities[first : first + _SLICE]
+
+
+async def entities_json(entities: Sequence[Entity]) -> str:
+    parts = [json.dumps([entity.to_dict() for entity in part])[1:-1] async for part in slices(entities)]
+    return f"[{', '.join(parts)}]"
+
+
+async def answer_json(answer: Answer) -> str:
+    """As `ExtractResponse` describes it."""
+    results = []
+    written = 0
+    for result in answer.results:
+        results.append("null" if isinstance(result, ApiError) else await entities_json(result))
+        written += 1 if isinstance(result, ApiError) else len(result)
+        if written > _SLICE:
+            await asyncio.sleep(0)
+            written = 0
+    errors = [
+        {"index": index, "type": result.kind, "message": result.message}
+        for index, result in enumerate(answer.results)
+        if isinstance(result, ApiError)
+    ]
+    rest = f', "errors": {json.dumps(errors)}' if errors else ""
+    return f'{{"model": {json.dumps(answer.model.model_dump())}, "results": [{", ".join(results)}]{rest}}}'
