@@ -82,7 +82,7 @@ def _message_of(body: bytes, model: type[_Model], limits: Limits) -> _Model:
 
 
 async def off_loop_if_long(read: Callable[..., _T], body: bytes, *rest: Any) -> _T:
-    """What `read` makes of the body, on another thread where that takes long, so that the event loop serves others."""
+    """Returns what `read` returns. A long body is read on another thread, and the event loop serves other requests."""
     if len(body) <= _SHORT_BYTES:
         return read(body, *rest)
     return await run_in_threadpool(read, body, *rest)

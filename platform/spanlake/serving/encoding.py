@@ -1,6 +1,6 @@
-"""Answers as JSON. Long ones are written in slices, and the event loop serves others between them.
+"""Writes answers as JSON, in slices: the event loop serves other requests between two slices.
 
-In ASCII: a text may hold what UTF-8 cannot, such as half of a surrogate pair.
+The JSON is ASCII, because a text may contain half of a surrogate pair, which UTF-8 cannot express.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ _SLICE = 1000  # entities
 
 
 async def slices(entities: Sequence[Entity]) -> AsyncIterator[Sequence[Entity]]:
-    """The entities in parts; others are served before each part but the first."""
+    """Yields the entities in parts. Other requests are served between the parts."""
     for first in range(0, len(entities), _SLICE):
         if first:
             await asyncio.sleep(0)
@@ -30,7 +30,7 @@ async def entities_json(entities: Sequence[Entity]) -> str:
 
 
 async def answer_json(answer: Answer) -> str:
-    """As `ExtractResponse` describes it."""
+    """Returns the answer as `ExtractResponse` describes it."""
     results = []
     written = 0
     for result in answer.results:

@@ -1,4 +1,4 @@
-"""Whether a model answers, told at once: nobody who asks waits for the model."""
+"""Judges whether a model answers, without waiting for it."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ from spanlake.serving.queue import Caller, DeadlineError
 from spanlake.serving.runner import Runner
 from spanlake.serving.translation import translate
 
-_QUIET_SECONDS = 5.0  # without a pass, after which a small one is tried
-_TRIAL_SECONDS = 20.0  # that this pass may take
+_QUIET_SECONDS = 5.0  # without a pass; then a small one is tried
+_TRIAL_SECONDS = 20.0  # for this small pass
 _TEXT = "Ada Lovelace lived in London."
 _SETTINGS = Settings.make(["person"])
 
 
 class Health:
-    """Of one model. Belongs to one event loop."""
+    """The health of one model."""
 
     def __init__(self, runner: Runner) -> None:
         self._runner = runner
@@ -25,8 +25,10 @@ class Health:
         self._trial: asyncio.Task[None] | None = None
 
     def problem(self) -> str | None:
-        """Why the model does not answer, as far as is known. Begins a trial where passes do not tell it: none has run
-        lately, or the last one failed.
+        """Returns why the model does not answer, or None as far as is known.
+
+        Starts a small pass in the background where no pass has run recently, or the last pass failed. The next call
+        returns what it showed.
         """
         runner = self._runner
         if runner.is_stuck():

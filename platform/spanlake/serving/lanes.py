@@ -1,4 +1,4 @@
-"""What the passes of an Extractor do: since when each runs, how much of the time, and whether they still end."""
+"""Records when the forward passes of an Extractor begin and end."""
 
 from __future__ import annotations
 
@@ -7,11 +7,11 @@ from collections import deque
 
 
 class Lanes:
-    """A pass that begins while all lanes are at work waits for the first that is free. Belongs to one event loop."""
+    """The lanes of one Extractor. A pass that finds no free lane waits for one."""
 
     def __init__(self, count: int) -> None:
         self._count = count
-        self._began: dict[int, float] = {}  # by the number of the pass, of those that have a lane
+        self._began: dict[int, float] = {}  # by pass, of the passes in a lane
         self._waiting: deque[int] = deque()
         self._passes = 0
         self._last_end = time.monotonic()
@@ -29,27 +29,27 @@ class Lanes:
 
     @property
     def running(self) -> int:
-        """Passes that have not ended."""
+        """The number of passes in a lane or waiting for one."""
         return len(self._began) + len(self._waiting)
 
     @property
     def idle_seconds(self) -> float:
-        """Since a pass last ended, or began."""
+        """The time since a pass last began or ended."""
         return time.monotonic() - max([self._last_end, *self._began.values()])
 
     @property
     def longest_seconds(self) -> float:
-        """Since the oldest pass that runs has begun."""
+        """The time that the oldest pass has been in its lane."""
         return time.monotonic() - min(self._began.values(), default=time.monotonic())
 
     @property
     def busy_seconds(self) -> float:
-        """That passes have taken of each lane's time, those that run included."""
+        """The time that a lane has worked so far, on average over the lanes."""
         now = time.monotonic()
         return (self._busy_seconds + sum(now - began for began in self._began.values())) / self._count
 
     def begin(self) -> int:
-        """The number of a new pass."""
+        """Records a new pass, and returns its number."""
         self._passes += 1
         if self.has_free:
             self._began[self._passes] = time.monotonic()
@@ -58,7 +58,7 @@ class Lanes:
         return self._passes
 
     def end(self, number: int, *, has_failed: bool) -> tuple[float, float]:
-        """Returns the seconds that the pass ran, and those since a pass ended before, in whatever lane."""
+        """Records the end of a pass. Returns its seconds, and the seconds since a pass in any lane ended before."""
         now = time.monotonic()
         began = self._began.pop(number)
         since_last = now - self._last_end
@@ -70,5 +70,8 @@ class Lanes:
         return now - began, since_last
 
     def drop(self, number: int) -> None:
-        """The pass, which waited for a lane, does not run."""
-        self._waiting.remove(number)
+        """Forgets a pass that waits for a lane."""
+        if number in self._waiting:
+            self._waiting.remove(number)
+        else:  # a lane is free for it since then
+            del self._began[number]

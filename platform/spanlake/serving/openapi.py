@@ -1,4 +1,4 @@
-"""The OpenAPI document: what the API takes and gives, from the messages of `schema`."""
+"""Describes the API as an OpenAPI document, with the messages of `schema`."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ _STREAM = (
 
 
 def openapi_document(*, with_keys: bool) -> dict[str, Any]:
-    """`with_keys`: whether the server asks for API keys."""
+    """Returns the document. `with_keys`: whether the server asks for API keys."""
     _, messages = models_json_schema(
         [(message, "validation") for message in _MESSAGES], ref_template="#/components/schemas/{model}"
     )

@@ -1,10 +1,10 @@
-"""The texts of many callers that wait or are in work, and the choice of rows for the next forward pass.
+"""Holds the texts that wait or are in work, and chooses the rows of the next forward pass.
 
-Nothing here is locked: a queue belongs to one event loop, and nobody else changes it.
+A queue needs no lock, because it belongs to one event loop.
 
-Callers share the model evenly, however much each asks for: a clock runs with the work that each of them got, every row
-has its turn on it, and the first in line always goes with the next pass, with others of about its length that fill it
-up. None waits for ever, and little is padded. A turn lasts as long as a full pass; within one, who came first is first.
+Callers share the model evenly, however much each asks for. A clock counts the work that each caller got, and each row
+has a turn on this clock. A turn is as long as a full pass; within a turn, the oldest row is first. A pass takes the
+first row in line, and then other rows of about its length. So no row waits for ever, and there is little padding.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ _CHARACTERS_PER_TOKEN = 4  # before a text is cut; the true number replaces the 
 
 
 class OverloadedError(ShortfallError):
-    """The queue is longer than its budget of time."""
+    """Texts would wait longer than the queue's budget allows."""
 
     def __init__(self, wait: float, budget: float) -> None:
         super().__init__(f"The queue would take {wait:.1f} s and may take {budget:.1f} s; try again later.")
@@ -42,7 +42,7 @@ class OverloadedError(ShortfallError):
 
 
 class TooMuchError(UserError):
-    """A caller asks for more than any may have, however long the queue is."""
+    """A caller asks for more than any caller may, however short the queue is."""
 
 
 class DeadlineError(ShortfallError):
@@ -55,15 +55,15 @@ class StoppedError(ShortfallError):
 
 @dataclass(frozen=True)
 class Search:
-    """What to look for, and what the model reads of it beside each window of a text."""
+    """What to look for, and what this adds to the work on a text."""
 
     settings: Settings
-    prompts: int  # beside each of which every window is read
-    prompt_tokens: int  # of all prompts together
-    window_tokens: int  # that the model reads at once
+    prompts: int  # the model reads each window of a text once for each prompt
+    prompt_tokens: int  # sub-words of all prompts together
+    window_tokens: int  # sub-words that the model reads at once
 
     def cost(self, text: str) -> int:
-        """The sub-words that a text costs, as far as can be told before it is cut."""
+        """Returns an estimate of the sub-words that the model reads for a text."""
         own = len(text) // _CHARACTERS_PER_TOKEN + 1
         windows = 1 + own // self.window_tokens
         read = self.prompts * own + windows * self.prompt_tokens
@@ -72,17 +72,18 @@ class Search:
 
 @dataclass(eq=False)
 class Caller:
-    """Whose texts have their turns one after another: a request, or one text of a stream."""
+    """A request or a stream."""
 
+    is_stream: bool = False  # its texts are answered one by one, and each may have as many spans as a request
     turn: float = 0.0  # of its next text, on the queue's clock
-    texts: set[Text] = field(default_factory=set)  # that are not answered
-    cost: int = 0  # of these, in sub-words
-    spans: int = 0  # that were found in its texts
+    texts: set[Text] = field(default_factory=set)  # without an answer so far
+    cost: int = 0  # of these texts, in sub-words
+    spans: int = 0  # found in all its texts so far
 
 
 @dataclass(eq=False)
 class Text:
-    """One text on its way. `cost` is in sub-words."""
+    """One text in the queue. `cost` is in sub-words."""
 
     index: int
     text: str
@@ -94,16 +95,17 @@ class Text:
     answer: asyncio.Future[list[Entity]]
     cut: CutText | None = None
     rows_left: int = 0
+    spans: int = 0
     found: list[Candidates] = field(default_factory=list)
 
     def is_wanted(self) -> bool:
-        """Whether anybody still waits; one whose time is over is told so."""
+        """Returns whether a caller still waits for this text. Fails a text whose deadline has passed."""
         if time.monotonic() >= self.deadline:
             self.finish(DeadlineError("The text was not reached before its deadline; try again later."))
         return not self.answer.done()
 
     def finish(self, result: list[Entity] | Exception) -> None:
-        """Answers, unless the text was cancelled or has failed before."""
+        """Sets the answer, unless the text has one or was cancelled."""
         if self.answer.done():
             return
         if isinstance(result, Exception):
@@ -113,45 +115,45 @@ class Text:
 
 
 class Rate:
-    """Sub-words per second, averaged over the last passes."""
+    """The sub-words per second of the last passes, averaged."""
 
     def __init__(self, batch_tokens: int, known: float = 0.0) -> None:
-        """`known`: the rate as far as it is known before the first pass."""
+        """`known` is the rate before the first pass, or 0 where it is unknown."""
         self._batch_tokens = batch_tokens
         self._tokens = float(batch_tokens) if known else 0.0
         self._seconds = self._tokens / known if known else 0.0
 
     def account(self, tokens: int, seconds: float) -> None:
-        """A pass that is hardly filled says little of what full ones do."""
+        """Adds a pass. It counts less if it is not full, because it says little about full passes."""
         weight = _RATE_WEIGHT * min(1.0, tokens / self._batch_tokens) if self._tokens else 1.0
         self._tokens += weight * (tokens - self._tokens)
         self._seconds += weight * (max(seconds, 1e-6) - self._seconds)
 
     def seconds(self, tokens: int) -> float:
-        """That these sub-words take; 0 before anything is known."""
+        """Returns the time for these sub-words; 0 while the rate is unknown."""
         return tokens * self._seconds / self._tokens if self._tokens else 0.0
 
 
 class Queue:
-    """Belongs to one event loop. Costs are in sub-words; a row with many labels counts for more than it has."""
+    """Costs are in sub-words. A row with many labels costs more than the sub-words that it has."""
 
     def __init__(self, batch_tokens: int, limits: Limits, rate: Rate) -> None:
         self.rate = rate
-        self.cost = 0  # of all texts alive, estimated for those not yet cut
-        self.changed = asyncio.Event()  # set when texts have come or gone
+        self.cost = 0  # of all texts alive, estimated for texts not yet cut
+        self.changed = asyncio.Event()  # set when texts come or go
         self._batch_tokens = batch_tokens
         self._limits = limits
         self._callers: set[Caller] = set()  # whose texts are alive
         self._alive: dict[int, Text] = {}
         self._next_index = 0
-        self._clock = 0.0  # sub-words that each caller got who had always something to do
+        self._clock = 0.0  # sub-words that each waiting caller got
         self._uncut: list[tuple[int, int, Text]] = []  # a heap, by turn and index
-        self._rows: list[tuple[int, int, int, Row]] = []  # a heap of those not yet in a pass; the number is the row's
+        self._rows: list[tuple[int, int, int, Row]] = []  # a heap, by turn, text and number
         self._row_cost = 0
 
     @property
     def delay(self) -> float:
-        """Seconds until all that is queued is answered, at the rate of the last passes."""
+        """The seconds until the whole queue is answered, at the rate of the last passes."""
         return self.rate.seconds(self.cost)
 
     @property
@@ -160,7 +162,7 @@ class Queue:
         return not self._uncut and not self._rows
 
     def check_cost(self, cost: int) -> None:
-        """Raises: TooMuchError where texts of this cost would not be answered in time even if they were alone."""
+        """Raises: TooMuchError where texts of this cost could not be answered in time even if they were alone."""
         own, most = self.rate.seconds(cost), self._limits.request_seconds
         if own > _HOPELESS * most:
             raise TooMuchError(
@@ -169,8 +171,10 @@ class Queue:
             )
 
     def check_room(self, cost: int) -> None:
-        """Raises: TooMuchError as `check_cost` does, OverloadedError where texts of this cost would wait too long. They
-        would not wait for what others have more than they.
+        """Judges whether texts of this cost can be added. They wait for each other caller at most as long as they take
+        themselves.
+
+        Raises: TooMuchError as `check_cost` does, OverloadedError where they would wait too long.
         """
         self.check_cost(cost)
         wait = self.rate.seconds(sum(min(caller.cost, cost) for caller in self._callers))
@@ -180,7 +184,7 @@ class Queue:
     def add(
         self, caller: Caller, texts: Sequence[str], search: Search, deadline: float
     ) -> list[asyncio.Future[list[Entity]]]:
-        """The answers to come. Cancel one to drop its text."""
+        """Returns the future answers, one per text. Cancel an answer to drop its text."""
         loop = asyncio.get_running_loop()
         caller.turn = max(caller.turn, self._clock)
         answers = []
@@ -206,8 +210,10 @@ class Queue:
             text.finish(error)
 
     def take_uncut(self, *, is_urgent: bool) -> list[Text]:
-        """The first texts in line that no rows were made of: all whose turn is before that of the first row, and as
-        many as give the next pass rows to choose from or, where it `is_urgent`, as fill it.
+        """Removes and returns texts to cut, the first in line first.
+
+        Takes each text that comes before the first row. Beyond these, takes enough for the next pass where it
+        `is_urgent`, or else enough that the next pass can choose among rows.
         """
         room = self._batch_tokens * (1 if is_urgent else 2) - self._row_cost
         taken: list[Text] = []
@@ -223,7 +229,7 @@ class Queue:
         return taken
 
     def add_rows(self, text: Text, cut: CutText, rows: Sequence[Row]) -> None:
-        """The text's rows wait for passes; a text without rows has no entities."""
+        """Adds the rows of a text. A text without rows has no entities, so this answers it."""
         if not rows:
             text.finish([])
             return
@@ -238,19 +244,19 @@ class Queue:
             text.cost = cost
 
     def has_pass(self, *, is_urgent: bool) -> bool:
-        """Whether rows fill a pass or, where it `is_urgent`, are there at all."""
+        """Returns whether there are enough rows for a full pass or, where it `is_urgent`, any rows."""
         return bool(self._rows) and (is_urgent or self._row_cost >= self._batch_tokens)
 
     def take_rows(self) -> list[Row]:
-        """The first row in line whose text is still wanted, and those after it that fit beside it; none if none is
-        wanted.
+        """Removes and returns the first row in line, and later rows that fit into the same pass. Drops rows that no
+        caller waits for, so the result may be empty.
         """
         chosen: list[Row] = []
         passed_over: list[tuple[int, int, int, Row]] = []
         longest = labels = got = 0
         while self._rows and len(passed_over) < _LOOK_AHEAD:
             place = heappop(self._rows)
-            row = place[-1]
+            turn, row = place[0], place[-1]
             self._row_cost -= row_cost(row)
             text = self._alive.get(row.text_index)
             if text is None or not text.is_wanted():
@@ -260,6 +266,8 @@ class Queue:
             if chosen and (apart or longer * (len(chosen) + 1) * _weight(more) > self._batch_tokens):
                 passed_over.append(place)
                 continue
+            if not chosen:
+                self._clock = max(self._clock, float(turn * self._batch_tokens))
             chosen.append(row)
             longest, labels = longer, more
             got += row_cost(row)
@@ -270,25 +278,27 @@ class Queue:
         return chosen
 
     def wants(self, rows: Sequence[Row]) -> bool:
-        """Whether anybody waits for one of these rows."""
+        """Returns whether a caller waits for one of these rows."""
         return any(row.text_index in self._alive for row in rows)
 
     def fail(self, index: int, error: Exception) -> None:
-        """The text fails; nobody else does."""
+        """Fails one text."""
         if text := self._alive.get(index):
             text.finish(error)
 
     def add_found(self, rows: Sequence[Row], parts: dict[int, Candidates]) -> list[Text]:
-        """Notes what a pass over these rows has found, by text; returns the texts that wait for no further pass."""
+        """Adds what a pass over these rows has found, by text. Returns the texts that need no further pass."""
         counts = Counter(row.text_index for row in rows)
         ready = []
         for index, part in parts.items():
             text = self._alive.get(index)
             if text is None or text.answer.done():
                 continue
-            text.caller.spans += len(part.score)
-            if text.caller.spans > self._limits.spans:
-                self._refuse(text.caller)
+            caller = text.caller
+            text.spans += len(part.score)
+            caller.spans += len(part.score)
+            if (text.spans if caller.is_stream else caller.spans) > self._limits.spans:
+                self._refuse([text] if caller.is_stream else list(caller.texts))
                 continue
             text.found.append(part)
             text.rows_left -= counts[index]
@@ -296,12 +306,12 @@ class Queue:
                 ready.append(text)
         return ready
 
-    def _refuse(self, caller: Caller) -> None:
+    def _refuse(self, texts: Sequence[Text]) -> None:
         error = TooMuchError(
             f"More than {self._limits.spans} spans of the request's texts score above the threshold, each label "
-            "counted, and that is the most allowed; raise the threshold, or send fewer texts or labels."
+            "counted, which is the most allowed; raise the threshold, or send fewer texts or labels."
         )
-        for text in list(caller.texts):
+        for text in texts:
             text.finish(error)
 
     def _turn(self, clock: float) -> int:
@@ -312,7 +322,7 @@ class Queue:
         self.cost += cost
 
     def _forget(self, text: Text, _: asyncio.Future[list[Entity]]) -> None:
-        """Called once when a text is answered, has failed or was cancelled; its rows are left out of later passes."""
+        """Runs once per text, when it has an answer or was cancelled. Later passes leave out its rows."""
         del self._alive[text.index]
         self._charge(text, -text.cost)
         text.caller.texts.remove(text)
@@ -326,5 +336,5 @@ def _weight(labels: float) -> float:
 
 
 def row_cost(row: Row) -> int:
-    """Its sub-words, or more where it has many labels."""
+    """Returns the row's sub-words, or more where it has many labels."""
     return round(row.tokens * _weight(row.group.count))

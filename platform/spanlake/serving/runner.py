@@ -1,8 +1,8 @@
-"""Runs a queue's texts through one Extractor: cuts them, fills passes, chooses the entities.
+"""Takes the texts of a queue through one Extractor: cuts them, fills passes, chooses the entities.
 
-The event loop decides, and works on nothing that takes long: one thread cuts texts and lays out passes, the Extractor's
-lanes score them, one thread chooses. Exactly one pass is laid out ahead, as soon as it is full; one that is not full
-stays open for what arrives, until a lane has nothing to do.
+The event loop only decides which work comes next. One thread cuts texts and lays out passes, the Extractor's lanes
+score them, and two threads choose entities. One pass is laid out ahead, as soon as it is full. A pass that is not full
+stays open for texts that arrive, until a lane is free.
 """
 
 from __future__ import annotations
@@ -25,14 +25,14 @@ from spanlake.modeling.cutting import CutText
 from spanlake.serving.lanes import Lanes
 from spanlake.serving.queue import Caller, Queue, Search, StoppedError, Text, row_cost
 
-_SLICE = 10_000  # spans that are chosen among before others have their turn
+_SLICE = 10_000  # spans to choose among before other callers have their turn
 
 _log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
 class PassReport:
-    """What one forward pass did."""
+    """The work of one forward pass."""
 
     rows: int
     tokens: int  # sub-words of the rows
@@ -54,7 +54,7 @@ class Runner:
         stuck_seconds: float,
         observe: Observer = lambda report: None,
     ) -> None:
-        """`stuck_seconds`: a pass that takes longer is taken for dead."""
+        """After `stuck_seconds` in a pass, the model counts as dead."""
         self.queue = queue
         self.lanes = Lanes(extractor.lanes)
         self._extractor = extractor
@@ -65,23 +65,24 @@ class Runner:
         self._is_dead = False
         self._cutter = ThreadPoolExecutor(1, "spanlake-cut")
         self._chooser = ThreadPoolExecutor(1, "spanlake-choose")
-        self._long_chooser = ThreadPoolExecutor(1, "spanlake-choose-long")  # in which nobody waits who found little
-        self._newest: tuple[list[Row], Future[Candidates]] | None = None  # the pass that was begun last
+        self._long_chooser = ThreadPoolExecutor(1, "spanlake-choose-long")  # so that texts with few spans need not wait
+        self._newest: tuple[list[Row], Future[Candidates]] | None = None  # the pass that began last
         self._passes: set[asyncio.Task[None]] = set()
         self._filling = asyncio.create_task(self._guarded(self._fill_passes()))
 
     async def read(self, settings: Settings) -> Search:
-        """What texts are submitted with. Raises: UserError for a label that the model cannot read."""
+        """Returns what to submit texts with. Raises: UserError for a label that the model cannot read."""
         prompts, tokens = await asyncio.to_thread(self._extractor.prompt_size, settings)
         return Search(settings, prompts, tokens, self._extractor.package.config.max_tokens)
 
     def submit(
         self, caller: Caller, texts: Sequence[str], search: Search, deadline: float
     ) -> list[asyncio.Future[list[Entity]]]:
-        """Queues texts, all or none; each is answered, or fails, by itself. Cancel an answer to drop its text.
+        """Queues texts and returns their future answers. Each text is answered, or fails, by itself.
 
-        `deadline` is in time.monotonic(). Callers that do not bound their own number ask the queue for room before.
-        Raises: StoppedError when closing.
+        `deadline` is in time.monotonic(). Call the queue's `check_room` first, unless the number of texts in work is
+        bounded in another way.
+        Raises: StoppedError after `close`, or where the model is dead.
         """
         if self._is_closing:
             raise StoppedError("The model is being shut down; try again.")
@@ -90,14 +91,14 @@ class Runner:
         return self.queue.add(caller, texts, search, deadline)
 
     def is_stuck(self) -> bool:
-        """Whether a pass takes too long, or the runner has failed. Then every text fails, as do all that follow."""
+        """Returns whether a pass takes too long, or the runner has failed. If so, all texts fail, now and later."""
         stuck = self._is_dead or self.lanes.longest_seconds > self._stuck_seconds
         if stuck:
             self._stop(StoppedError("The model does not answer; try again."))
         return stuck
 
     async def close(self, seconds: float) -> bool:
-        """Takes no more texts, answers those that are queued for at most `seconds`, and stops.
+        """Refuses new texts, answers the queued texts for at most `seconds`, and stops.
 
         Returns whether all passes have ended.
         """
@@ -164,7 +165,7 @@ class Runner:
         task.add_done_callback(self._passes.discard)
 
     def _drop_unwanted_pass(self) -> None:
-        """The pass that waits for a lane does not begin where nobody waits for its rows."""
+        """Cancels the pass that waits for a lane, if no caller waits for its rows."""
         if self.lanes.has_next and self._newest and not self.queue.wants(self._newest[0]):
             self._newest[1].cancel()
 
@@ -178,7 +179,7 @@ class Runner:
             self.queue.changed.set()
             return
         seconds, since_last = self.lanes.end(number, has_failed=not found)
-        # All that a queue waits for: from the end of the pass before, or from when there was something to do.
+        # The whole time that a queue waits: since the end of the pass before, or since the first text came.
         waited = min(since_last, time.monotonic() - self._busy_since)
         self.queue.rate.account(sum(map(row_cost, work.rows)), waited)
         self.queue.changed.set()
@@ -187,7 +188,7 @@ class Runner:
             await self._choose(work.rows, found)
 
     async def _scored(self, work: Pass, scores: Future[Candidates]) -> list[Candidates]:
-        """A pass that fails is halved until the row that makes it fail stands alone; only its text fails."""
+        """Halves a pass that fails until the row that causes the failure is alone. Only the text of this row fails."""
         rows = work.rows
         try:
             return [await asyncio.wrap_future(scores)]
@@ -207,7 +208,7 @@ class Runner:
         threads = self._chooser_for(sum(len(part.score) for part in found))
         ready = self.queue.add_found(rows, await loop.run_in_executor(threads, _by_text, rows, found))
         for texts in _slices(ready):
-            threads = self._chooser_for(sum(map(_spans, texts)))
+            threads = self._chooser_for(sum(text.spans for text in texts))
             results = await loop.run_in_executor(threads, _choose_all, texts)
             for text, result in zip(texts, results, strict=True):
                 text.finish(result)
@@ -216,21 +217,16 @@ class Runner:
         return self._chooser if spans <= _SLICE else self._long_chooser
 
 
-def _spans(text: Text) -> int:
-    return sum(len(part.score) for part in text.found)
-
-
 def _slices(texts: Sequence[Text]) -> Iterator[list[Text]]:
-    """Texts whose entities are chosen together: few enough spans that others do not wait long, or one text."""
+    """Yields texts in groups with few spans each, or one text with many."""
     part: list[Text] = []
     size = 0
     for text in texts:
-        spans = _spans(text)
-        if part and size + spans > _SLICE:
+        if part and size + text.spans > _SLICE:
             yield part
             part, size = [], 0
         part.append(text)
-        size += spans
+        size += text.spans
     if part:
         yield part
 

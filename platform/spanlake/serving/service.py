@@ -49,7 +49,7 @@ class Service:
     # --- answers ----------------------------------------------------------------------------------------------------
 
     def admit(self) -> None:
-        """Called before a request is read. Raises: ApiError 503 while stopping."""
+        """Call this before a request is read. Raises: ApiError 503 while the server stops."""
         if self._draining:
             raise unavailable("The server is stopping; try again.")
 
@@ -72,7 +72,7 @@ class Service:
                 futures = model.runner.submit(Caller(), request.texts, search, deadline)
             results = list(await asyncio.gather(*map(_result, futures)))
             for future in futures:
-                if isinstance(error := future.exception(), TooMuchError):  # which is said of the texts together
+                if isinstance(error := future.exception(), TooMuchError):  # of all texts together
                     raise translate(error)
             answer = Answer(name_of(model), results)
         errors = [result for result in results if isinstance(result, ApiError)]
@@ -95,7 +95,7 @@ class Service:
         limits = self.config.limits
         async with self._models.use(question.model) as model:
             runner = model.runner
-            caller = Caller()
+            caller = Caller(is_stream=True)
             with _translated():
                 search = await runner.read(settings)
                 runner.queue.check_room(model.extractor.batch_tokens)
@@ -109,7 +109,6 @@ class Service:
                     if isinstance(text, ApiError):
                         waiting.append(text)
                         continue
-                    caller = Caller(caller.turn)
                     try:
                         runner.queue.check_cost(search.cost(text))
                     except TooMuchError as error:  # of this text alone
@@ -164,7 +163,7 @@ class Service:
         return sum(model.runner.lanes.busy_seconds for model in self._models.loaded)
 
     def check(self) -> None:
-        """Raises: ApiError 503 where a model does not answer. Does not wait for one."""
+        """Returns at once. Raises: ApiError 503 where a model does not answer."""
         self.admit()
         for model in self._models.loaded:
             if problem := model.health.problem():

@@ -66,8 +66,8 @@ def traced(app: ASGIApp, provider: TracerProvider | None) -> ASGIApp:
 
 
 def _seen(scope: Scope) -> Scope:
-    """What the library is told of a request: no query, where a caller may have put a text, and no header that is not
-    ASCII, at which it may fail.
+    """Returns a scope for the library: without the query, which may contain a text, and without headers that are not
+    ASCII, which the library may fail to decode.
     """
     if scope["type"] != "http":
         return {**scope, _WHOLE: scope}

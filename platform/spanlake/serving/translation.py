@@ -1,4 +1,4 @@
-"""What a caller is told of an error in the library."""
+"""Turns errors of the library into errors of the API."""
 
 from __future__ import annotations
 

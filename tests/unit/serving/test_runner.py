@@ -295,13 +295,29 @@ async def test_callers_have_their_turns_whatever_each_asks_for(extractor: Slow, 
     assert after.count({True}) >= 2 and after.count({False}) >= 2  # the large ones go on by turns
 
 
+async def test_a_long_stream_has_its_turns_among_new_callers(extractor: Slow, runner: Runner) -> None:
+    stream, search = Caller(is_stream=True), await runner.read(PERSON)
+    text = "Ada met Charles Babbage in London . " * 3
+    for _ in range(20):
+        await outcomes(runner.submit(stream, [text] * 64, search, later()))
+    extractor.scorer.go.clear()
+    begun = len(extractor.scorer.passes)
+    others = [await ask(runner, [text] * 50) for _ in range(5)]
+    mine = runner.submit(stream, [text] * 10, search, later())
+    extractor.scorer.go.set()
+    await outcomes([*mine, *(answer for answers in others for answer in answers)])
+    first = next(number for number, rows in enumerate(extractor.scorer.passes[begun:]) if 20 * 64 + 5 * 50 in rows)
+    assert len(extractor.scorer.passes) - begun >= 20
+    assert first < 10
+
+
 async def test_a_caller_whose_texts_have_too_many_spans_is_refused_alone(extractor: Slow) -> None:
     runner = start(extractor, limits=Limits(spans=2000))
     everything = Settings.make(["person", "place"], 0.0, nested=True, multi_label=True)
     refused = await ask(runner, ["Ada met Charles Babbage in London . " * 100] * 3, everything)
     answers = await ask(runner, ["Ada met Charles Babbage in London . "] * 5, everything)
     assert {str(error) for error in await outcomes(refused)} == {
-        "More than 2000 spans of the request's texts score above the threshold, each label counted, and that is the "
+        "More than 2000 spans of the request's texts score above the threshold, each label counted, which is the "
         "most allowed; raise the threshold, or send fewer texts or labels."
     }
     assert all(isinstance(found, list) and found for found in await outcomes(answers))
