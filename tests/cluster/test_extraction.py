@@ -184,7 +184,7 @@ def test_labels_by_description_from_a_file(
     assert [[e["label"] for e in row["entities"]] for row in rows] == [[e.label for e in found] for found in expected]
 
 
-# --- failures during a run -----------------------------------------------------------------------------------
+# --- failures during a run ----------------------------------------------------------------------------------------
 
 
 def wait_for(condition: Callable[[], bool], seconds: float = 120) -> None:

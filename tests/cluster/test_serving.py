@@ -158,7 +158,7 @@ def other(tmp_path_factory: pytest.TempPathFactory, tiny_model_dir: Path) -> tup
     return directory, Extractor.load(str(directory), device="cpu", precision="float32")
 
 
-# --- tests ------------------------------------------------------------------------------------------------------------
+# --- tests --------------------------------------------------------------------------------------------------------
 
 
 def test_answers_under_load_are_the_extractors(address: str, tiny_model_dir: Path, extractor: Extractor) -> None:

@@ -166,5 +166,7 @@ def test_what_a_table_cannot_hold_is_refused_before_anything_is_written(
     pq.write_table(pa.table({"text": ["a", "b"], "at": at}), tmp_path / "in.parquet")
     arguments = ["extract", str(tmp_path / "in.parquet"), str(tmp_path / "out"), "--labels", "person"]
     assert cli.main([*arguments, "--model", str(tiny_model_dir), "--into", f"delta:{tmp_path}/found"]) == 2
-    assert "The column at of in.parquet has a time that is no number of microseconds" in capsys.readouterr().err
+    assert (
+        "The column at of in.parquet has a time that is not a whole number of microseconds" in capsys.readouterr().err
+    )
     assert not (tmp_path / "out").exists() and not (tmp_path / "found").exists()

@@ -269,7 +269,7 @@ def test_a_run_waits_for_a_cluster_that_grows(recipe_file: Path, tmp_path: Path)
     assert [record["workers"] for record in records(tmp_path / "run") if "loss" in record] == [2]
 
 
-# --- refused calls ----------------------------------------------------------------------------------------------
+# --- refused calls ------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("address", [None, "auto"], ids=["of this machine's own", "that does not grow"])

@@ -45,15 +45,15 @@ def add_layout_options(parser: argparse.ArgumentParser) -> None:
 
 
 def add_choice_options(parser: argparse.ArgumentParser) -> None:
-    group = parser.add_argument_group("which rows are read")
+    group = parser.add_argument_group("the rows of the source")
     group.add_argument(
         "--where", metavar="SQL", help="a condition on columns of the source, such as \"lang = 'en' AND year >= 2020\""
     )
-    group.add_argument("--limit", type=positive, metavar="N", help="the first N rows, of those for which --where holds")
+    group.add_argument("--limit", type=positive, metavar="N", help="the first N rows that fulfil --where")
 
 
 def read_choice(args: argparse.Namespace) -> "Choice":
-    """Raises: UserError for a condition that cannot be understood."""
+    """Returns the choice of rows that the options describe. Raises UserError for a condition that is not supported."""
     from spanlake.extraction.source.choice import Choice
     from spanlake.extraction.source.where import parse_where
 

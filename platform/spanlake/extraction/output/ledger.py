@@ -251,7 +251,7 @@ def _read_plan(output: Place, manifest: dict[str, Any]) -> pa.Table:
     return complete_plan(plan)
 
 
-# --- what must be the same ------------------------------------------------------------------------------------------
+# --- what must be the same ----------------------------------------------------------------------------------------
 
 
 def _check_apart(request: Request) -> None:

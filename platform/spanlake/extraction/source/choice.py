@@ -1,4 +1,4 @@
-"""The rows that are asked of a source: those for which a condition holds, and at most so many, in its order."""
+"""Chooses rows of a source: those that fulfil a condition, up to a limit, in the order of the source."""
 
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -31,23 +31,23 @@ class Choice:
 
     @property
     def columns(self) -> frozenset[str]:
-        """Of the source, that decide which rows are chosen."""
+        """Returns the columns of the source that the condition uses."""
         return self.where.columns if self.where else frozenset()
 
     def check(self, source: Source) -> None:
-        """Raises: UserError where the condition does not fit the source's columns."""
+        """Raises UserError if the condition does not fit the columns of the source."""
         if self.where:
             self.where.condition.truth(pa.RecordBatch.from_pylist([], _columns(source, self.where)))
 
     def as_json(self) -> dict[str, str | int]:
-        """What decides the result; nothing where all rows are asked."""
+        """Returns everything that determines the result; nothing if all rows are chosen."""
         where = {"where": self.where.text} if self.where else {}
         return where | ({} if self.limit is None else {"limit": self.limit})
 
     def rows(self, source: Source, files: Iterable[SourceFile], text_column: str, taken: int) -> Iterator[SourceFile]:
-        """The files of a source that have chosen rows, with these alone. `taken` rows of others count for the limit.
+        """Yields the files that have chosen rows, with only these rows. `taken` earlier rows count toward the limit.
 
-        Raises: UserError where a condition cannot be evaluated; SourceReadError where its columns cannot be read.
+        Raises UserError if a condition cannot be evaluated, and SourceReadError if its columns cannot be read.
         """
         left = self.limit - taken if self.limit is not None else None
         for file in self._matching(source, files, text_column) if self.where else files:
@@ -63,7 +63,7 @@ class Choice:
         match = partial(_match, source, self.where, text_column)
         waiting = iter(files)
         with ThreadPoolExecutor(_FILES_AT_ONCE) as pool:
-            while several := list(islice(waiting, _FILES_AT_ONCE)):  # so that a limit ends the reading
+            while several := list(islice(waiting, _FILES_AT_ONCE)):  # in small groups, so that a limit ends the reading
                 yield from (file for file in pool.map(match, several) if file is not None)
 
 
@@ -83,9 +83,9 @@ def _first_rows(file: SourceFile, count: int) -> SourceFile:
 
 
 def _match(source: Source, where: Where, text_column: str, file: SourceFile) -> SourceFile | None:
-    """Returns the file with the rows for which the condition holds; None where there are none.
+    """Returns the file with the rows that fulfil the condition; None if there are none.
 
-    Files and row groups that cannot have any, by their partition and their statistics, are not read.
+    Files and row groups whose partitions or statistics exclude such rows are not read.
     """
     constants = partial(_constant_bounds, source.schema, file)
     if not where.condition.may_hold(constants):
@@ -116,13 +116,13 @@ def _truth(where: Where, batch: pa.RecordBatch, file: SourceFile) -> np.ndarray:
 
 
 def _unread(batch: pa.RecordBatch) -> np.ndarray:
-    """Lines that are no rows are chosen: nobody can tell whether they would be, and their errors are to be seen."""
+    """Returns which rows are unreadable lines. They are chosen, so that the output has their errors."""
     lacking = [column.is_null().to_numpy(zero_copy_only=False) for column in batch.drop_columns(READ_ERROR).columns]
     return np.logical_and.reduce([batch.column(READ_ERROR).is_valid().to_numpy(zero_copy_only=False), *lacking])
 
 
 def _possible(source: Source, where: Where, file: SourceFile) -> np.ndarray:
-    """Returns a mask of a Parquet file's rows: those of row groups in which the condition can hold."""
+    """Returns a mask of the rows in a Parquet file whose row groups may fulfil the condition."""
     footer = read_footer(source.root.filesystem, source.root.child(file.path))
     parts = [
         np.full(
@@ -187,6 +187,6 @@ def _statistics(chunk: pq.ColumnChunkMetaData, held: pa.DataType | None, kind: p
         ends = pa.array([found.min, found.max], value_type).cast(
             kind.value_type if pa.types.is_dictionary(kind) else kind
         )
-    except (pa.ArrowException, ValueError, TypeError):  # statistics of a form that pyarrow does not decode
+    except (pa.ArrowException, ValueError, TypeError):  # pyarrow cannot decode these statistics
         return Bounds(None, has_nulls, has_values)
     return Bounds(ends, has_nulls, has_values)

@@ -1,6 +1,6 @@
-"""Conditions on rows: what they say of each row of a batch, and whether rows that are not read can fulfil them.
+"""Evaluates conditions on the rows of a batch, and decides whether unread rows can fulfil them.
 
-As in SQL, a null makes a comparison neither true nor false; only rows for which a condition is true are chosen.
+As in SQL, a comparison with a null is neither true nor false. Only rows for which a condition is true are chosen.
 """
 
 from collections.abc import Callable
@@ -19,10 +19,10 @@ Path = tuple[str, ...]  # a column, and fields inside it
 
 @dataclass(frozen=True)
 class Bounds:
-    """What is known of a column in some rows without reading them."""
+    """What is known of a column in some rows before they are read."""
 
-    ends: pa.Array | None  # its least and its greatest value; None where they are not known
-    has_nulls: bool = True  # whether it may have any
+    ends: pa.Array | None  # its least and greatest value; None if they are not known
+    has_nulls: bool = True  # whether it may have nulls
     has_values: bool = True
 
 
@@ -31,14 +31,14 @@ BoundsOf = Callable[[Path], Bounds]
 
 class Condition(Protocol):
     def truth(self, batch: pa.RecordBatch) -> pa.Array:
-        """Returns for each row whether it fulfils the condition; null where that is not known.
+        """Returns for each row whether it fulfils the condition; null where this is not known.
 
-        Raises: UserError where a column is missing, or has a type that the condition is not for.
+        Raises UserError if a column is missing, or has a type that does not fit the condition.
         """
         ...
 
     def may_hold(self, bounds: BoundsOf) -> bool:
-        """Whether a row within these bounds can fulfil the condition. False is certain."""
+        """Returns whether a row within these bounds can fulfil the condition. False is certain."""
         ...
 
 
@@ -54,7 +54,7 @@ class Column:
         for name in self.path:
             index = kind.get_field_index(name) if pa.types.is_struct(kind) else -1
             if index < 0:
-                raise UserError(f"--where is about {'.'.join(self.path)}, which the source lacks: name what it has.")
+                raise UserError(f"--where uses {'.'.join(self.path)}, which the source lacks: use its own columns.")
             kind = kind.field(index).type
         values = batch.column(self.path[0])
         return _plain(pc.struct_field(values, list(self.path[1:])) if len(self.path) > 1 else values)
@@ -70,7 +70,7 @@ class Literal:
 
 @dataclass(frozen=True)
 class Function:
-    """One of FUNCTIONS, of texts."""
+    """A function of texts, one of FUNCTIONS."""
 
     name: str
     argument: "Column | Function"
@@ -88,7 +88,7 @@ Value = Column | Literal | Function
 
 
 def _plain(values: pa.Array) -> pa.Array:
-    """Returns values in a type that Arrow compares."""
+    """Returns values in a type that Arrow can compare."""
     kind = stored_type(values.type)
     if pa.types.is_dictionary(kind):
         kind = kind.value_type
@@ -97,7 +97,7 @@ def _plain(values: pa.Array) -> pa.Array:
 
 def _texts(values: pa.Array, what: str) -> pa.Array:
     if widened(values.type, pa.string()) not in (pa.string(), pa.large_string()):
-        raise UserError(f"--where has {what} of {values.type}: it is for texts alone.")
+        raise UserError(f"--where has {what} of {values.type}: use it only with texts.")
     return values.cast(pa.large_string())
 
 
@@ -145,7 +145,7 @@ class Comparison:
 
 @dataclass(frozen=True)
 class OneOf:
-    """IN."""
+    """The condition IN."""
 
     value: Value
     literals: pa.Array
@@ -167,7 +167,7 @@ class OneOf:
 
 @dataclass(frozen=True)
 class Matches:
-    """LIKE and its kin: a predicate of texts, of MATCHES, with a pattern."""
+    """LIKE and similar conditions: a predicate of texts with a pattern, one of MATCHES."""
 
     name: str
     value: Value
@@ -181,7 +181,9 @@ class Matches:
 
 
 def _like(texts: pa.Array, pattern: str, *, ignore_case: bool = False) -> pa.Array:
-    return pc.match_like(texts, pattern.replace("\\", "\\\\"), ignore_case=ignore_case)  # it has no escape of its own
+    return pc.match_like(
+        texts, pattern.replace("\\", "\\\\"), ignore_case=ignore_case
+    )  # DuckDB's LIKE has no default escape
 
 
 MATCHES: dict[str, Callable[[pa.Array, str], pa.Array]] = {
@@ -207,14 +209,16 @@ class IsNull:
 
 @dataclass(frozen=True)
 class IsTrue:
-    """A column of booleans by itself."""
+    """A column of booleans as a condition."""
 
     value: Column
 
     def truth(self, batch: pa.RecordBatch) -> pa.Array:
         values = self.value.value(batch)
         if not pa.types.is_boolean(values.type):
-            raise UserError(f"--where has {'.'.join(self.value.path)}, which is {values.type}: compare it.")
+            raise UserError(
+                f"--where has {'.'.join(self.value.path)}, which is {values.type}: compare it with a value."
+            )
         return values
 
     def may_hold(self, bounds: BoundsOf) -> bool:
@@ -236,7 +240,7 @@ class Not:
 
 @dataclass(frozen=True)
 class Both:
-    """AND."""
+    """The condition AND."""
 
     left: Condition
     right: Condition
@@ -250,7 +254,7 @@ class Both:
 
 @dataclass(frozen=True)
 class Either:
-    """OR."""
+    """The condition OR."""
 
     left: Condition
     right: Condition
@@ -272,9 +276,9 @@ def _ends_and(ends: pa.Array, literals: _Compared) -> tuple[pa.Array, _Compared]
 
 
 def _common(left: _Compared, right: _Compared) -> tuple[_Compared, _Compared]:
-    """Returns values in one type, in which they can be compared.
+    """Returns both values in a common type in which Arrow can compare them.
 
-    Raises: UserError where there is none.
+    Raises UserError if there is no such type.
     """
     one, other = left.type, right.type
     if pa.types.is_string(one) and pa.types.is_temporal(other):
@@ -283,12 +287,14 @@ def _common(left: _Compared, right: _Compared) -> tuple[_Compared, _Compared]:
         return left, moment(right, one)
     kind = widened(one, other) or _approximate(one, other)
     if kind is None or pa.types.is_nested(kind):
-        raise UserError(f"--where compares {one} with {other}, which cannot be done: give a literal of its type.")
+        raise UserError(
+            f"--where compares {one} with {other}, which have no common type: use a literal of the column's type."
+        )
     return left.cast(kind), right.cast(kind)
 
 
 def _approximate(one: pa.DataType, other: pa.DataType) -> pa.DataType | None:
-    """Returns the type in which SQL compares values of types that no type holds exactly."""
+    """Returns the type in which SQL compares values if no type holds both exactly."""
     if pa.types.is_integer(one) and pa.types.is_integer(other):
         return pa.decimal128(20, 0)
     numbers = [
@@ -302,7 +308,7 @@ def _approximate(one: pa.DataType, other: pa.DataType) -> pa.DataType | None:
 
 
 def moment(texts: _Compared, kind: pa.DataType) -> _Compared:
-    """Returns dates or times that are written as strings; those without an offset from UTC are in UTC."""
+    """Returns the dates or times in strings. A time without an offset is in UTC if the column has a time zone."""
     try:
         if pa.types.is_time(kind):
             return pa.scalar(time.fromisoformat(texts.as_py()), kind)
@@ -311,7 +317,7 @@ def moment(texts: _Compared, kind: pa.DataType) -> _Compared:
         return texts.cast(kind)
     except (pa.ArrowException, ValueError, AttributeError) as error:
         raise UserError(
-            f"--where compares {kind} with {texts}, which is no such value: "
+            f"--where compares {kind} with {texts}, which is not a value of this type: "
             "write a date as '2024-12-31' and a time as '2024-12-31 23:59:59'."
         ) from error
 

@@ -1,4 +1,4 @@
-"""`--where`: a condition in SQL as DuckDB writes it, as far as `condition.py` knows it. sqlglot parses it."""
+"""Parses `--where`, a condition in DuckDB's SQL, with sqlglot. `condition.py` has the supported conditions."""
 
 from __future__ import annotations
 
@@ -61,13 +61,13 @@ _CASTS = {
 class Where:
     text: str
     condition: Condition
-    columns: frozenset[str]  # of the source that it is about
+    columns: frozenset[str]  # of the source that the condition uses
 
 
 def parse_where(text: str) -> Where:
-    """Returns the condition that a text is.
+    """Returns the condition in a text.
 
-    Raises: UserError where sqlglot is not installed, or the text is no condition, or one that is not known here.
+    Raises UserError if sqlglot is not installed, if the text is not a condition, or if the condition is not supported.
     """
     if find_spec("sqlglot") is None:
         raise UserError("--where needs sqlglot, which is not installed: pip install 'spanlake[ray]'.")
@@ -78,8 +78,8 @@ def parse_where(text: str) -> Where:
     except sqlglot.errors.ParseError as error:
         reasons = "; ".join(str(found.get("description")) for found in error.errors)
         raise UserError(
-            f"--where {shown(text)} is no condition in SQL ({reasons or 'there is nothing in it'}): "
-            "write one as in \"lang = 'en' AND year >= 2020\"."
+            f"--where {shown(text)} is not a condition in SQL ({reasons or 'it is empty'}): "
+            "write a condition such as \"lang = 'en' AND year >= 2020\"."
         ) from error
     columns = frozenset(_column(node).path[0] for node in tree.find_all(sqlglot.exp.Column))
     return Where(text.strip(), _condition(tree), columns)
@@ -215,10 +215,10 @@ def _cast(node: Expr) -> Literal:
 
 
 def _check_arguments(node: Expr, *known: str) -> None:
-    """Raises: UserError where a part of SQL has more to it than is known here, such as LIKE with ESCAPE."""
+    """Raises UserError if a part of SQL has unsupported arguments, such as LIKE with ESCAPE."""
     if any(value for name, value in node.args.items() if name not in known):
         raise _unknown(node)
 
 
 def _unknown(node: Expr) -> UserError:
-    return UserError(f"--where has {node.sql('duckdb')}, which is not known here: use {_KNOWN}.")
+    return UserError(f"--where has {node.sql('duckdb')}, which is not supported: use {_KNOWN}.")

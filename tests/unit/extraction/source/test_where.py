@@ -1,4 +1,4 @@
-"""Conditions in SQL: what they say of rows, what they refuse, and that only what may hold them is read."""
+"""Conditions in SQL: the rows that fulfil them, wrong conditions, and the data that they read."""
 
 import json
 import shutil
@@ -31,7 +31,7 @@ from spanlake.extraction.source.where import parse_where
 from spanlake.inference.settings import Settings
 from spanlake.storage import locate
 
-# --- what a condition says ----------------------------------------------------------------------------------------
+# --- the rows that fulfil a condition -----------------------------------------------------------------------------
 
 ROW = {
     "whole": 7,
@@ -122,18 +122,18 @@ def test_conditions_that_hold_for_nulls_alone(text: str) -> None:
 
 @pytest.mark.parametrize("text", NEVER)
 def test_conditions_that_do_not_hold(text: str) -> None:
-    """Nor do they for nulls: SQL knows neither that NULL is 7 nor that it is not."""
+    """Nulls do not fulfil them either: in SQL, NULL is neither equal to 7 nor different from it."""
     assert not any(parse_where(text).condition.truth(BATCH).to_pylist())
 
 
 @pytest.mark.parametrize(
     ("text", "reason"),
     [
-        ("", "is no condition in SQL .there is nothing in it.: write one as in"),
-        ("whole =", "is no condition in SQL .Required keyword"),
-        ("whole + 1 = 8", r"--where has whole \+ 1, which is not known here: use =, <>"),
-        ("year(day) = 2024", r"--where has YEAR\(day\), which is not known"),
-        ("whole = NULL", "--where has NULL, which is not known here: use .* IS NULL"),
+        ("", "is not a condition in SQL .it is empty.: write a condition such as"),
+        ("whole =", "is not a condition in SQL .Required keyword"),
+        ("whole + 1 = 8", r"--where has whole \+ 1, which is not supported: use =, <>"),
+        ("year(day) = 2024", r"--where has YEAR\(day\), which is not supported"),
+        ("whole = NULL", "--where has NULL, which is not supported: use .* IS NULL"),
         ("whole IN ()", r"--where has whole IN \(\)"),
         ("whole IN (SELECT 1)", r"--where has whole IN \(SELECT 1\)"),
         ("word LIKE 'A' ESCAPE 'x'", "--where has word LIKE 'A' ESCAPE 'x'"),
@@ -144,7 +144,7 @@ def test_conditions_that_do_not_hold(text: str) -> None:
         ("ok IS TRUE", "--where has ok IS TRUE"),
     ],
 )
-def test_texts_that_are_no_condition(text: str, reason: str) -> None:
+def test_texts_that_are_not_conditions(text: str, reason: str) -> None:
     with pytest.raises(UserError, match=reason):
         parse_where(text)
 
@@ -152,15 +152,18 @@ def test_texts_that_are_no_condition(text: str, reason: str) -> None:
 @pytest.mark.parametrize(
     ("text", "reason"),
     [
-        ("missing = 1", "--where is about missing, which the source lacks"),
-        ("page.missing = 1", "--where is about page.missing, which"),
-        ("whole = '7'", "--where compares int16 with string, which cannot be done: give a literal of its type"),
+        ("missing = 1", "--where uses missing, which the source lacks"),
+        ("page.missing = 1", "--where uses page.missing, which"),
+        ("whole = '7'", "--where compares int16 with string, which have no common type: use a literal"),
         ("word = 7", "--where compares large_string with int64"),
         ("page = 1", "--where compares struct<.*> with int64"),
         ("zoned > at", "--where compares timestamp.us, tz=America/Chicago. with timestamp.ns."),
-        ("day = '2024-02-30'", "--where compares date32.day. with 2024-02-30, which is no such value: write a date as"),
-        ("length(whole) = 1", "--where has length of int16: it is for texts alone"),
-        ("whole", "--where has whole, which is int16: compare it"),
+        (
+            "day = '2024-02-30'",
+            "--where compares date32.day. with 2024-02-30, which is not a value of this type: write a date as",
+        ),
+        ("length(whole) = 1", "--where has length of int16: use it only with texts"),
+        ("whole", "--where has whole, which is int16: compare it with a value"),
     ],
 )
 def test_conditions_that_do_not_fit_the_columns(text: str, reason: str) -> None:
@@ -168,11 +171,11 @@ def test_conditions_that_do_not_fit_the_columns(text: str, reason: str) -> None:
         parse_where(text).condition.truth(BATCH.slice(0, 0))
 
 
-# --- what is read -------------------------------------------------------------------------------------------------
+# --- the data that are read ---------------------------------------------------------------------------------------
 
 
 def chosen(directory: Path | str, text: str | None, limit: int | None = None) -> list[int]:
-    """The ids of the rows that are chosen."""
+    """Returns the ids of the chosen rows."""
     choice = Choice(text and parse_where(text), limit)
     source = read_source(str(directory), "text")
     choice.check(source)
@@ -206,7 +209,7 @@ SQL: dict[str, Callable[[dict[str, Any]], bool]] = {
 @settings(max_examples=60, deadline=None)
 @given(rows=TABLES, text=st.sampled_from(list(SQL)), group=st.integers(1, 10), limit=st.none() | st.integers(1, 20))
 def test_the_rows_for_which_it_holds_are_chosen(tmp_path_factory, rows, text, group, limit) -> None:
-    """Whatever the statistics of row groups say: of one file in the types of another, and of JSON lines."""
+    """The rows do not depend on statistics of row groups, on other types in another file, or on the format."""
     directory = tmp_path_factory.mktemp("source")
     for number, row in enumerate(rows):
         row |= {"id": number, "text": "t"}
@@ -220,12 +223,12 @@ def test_the_rows_for_which_it_holds_are_chosen(tmp_path_factory, rows, text, gr
     (directory / "a.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     expected = [row["id"] for row in rows if SQL[text](row)][:limit]
     assert chosen(directory / "p", text, limit) == expected
-    if all(any(row[name] is not None for row in rows) for name in "nsx"):  # else the columns have no types
+    if all(any(row[name] is not None for row in rows) for name in "nsx"):  # otherwise the columns have no types
         assert chosen(directory / "a.jsonl", text, limit) == expected
 
 
 def write_pages(directory: Path) -> None:
-    """Files of days; in each, row groups of ten whose `n` counts up."""
+    """Writes a file for each day, with an increasing `n` in row groups of ten."""
     for year in (2023, 2024):
         path = directory / f"year={year}" / "a.parquet"
         path.parent.mkdir(parents=True)
@@ -236,7 +239,7 @@ def write_pages(directory: Path) -> None:
 
 
 def spoil(path: Path, groups: range) -> None:
-    """Overwrite the pages of row groups, so that reading them is an error."""
+    """Overwrites the pages of row groups, so that reading them fails."""
     metadata = pq.read_metadata(path)
     content = bytearray(path.read_bytes())
     for group in groups:
@@ -289,7 +292,7 @@ def test_lines_that_are_no_rows_are_chosen_with_their_errors(tmp_path: Path) -> 
 
 
 class Whole:
-    """Finds one entity: all of the text."""
+    """Finds one entity: the whole text."""
 
     def stream(self, requests, on_pass=None) -> Iterator[list[Entity]]:
         return ([Entity(0, len(text), text, "a", 0.5)] for text, _ in requests)
@@ -327,7 +330,7 @@ def contents(path: Path) -> dict[str, list[dict[str, Any]]]:
     return {file.name: pq.read_table(file).to_pylist() for file in path.glob("*.parquet")}
 
 
-def test_chosen_rows_are_extracted_once_and_a_run_goes_on(tmp_path: Path) -> None:
+def test_chosen_rows_are_extracted_once_and_a_run_continues(tmp_path: Path) -> None:
     write_pages(tmp_path / "in")
     asked = request(tmp_path, "n < 20 OR n = 50", limit=30)
     extract(asked, slice(2))
@@ -352,7 +355,7 @@ def test_another_choice_is_another_result(tmp_path: Path) -> None:
         prepare(request(tmp_path, None))
 
 
-def test_files_that_have_come_add_their_chosen_rows_up_to_the_limit(tmp_path: Path) -> None:
+def test_new_files_add_their_chosen_rows_up_to_the_limit(tmp_path: Path) -> None:
     write_pages(tmp_path / "later")
     (tmp_path / "in").mkdir()
     shutil.move(tmp_path / "later" / "year=2024", tmp_path / "in" / "year=2024")
