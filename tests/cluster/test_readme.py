@@ -29,8 +29,8 @@ def commands() -> list[str]:
 def checkout(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Returns the directory in which all commands run."""
     directory = copy_parts(tmp_path_factory.mktemp("checkout"))
-    benchmark = directory / "BENCHMARK"
-    benchmark.mkdir()
+    benchmark = directory / "BENCHMARK" / "CrossNER_AI"
+    benchmark.mkdir(parents=True)
     (benchmark / "labels.json").write_text('["person", "organization"]')
     entity = {"name": "Alain Farley", "type": "person", "pos": [0, 12]}
     sentence = {"sentence": "Alain Farley works at McGill University", "entities": [entity]}
