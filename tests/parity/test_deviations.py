@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 
 import pytest
+import regex
 import torch
 from tokenizers import Tokenizer
 from transformers import AutoTokenizer
@@ -95,13 +96,17 @@ def test_characters_that_the_tokenizer_drops_move_no_entity(workshop, bert, invi
     """A word without sub-words shifts every later word of the library's by one, and the last one reads as zeros.
 
     With a space in such a character's place, offsets stay as they are and the library is right: that is what we find.
+    An entity that ends before a mark takes it in, for a reader sees one character.
     """
     pieces = ("Alain Farley works ", "at McGill ", " University in", "Montreal, Quebec since ", "May 1903.")
     text = invisible.join(pieces)
     spaced = " ".join(pieces)
     ours = workshop.ours(bert.directory).entities([text], LABELS, threshold=0.1, nested=True)[0]
     right = bert.entities([spaced], LABELS, threshold=0.1, flat_ner=False)[0]
-    assert [each[:3] for each in ours] == [each[:3] for each in right]
+    ends = [cluster.end() for cluster in regex.finditer(r"\X", text)]
+    assert [each[:3] for each in ours] == [
+        (each.start, min(end for end in ends if end >= each.end), each.label) for each in right
+    ]
     assert [each.score for each in ours] == pytest.approx([each.score for each in right], abs=1e-5)
     assert len(ours) > 3
     assert all(text[each.start : each.end] == each.text for each in ours)

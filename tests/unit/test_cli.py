@@ -59,7 +59,12 @@ def test_predict_prints_one_json_document(model: str):
     expected = extractor.extract(texts, ["person", "place"], threshold=0.4)
     assert expected[0] and expected[3]
     found = json.loads(done.stdout)
-    assert found == [[entity.to_dict() for entity in entities] for entities in expected]
+    assert [[{**entity, "score": 0} for entity in entities] for entities in found] == [
+        [{**entity.to_dict(), "score": 0} for entity in entities] for entities in expected
+    ]
+    # Another process may have another number of lanes, and the last bits of a score depend on what is read together.
+    scores = [entity["score"] for entities in found for entity in entities]
+    assert scores == pytest.approx([entity.score for entities in expected for entity in entities], abs=1e-5)
     assert done.stdout.count(b"\n") == 1
 
 

@@ -130,7 +130,7 @@ def test_recipes_extend_each_other(tmp_path: Path) -> None:
             "In data.sampling for 'a.jsonl': The recipe's 'sampling.max_types' is 0; it must be at least 1",
         ),
         ("data.sampling={a.jsonl: {description_rate: 0.5}}", "needs sampling.descriptions, or data.descriptions"),
-        ("sampling.broadest_rate=0.8", "are shares of the same texts; their sum must be at most 1"),
+        ("sampling.broadest_rate=0.8", "are shares of the same texts: choose shares whose sum is at most 1"),
         ("data.weights={a.jsonl: 0}", "'data.weights.a.jsonl' is 0; it must be more than 0"),
         ("model.start=mini", "exactly one of model.encoder, model.encoder_config and model.start"),
         ("model.max_words=12", "model.max_words (12) must exceed model.max_width (12)"),
