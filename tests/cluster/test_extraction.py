@@ -125,7 +125,7 @@ def test_chosen_rows_and_columns(
     result = report(output, capsys)
     assert result["complete"] and result["output_rows"] == 50
     assert cli.main([*call(source, output, model=tiny_model_dir), *options]) == 0
-    assert "was complete already: all 50 rows stand in it" in capsys.readouterr().out
+    assert "was already complete with all 50 rows" in capsys.readouterr().out
     assert cli.main([*call(source, output, model=tiny_model_dir), *options[2:]]) == 2
     assert "where id >= 90 AND text LIKE '%Grace%' in the output, none requested" in capsys.readouterr().err
 
@@ -209,7 +209,7 @@ def test_stopped_and_killed_in_the_middle_and_started_again(
         driver.send_signal(signal.SIGTERM)
         _, said = driver.communicate(timeout=60)
     assert driver.returncode == 143, said
-    assert said.splitlines()[-1].startswith("spanlake: stopped; what is committed stays"), said
+    assert said.splitlines()[-1].startswith("spanlake: stopped; committed units stay"), said
     stopped_with = units()
 
     with subprocess.Popen(**command(arguments), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as driver:
@@ -458,7 +458,7 @@ def test_another_result_is_refused(
     arguments = call(source / "part-0.parquet", output, model=tiny_model_dir)
     assert cli.main(arguments) == 0
     message = refusal([*arguments, "--threshold", "0.6"], capsys)
-    assert "threshold 0.5 in the output, 0.6 asked" in message
+    assert "threshold 0.5 in the output, 0.6 requested" in message
     assert "part-0.parquet is no longer in" in refusal(
         call(source / "part-1.parquet", output, model=tiny_model_dir), capsys
     )
@@ -481,7 +481,7 @@ def test_a_run_stops_where_too_many_rows_fail(
     output = tmp_path / "out"  # 250 rows, of which 5 are null
     arguments = call(source / "part-0.parquet", output, model=tiny_model_dir)
     assert cli.main([*arguments, "--workers", "1", "--max-error-rate", "0.004"]) == 1
-    assert "2 of 250 rows could not be read, and --max-error-rate 0.004 allows no more" in capsys.readouterr().err
+    assert "2 of 250 rows could not be read, and --max-error-rate 0.004 does not allow more" in capsys.readouterr().err
     assert 0 < len(read(output)) < 250
     assert cli.main([*arguments, "--max-error-rate", "0.02"]) == 0
     assert report(output, capsys)["complete"]

@@ -35,7 +35,7 @@ def test_a_job_is_stopped_and_continues(head: str, tiny_model_dir: Path, tmp_pat
     assert time.monotonic() - started < 60
     assert "was stopped" in run(f"ray job status --address {head} first", checkout).stdout
     log = run(f"ray job logs --address {head} first", checkout).stdout
-    assert "what is committed stays" in log and "Traceback" not in log
+    assert "committed units stay" in log and "Traceback" not in log
 
     stands = len(list(output.glob("*.parquet")))
     assert 0 < stands < json.loads((output / "_spanlake/manifest.json").read_text())["units"]
