@@ -86,10 +86,9 @@ def _add_predict(commands: _Commands) -> None:
 
 def _predict(args: argparse.Namespace) -> int:
     from spanlake.inference.extractor import Extractor
-    from spanlake.inference.settings import Settings
-    from spanlake.labels import parse_labels
+    from spanlake.inference.settings import read_settings
 
-    settings = Settings.make(parse_labels(args.labels), args.threshold, args.nested, args.multi_label)
+    settings = read_settings(args.labels, args.threshold, args.nested, args.multi_label)
     texts = _texts(args.texts)
     extractor = Extractor.load(args.model, device=args.device, precision=args.precision)
     found = list(extractor.stream((text, settings) for text in texts))

@@ -13,23 +13,26 @@ def add_model_options(parser: argparse.ArgumentParser) -> None:
 
 
 def add_labels_option(parser: argparse.ArgumentParser) -> None:
-    """Adds --labels; `spanlake.labels.parse_labels` reads its value."""
+    """Adds --labels; `read_settings` reads its value."""
     parser.add_argument(
         "--labels",
         required=True,
         metavar="A,B|@FILE",
         help="the labels to find, with commas between them (double quotes around a label that holds a comma); or a "
-        "file: one label a line, or a .json or .yaml list of labels or mapping of labels to descriptions",
+        "file: one label a line, or a .json or .yaml list of labels or mapping of labels to descriptions, or to "
+        "mappings with a description and a threshold",
     )
 
 
 def add_threshold_option(parser: argparse.ArgumentParser) -> None:
-    """Adds --threshold; `Settings.make` checks its range."""
+    """Adds --threshold; `read_settings` reads its values."""
     parser.add_argument(
         "--threshold",
-        type=float,
-        metavar="T",
-        help="keep entities that score above it (default: the model's own, or 0.5)",
+        action="append",
+        default=[],
+        metavar="T|LABEL=T",
+        help="keep entities that score above it, all or those of a label; may be repeated "
+        "(default: the model's own, or 0.5)",
     )
 
 

@@ -136,6 +136,20 @@ def test_predict_reads_labels_with_commas_and_from_a_file(model: str, tmp_path: 
         assert json.loads(capfd.readouterr().out) == [[entity.to_dict() for entity in expected]] != [[]]
 
 
+def test_predict_takes_thresholds_of_labels(model: str, tmp_path: Path, capfd: Captured):
+    (tmp_path / "labels.yaml").write_text("person: {threshold: 0}\nplace: {threshold: 1}\n")
+    extractor = Extractor.load(model, device="cpu", precision="float32")
+    for options, thresholds in (
+        (["--labels", "person,place", "--threshold", "0.4", "--threshold", "place=1"], [0.4, 1]),
+        (["--labels", "person,place", "--threshold", "place=0"], [0.5, 0]),
+        (["--labels", f"@{tmp_path}/labels.yaml", "--threshold", "0.4"], [0, 1]),
+        (["--labels", f"@{tmp_path}/labels.yaml", "--threshold", "place=0.3"], [0, 0.3]),
+    ):
+        assert cli.main(["predict", TEXT, "--json", "--model", model, *LOW[4:], *options]) == 0
+        [expected] = extractor.extract([TEXT], ["person", "place"], threshold=thresholds)
+        assert json.loads(capfd.readouterr().out) == [[entity.to_dict() for entity in expected]]
+
+
 def test_predict_asks_for_nested_and_several_labels(model: str, capfd: Captured):
     assert cli.main(["predict", TEXT, "--json", "--nested", "--multi-label", "--model", model, *LOW]) == 0
     extractor = Extractor.load(model, device="cpu", precision="float32")
@@ -167,6 +181,7 @@ def test_json_output_is_valid_in_a_terminal_of_any_encoding(model: str, monkeypa
         (["--threshold", "1.5"], "1.5"),
         (["--threshold", "nan"], "nan"),
         (["--threshold", "high"], "'high'"),
+        (["--threshold", "film=0.5"], "'film'"),
         (["--labels", ""], "no labels"),
         (["--labels", "a,,b"], "''"),
         (["--labels", "person,<<ENT>>"], "'<<ENT>>'"),

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from spanlake.errors import UserError
-from spanlake.labels import parse_labels
+from spanlake.labels import parse_labels, parse_thresholds
 
 
 @pytest.mark.parametrize(
@@ -25,7 +25,7 @@ from spanlake.labels import parse_labels
     ],
 )
 def test_names_with_commas_between(argument: str, expected: list[str]):
-    assert parse_labels(argument) == expected
+    assert parse_labels(argument) == (expected, {})
 
 
 @pytest.mark.parametrize("argument", ['person,"city', '"city" state'])
@@ -47,7 +47,48 @@ def test_a_quote_that_does_not_close_its_label_is_refused(argument: str):
 )
 def test_labels_from_a_file(tmp_path: Path, name: str, content: str, expected: object):
     (tmp_path / name).write_text(content, encoding="utf-8")
-    assert parse_labels(f"@{tmp_path / name}") == expected
+    assert parse_labels(f"@{tmp_path / name}") == (expected, {})
+
+
+def test_labels_with_descriptions_and_thresholds_from_one_file(tmp_path: Path):
+    (tmp_path / "labels.yaml").write_text(
+        "who: {description: a human being, threshold: 0.7}\n"
+        "where: a place\n"
+        "when: {threshold: 1}\n"
+        "film: {description: a film or series}\n"
+        "any: {}\n"
+    )
+    labels, thresholds = parse_labels(f"@{tmp_path}/labels.yaml")
+    described = {"who": "a human being", "where": "a place", "film": "a film or series"}
+    assert labels == {**described, "when": "when", "any": "any"} and list(labels) == [
+        "who",
+        "where",
+        "when",
+        "film",
+        "any",
+    ]
+    assert thresholds == {"who": 0.7, "when": 1}
+
+
+@pytest.mark.parametrize(
+    "content",
+    ["a: {treshold: 0.7}", "a: {threshold: high}", "a: {description: 5}", "a: {}\nb: [c]", "5: {threshold: 0.7}"],
+)
+def test_a_label_with_something_else_is_refused(tmp_path: Path, content: str):
+    (tmp_path / "labels.yaml").write_text(content)
+    with pytest.raises(UserError, match="for the label .* give a description as a string, or a mapping with"):
+        parse_labels(f"@{tmp_path}/labels.yaml")
+
+
+def test_thresholds_of_a_command_line():
+    assert parse_thresholds([]) == (None, {})
+    assert parse_thresholds(["0.4", "person=0.7", "a = b=0.2", "0.5", "person=0.8"]) == (
+        0.5,
+        {"person": 0.8, "a = b": 0.2},
+    )
+    for argument in ("high", "person", "person=high", "person="):
+        with pytest.raises(UserError, match=f"The threshold '{argument}' is not a number, nor a label with a number"):
+            parse_thresholds([argument])
 
 
 @pytest.mark.parametrize(

@@ -174,15 +174,14 @@ def _request(args: argparse.Namespace) -> "Request":
     from spanlake.extraction.output.plan import default_unit_rows
     from spanlake.extraction.source.open import read_source
     from spanlake.extraction.source.tables import pinned
-    from spanlake.inference.settings import Settings
-    from spanlake.labels import parse_labels
+    from spanlake.inference.settings import read_settings
     from spanlake.storage import locate
 
     if args.device not in _DEVICES:
         raise UserError(
             f"The device {args.device!r} is unknown: give one of {', '.join(_DEVICES)}. Ray chooses the GPU."
         )
-    settings = Settings.make(parse_labels(args.labels), args.threshold, args.nested, args.multi_label)
+    settings = read_settings(args.labels, args.threshold, args.nested, args.multi_label)
     layout, choice = read_layout(args), read_choice(args)
     output = locate(args.output)
     begun = read_manifest(output)

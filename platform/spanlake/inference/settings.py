@@ -9,7 +9,7 @@ from typing import Any
 
 from spanlake.calibration import DEFAULT_THRESHOLD, Calibration
 from spanlake.errors import UserError, shown
-from spanlake.labels import Labels, Threshold
+from spanlake.labels import Labels, Threshold, parse_labels, parse_thresholds
 from spanlake.text import replace_surrogates
 
 
@@ -20,7 +20,7 @@ class Settings:
     thresholds: tuple[float, ...]  # one per label; an entity scores above the threshold of its label
     nested: bool
     multi_label: bool
-    own_thresholds: bool = False  # no threshold was given, so a calibrated model uses its own
+    own: frozenset[str] = frozenset()  # names for which no threshold was asked for: a calibrated model has its own
 
     @classmethod
     def make(
@@ -39,13 +39,30 @@ class Settings:
         prompts = tuple(replace_surrogates(described[name]) for name in names)
         asked = DEFAULT_THRESHOLD if threshold is None else threshold
         thresholds = _thresholds(asked, labels, names)
-        return cls(names, prompts, thresholds, bool(nested), bool(multi_label), threshold is None)
+        own = frozenset(names if threshold is None else ())
+        return cls(names, prompts, thresholds, bool(nested), bool(multi_label), own)
+
+    def with_thresholds(self, given: Mapping[str, float]) -> Settings:
+        """Returns the settings with other thresholds for some labels, which are given by name.
+
+        Raises `UserError` for a label that the settings lack, and for a threshold that is outside 0..1.
+        """
+        unknown = [name for name in given if name not in self.names]
+        if unknown:
+            names = ", ".join(self.names)
+            raise UserError(
+                f"There is a threshold for {shown(unknown[0])}, which is not a label; the labels are {names}."
+            )
+        values = (_probability(given.get(name, known)) for name, known in zip(self.names, self.thresholds, strict=True))
+        return replace(self, thresholds=tuple(values), own=self.own.difference(given))
 
     def calibrated(self, calibration: Calibration | None) -> Settings:
         """Returns the settings with the model's thresholds, if the caller gave none."""
-        if calibration is None or not self.own_thresholds:
+        if calibration is None or not self.own:
             return self
-        return replace(self, thresholds=tuple(map(calibration.threshold_of, self.prompts)), own_thresholds=False)
+        labels = zip(self.names, self.prompts, self.thresholds, strict=True)
+        thresholds = (calibration.threshold_of(prompt) if name in self.own else known for name, prompt, known in labels)
+        return replace(self, thresholds=tuple(thresholds), own=frozenset())
 
     def as_json(self) -> dict[str, Any]:
         """Returns everything that determines the output, in one canonical form."""
@@ -55,6 +72,19 @@ class Settings:
             "nested": self.nested,
             "multi_label": self.multi_label,
         }
+
+
+def read_settings(labels: str, thresholds: Sequence[str], nested: bool, multi_label: bool) -> Settings:
+    """Returns the settings that --labels, --threshold, --nested and --multi-label of a command ask for.
+
+    A threshold of a label comes from --threshold LABEL=T, else from the file of the labels, else from --threshold T.
+
+    Raises `UserError` where `parse_labels`, `parse_thresholds` or `Settings.make` does.
+    """
+    found = parse_labels(labels)
+    threshold, by_label = parse_thresholds(thresholds)
+    settings = Settings.make(found.labels, threshold, nested, multi_label)
+    return settings.with_thresholds({**found.thresholds, **by_label})
 
 
 def _described(labels: Labels) -> dict[str, str]:
