@@ -28,7 +28,7 @@ def cluster() -> Iterator[None]:
     ray.shutdown()
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def head(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """Returns the address of a Ray head that accepts jobs. Its ports differ from those of other Ray clusters here."""
     directory = tmp_path_factory.mktemp("head")
