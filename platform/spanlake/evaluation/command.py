@@ -161,7 +161,7 @@ def parse_thresholds(text: str) -> list[float]:
             raise ValueError
     except ValueError:
         raise UserError(
-            f"The threshold {shown(text)} is no number from 0 to 1, no list of them with commas, and no FROM:TO:STEP."
+            f"The threshold {shown(text)} is unknown; give a number from 0 to 1, several with commas, or FROM:TO:STEP."
         ) from None
     return values
 

@@ -32,7 +32,7 @@ def published_rows(suite: str, file: Path | None = None) -> list[PublishedRow]:
             rows += [_row(value) for value in json.loads(file.read_text(encoding="utf-8"))]
         except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
             raise UserError(
-                f"{file} is no list of published rows ({one_line(error)}); each must be "
+                f"{file} is not a list of published rows ({one_line(error)}); each must be "
                 '{"model", "suite", "source", "f1": {set: per cent}}.'
             ) from error
     return [row for row in rows if row.suite == suite]

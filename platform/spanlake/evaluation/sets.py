@@ -47,7 +47,7 @@ class BenchmarkSet:
         )
 
     def unfindable(self, max_width: int) -> dict[str, int]:
-        """How many mentions no span of a model stands for, by reason. They count as missed."""
+        """Returns how many mentions a model cannot find, by reason. They count as missed."""
         statistics = SourceStatistics(self.name, "")
         for example in self.examples:
             statistics.add(example, max_width)
@@ -139,7 +139,7 @@ def _read_labels(path: Path) -> tuple[str, ...]:
     except (OSError, ValueError) as error:
         raise UserError(f"{path} is not JSON ({one_line(error)}).") from error
     if not isinstance(labels, list) or not labels or not all(isinstance(label, str) for label in labels):
-        raise UserError(f"{path} is no JSON list of type names; give one with all of the set's types.")
+        raise UserError(f"{path} is not a JSON list of type names; give one with all of the set's types.")
     return tuple(labels)
 
 

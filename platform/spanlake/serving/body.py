@@ -89,7 +89,7 @@ async def off_loop_if_long(read: Callable[..., _T], body: bytes, *rest: Any) -> 
 
 
 def decode_json(body: bytes) -> Any:
-    """Raises: ApiError 400 for what is no JSON in UTF-8, or names a field twice."""
+    """Raises ApiError 400 for a body that is not JSON in UTF-8, or that names a field twice."""
     try:
         return json.loads(body.decode("utf-8"), parse_constant=_refuse_constant, object_pairs_hook=_without_twins)
     except UnicodeDecodeError as error:
@@ -98,11 +98,11 @@ def decode_json(body: bytes) -> Any:
         raise malformed("The body is nested too deeply.") from None
     except ValueError as error:
         reason = error.args[0] if error.args else "unknown"
-        raise malformed(f"The body is no JSON: {str(reason)[:200]}.") from None
+        raise malformed(f"The body is not JSON: {str(reason)[:200]}.") from None
 
 
 def _refuse_constant(name: str) -> NoReturn:
-    raise ValueError(f"{name} is no number of JSON")
+    raise ValueError(f"{name} is not a number in JSON")
 
 
 def _without_twins(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
@@ -110,7 +110,7 @@ def _without_twins(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     if len(values) < len(pairs):
         counts = Counter(name for name, _ in pairs)
         twin = next(name for name in values if counts[name] > 1)
-        raise ValueError(f"the name {shown(twin)} stands twice in one object")
+        raise ValueError(f"the name {shown(twin)} is twice in one object")
     return values
 
 

@@ -23,7 +23,7 @@ _MESSAGES = (
     schema.ErrorResponse,
 )
 _ERRORS = {
-    400: "The body is no JSON.",
+    400: "The body is not JSON.",
     401: "No API key, or an unknown one.",
     404: "No such model.",
     413: "The body, a text, the number of texts or labels, what they find or what they cost is over its limit.",

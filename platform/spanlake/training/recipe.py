@@ -34,8 +34,8 @@ Texts = Annotated[tuple[str, ...], Field(strict=False)]  # YAML has lists
 
 
 class ModelSection(_Section):
-    """One of `encoder`, `encoder_config` and `start`; with `start`, the package's own architecture stands and the rest
-    is not read."""
+    """One of `encoder`, `encoder_config` and `start`. With `start`, the architecture is that of the package, and the
+    other fields are not read."""
 
     encoder: str = Field(default="", description="a pretrained encoder to begin with: a directory or a Hub id")
     encoder_config: Mapping[str, Any] = Field(default={}, description="an encoder of random weights, with `model_type`")
@@ -251,8 +251,10 @@ _UNKNOWN = ("extra_forbidden", "invalid_key")
 
 
 def read_recipe(path: Path, changes: list[str]) -> Recipe:
-    """`changes` are `section.key=value`, the value in YAML. `extends: FILE` takes over another recipe, or a list of
-    parts of recipes, found from this one's directory on, section by section and key by key; what comes later stands.
+    """Returns a recipe with changes, which are `section.key=value` with the value in YAML.
+
+    `extends: FILE`, or a list of files, begins with the keys of other recipes. Their paths are relative to this one's
+    directory. A key that comes later replaces one that came before.
 
     Raises `UserError` for a file that is no recipe, an unknown key, a wrong value, or a change that names no key.
     """

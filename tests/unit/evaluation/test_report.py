@@ -157,7 +157,7 @@ def test_published_rows_have_a_source_and_known_columns(tmp_path: Path):
     assert published_rows("ood", tmp_path / "own.json")[-1] == PublishedRow("mine", "ood", "a note", {"AI": 1.0})
     for content in ("{", "[1]", '[{"model": "x"}]', json.dumps([{**own, "f1": 3}])):
         (tmp_path / "own.json").write_text(content)
-        with pytest.raises(UserError, match="no list of published rows"):
+        with pytest.raises(UserError, match="not a list of published rows"):
             published_rows("ood", tmp_path / "own.json")
 
 

@@ -80,7 +80,7 @@ def test_thresholds(text: str, values: list[float]):
     "text", ["", "x", "nan", "-0.1", "0.5,1.5", "0.9:0.1:0.1", "0:1:0", "0:1:1e-9", "0:1", "0:1:nan"]
 )
 def test_what_is_no_threshold_is_refused(text: str):
-    with pytest.raises(UserError, match="no number from 0 to 1"):
+    with pytest.raises(UserError, match="give a number from 0 to 1"):
         parse_thresholds(text)
 
 
