@@ -1,6 +1,6 @@
 """Chooses rows of a source: those that fulfil a condition, up to a limit, in the order of the source."""
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from functools import partial
@@ -16,9 +16,10 @@ from spanlake.extraction.source.condition import Bounds, BoundsOf, Path
 from spanlake.extraction.source.model import Constant, FileColumn, Source, SourceFile, Unit
 from spanlake.extraction.source.open import SourceHandle
 from spanlake.extraction.source.parquet import read_footer
-from spanlake.extraction.source.selection import pack, unpack
-from spanlake.extraction.source.texts import READ_ERROR
+from spanlake.extraction.source.selection import pack
+from spanlake.extraction.source.texts import READ_ERROR, type_at
 from spanlake.extraction.source.where import Where
+from spanlake.extraction.source.widening import decoded_type
 
 _FILES_AT_ONCE = 16
 _UNKNOWN = Bounds(None)
@@ -74,7 +75,7 @@ def _columns(source: Source, where: Where) -> pa.Schema:
 def _first_rows(file: SourceFile, count: int) -> SourceFile:
     if file.kept_rows <= count:
         return file
-    mask = unpack(file.kept) if file.kept else np.ones(file.rows, bool)
+    mask = file.mask()
     mask[np.flatnonzero(mask)[count:]] = False
     return replace(file, kept=pack(mask))
 
@@ -90,7 +91,7 @@ def _match(source: Source, where: Where, text_column: str, file: SourceFile) -> 
     constants = partial(_constant_bounds, source.schema, file)
     if not where.condition.may_hold(constants):
         return None
-    mask = unpack(file.kept) if file.kept else np.ones(file.rows, bool)
+    mask = file.mask()
     if source.format in ("parquet", "table"):
         mask &= _possible(source, where, file)
     if not mask.any():
@@ -159,19 +160,9 @@ def _group_bounds(
         if names[0] not in held.names:
             return Bounds(None, has_values=False)
         chunk = chunks.get(".".join(names))
-        return _UNKNOWN if chunk is None else _statistics(chunk, _type(held, names), _type(schema, path))
+        return _UNKNOWN if chunk is None else _statistics(chunk, type_at(held, names), type_at(schema, path))
 
     return bounds
-
-
-def _type(schema: pa.Schema, path: Sequence[str]) -> pa.DataType | None:
-    kind: pa.DataType = pa.struct(schema)
-    for name in path:
-        index = kind.get_field_index(name) if pa.types.is_struct(kind) else -1
-        if index < 0:
-            return None
-        kind = kind.field(index).type
-    return kind
 
 
 def _statistics(chunk: pq.ColumnChunkMetaData, held: pa.DataType | None, kind: pa.DataType | None) -> Bounds:
@@ -183,10 +174,7 @@ def _statistics(chunk: pq.ColumnChunkMetaData, held: pa.DataType | None, kind: p
     if not found.has_min_max or pa.types.is_floating(kind) and (found.min != found.min or found.max != found.max):
         return Bounds(None, has_nulls, has_values)
     try:
-        value_type = held.value_type if pa.types.is_dictionary(held) else held
-        ends = pa.array([found.min, found.max], value_type).cast(
-            kind.value_type if pa.types.is_dictionary(kind) else kind
-        )
+        ends = pa.array([found.min, found.max], decoded_type(held)).cast(decoded_type(kind))
     except (pa.ArrowException, ValueError, TypeError):  # pyarrow cannot decode these statistics
         return Bounds(None, has_nulls, has_values)
     return Bounds(ends, has_nulls, has_values)

@@ -12,7 +12,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from spanlake.errors import UserError
-from spanlake.extraction.source.widening import stored_type, widened
+from spanlake.extraction.source.texts import type_at
+from spanlake.extraction.source.widening import decoded_type, stored_type, widened
 
 Path = tuple[str, ...]  # a column, and fields inside it
 
@@ -50,12 +51,8 @@ class Column:
     path: Path
 
     def value(self, batch: pa.RecordBatch) -> pa.Array:
-        kind: pa.DataType = pa.struct(batch.schema)
-        for name in self.path:
-            index = kind.get_field_index(name) if pa.types.is_struct(kind) else -1
-            if index < 0:
-                raise UserError(f"--where uses {'.'.join(self.path)}, which the source lacks: use its own columns.")
-            kind = kind.field(index).type
+        if type_at(batch.schema, self.path) is None:
+            raise UserError(f"--where uses {'.'.join(self.path)}, which the source lacks: use its own columns.")
         values = batch.column(self.path[0])
         return _plain(pc.struct_field(values, list(self.path[1:])) if len(self.path) > 1 else values)
 
@@ -89,9 +86,7 @@ Value = Column | Literal | Function
 
 def _plain(values: pa.Array) -> pa.Array:
     """Returns values in a type that Arrow can compare."""
-    kind = stored_type(values.type)
-    if pa.types.is_dictionary(kind):
-        kind = kind.value_type
+    kind = decoded_type(stored_type(values.type))
     return values.cast(pa.float32() if pa.types.is_float16(kind) else kind)
 
 

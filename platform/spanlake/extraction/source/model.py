@@ -65,6 +65,10 @@ class SourceFile:
     def kept_rows(self) -> int:
         return int(unpack(self.kept).sum()) if self.kept else self.rows
 
+    def mask(self) -> np.ndarray:
+        """Returns for each row of the file whether it belongs to the source; the caller may change the array."""
+        return unpack(self.kept) if self.kept else np.ones(self.rows, bool)
+
     def whole(self) -> "Unit":
         """Returns all rows that belong to the source as one unit."""
         return Unit(self.path, self.size, self.digest, 0, self.kept_rows, self.columns, self.kept)

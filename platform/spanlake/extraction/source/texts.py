@@ -15,8 +15,13 @@ def text_path(columns: Sequence[str], name: str) -> list[str]:
 
 def text_type(schema: pa.Schema, name: str) -> pa.DataType | None:
     """Returns the type at a name or path; None if there is nothing."""
+    return type_at(schema, text_path(schema.names, name))
+
+
+def type_at(schema: pa.Schema, path: Sequence[str]) -> pa.DataType | None:
+    """Returns the type of a column, or of a field inside it; None if there is nothing."""
     kind: pa.DataType = pa.struct(schema)
-    for part in text_path(schema.names, name):
+    for part in path:
         index = kind.get_field_index(part) if pa.types.is_struct(kind) else -1
         if index < 0:
             return None

@@ -5,6 +5,7 @@ from collections.abc import Callable, Mapping
 import pyarrow as pa
 
 from spanlake.errors import UserError
+from spanlake.extraction.source.texts import is_bytes, is_text
 
 _INTEGER_DIGITS = {8: 3, 16: 5, 32: 10, 64: 19}  # bits of an integer -> decimal digits that hold it
 _FLOAT_FOR_INTEGERS = {8: 16, 16: 32, 32: 64}  # bits of an integer -> bits of the smallest float that holds it
@@ -68,7 +69,7 @@ def widened(one: pa.DataType, other: pa.DataType) -> pa.DataType | None:
     if isinstance(one, pa.BaseExtensionType) or isinstance(other, pa.BaseExtensionType):
         return widened(stored_type(one), stored_type(other))
     if pa.types.is_dictionary(one) or pa.types.is_dictionary(other):
-        return widened(_values(one), _values(other))
+        return widened(decoded_type(one), decoded_type(other))
     for applies, join in _JOINS:
         if applies(one) and applies(other):
             return join(one, other)
@@ -80,7 +81,8 @@ def stored_type(kind: pa.DataType) -> pa.DataType:
     return kind.storage_type if isinstance(kind, pa.BaseExtensionType) else kind
 
 
-def _values(kind: pa.DataType) -> pa.DataType:
+def decoded_type(kind: pa.DataType) -> pa.DataType:
+    """Returns the type of a dictionary's values, or any other type unchanged."""
     return kind.value_type if pa.types.is_dictionary(kind) else kind
 
 
@@ -131,23 +133,13 @@ def _digits(integer: pa.DataType) -> int:
 # --- texts and bytes ----------------------------------------------------------------------------------------------
 
 
-def _is_text(kind: pa.DataType) -> bool:
-    return pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_string_view(kind)
-
-
 def _is_text_or_bytes(kind: pa.DataType) -> bool:
-    return (
-        _is_text(kind)
-        or pa.types.is_binary(kind)
-        or pa.types.is_large_binary(kind)
-        or pa.types.is_binary_view(kind)
-        or pa.types.is_fixed_size_binary(kind)
-    )
+    return is_text(kind) or is_bytes(kind) or pa.types.is_binary_view(kind) or pa.types.is_fixed_size_binary(kind)
 
 
 def _texts(one: pa.DataType, other: pa.DataType) -> pa.DataType:
     large = any(pa.types.is_large_string(kind) or pa.types.is_large_binary(kind) for kind in (one, other))
-    if _is_text(one) and _is_text(other):
+    if is_text(one) and is_text(other):
         return pa.large_string() if large else pa.string()
     return pa.large_binary() if large else pa.binary()
 
