@@ -12,12 +12,13 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Literal
+from typing import Annotated, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
+Share = Annotated[float, Field(ge=0, le=1)]
 Types = tuple[str, ...]  # of a mention, from specific to broad
 
 
@@ -45,42 +46,36 @@ class Sampling(BaseModel):
         le=10,
         description="draw negatives in proportion to their frequency to this power; 0 draws evenly",
     )
-    description_rate: float = Field(
-        default=0.0, ge=0, le=1, description="share of types that are replaced by their description, if they have one"
+    description_rate: Share = Field(
+        default=0.0, description="share of types that are replaced by their description, if they have one"
     )
-    broader_rate: float = Field(
+    broader_rate: Share = Field(
         default=0.0,
-        ge=0,
-        le=1,
         description="share of texts whose types are replaced by types broader by one or two steps",
     )
-    above_rate: float = Field(
-        default=0.0, ge=0, le=1, description="share of types broader than those in the prompt that become negatives"
+    above_rate: Share = Field(
+        default=0.0, description="share of types broader than those in the prompt that become negatives"
     )
-    synonym_rate: float = Field(default=0.0, ge=0, le=1, description="share of types that are replaced by a synonym")
+    synonym_rate: Share = Field(default=0.0, description="share of types that are replaced by a synonym")
     descriptions: Mapping[str, str] = {}
     broader: Mapping[str, str] = Field(default={}, description="type -> the next broader type")
     synonyms: Mapping[str, Sequence[str]] = {}
-    sentence_rate: float = Field(default=0.0, ge=0, le=1, description="share of passages that are cut to one sentence")
+    sentence_rate: Share = Field(default=0.0, description="share of passages that are cut to one sentence")
     levels: bool = Field(
         default=False,
         description="draw a set of each text's types and label mentions with types of the set; `negatives`, "
         "`negative_ratio`, `drop_types` and `broader` then have no effect, and `max_negatives` counts types of other "
         "texts",
     )
-    specific_rate: float = Field(
+    specific_rate: Share = Field(
         default=0.3,
-        ge=0,
-        le=1,
         description="with levels: share of texts that draw the most specific type of each mention",
     )
-    broadest_rate: float = Field(
-        default=0.2, ge=0, le=1, description="with levels: share of texts that draw the broadest type of each mention"
+    broadest_rate: Share = Field(
+        default=0.2, description="with levels: share of texts that draw the broadest type of each mention"
     )
-    least_share: float = Field(
+    least_share: Share = Field(
         default=0.25,
-        ge=0,
-        le=1,
         description="with levels: other texts draw a random share of their types, from this to 1",
     )
     max_positives: int = Field(
@@ -88,13 +83,11 @@ class Sampling(BaseModel):
         ge=1,
         description="with levels: the most labels; if there are more, keep a random number above half of this",
     )
-    absent_rate: float = Field(
-        default=0.6, ge=0, le=1, description="with levels: share of types stated as absent that become negatives"
+    absent_rate: Share = Field(
+        default=0.6, description="with levels: share of types stated as absent that become negatives"
     )
-    elsewhere_rate: float = Field(
+    elsewhere_rate: Share = Field(
         default=0.3,
-        ge=0,
-        le=1,
         description="with levels: share of types in the rest of a passage that become negatives",
     )
 

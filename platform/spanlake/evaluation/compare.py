@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from spanlake.evaluation.metrics import span_of
 from spanlake.evaluation.scores import Outcome
 
 _RESAMPLES = 2_000
@@ -73,7 +74,7 @@ def _counts(outcome: Outcome, threshold: float | None) -> np.ndarray:
     """[texts, 3]: correct, predicted and gold of each text."""
     rows = []
     for entities, gold in zip(outcome.above(threshold), outcome.benchmark.gold, strict=True):
-        spans = {(entity.start, entity.end, entity.label) for entity in entities}
+        spans = set(map(span_of, entities))
         rows.append((len(spans & gold), len(spans), len(gold)))
     return np.array(rows, dtype=np.int64).reshape(-1, 3)
 

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from spanlake.evaluation.metrics import span_of
 from spanlake.evaluation.scores import Outcome
 
 _POINTS = 200  # of a curve, at most
@@ -38,7 +39,7 @@ class Curve:
 def curve(outcome: Outcome) -> Curve:
     """The curve of all that was found, down to the threshold that it was found above."""
     scored = [
-        (entity.score, (entity.start, entity.end, entity.label) in gold)
+        (entity.score, span_of(entity) in gold)
         for entities, gold in zip(outcome.found, outcome.benchmark.gold, strict=True)
         for entity in entities
     ]

@@ -13,7 +13,7 @@ import numpy as np
 
 from spanlake.calibration import DEFAULT_THRESHOLD, Calibration
 from spanlake.errors import UserError
-from spanlake.evaluation.metrics import Score
+from spanlake.evaluation.metrics import Score, span_of
 from spanlake.evaluation.scores import Outcome
 
 FOUND_ABOVE = 0.02  # the score of what a calibration is fitted to
@@ -44,7 +44,7 @@ class Scored:
             for number, (entities, there) in enumerate(zip(outcome.found, outcome.benchmark.gold, strict=True)):
                 half = number % 2
                 gold[half].update(label for *_, label in there)
-                rows += [(half, e.label, e.score, (e.start, e.end, e.label) in there) for e in entities]
+                rows += [(half, e.label, e.score, span_of(e) in there) for e in entities]
         right = np.array([row[3] for row in rows], dtype=bool)
         if not right.any() or right.all():
             raise UserError(

@@ -7,7 +7,13 @@ from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 
+from spanlake.decoding import Entity
+
 Span = tuple[int, int, str]  # start, end (exclusive), label
+
+
+def span_of(entity: Entity) -> Span:
+    return entity.start, entity.end, entity.label
 
 
 @dataclass(frozen=True)

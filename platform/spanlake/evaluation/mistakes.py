@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Literal, get_args
 
 from spanlake.decoding import Entity
-from spanlake.evaluation.metrics import Span
+from spanlake.evaluation.metrics import Span, span_of
 
 Kind = Literal["missed", "spurious", "wrong type", "wrong boundary"]
 KINDS: tuple[Kind, ...] = get_args(Kind)
@@ -30,9 +30,9 @@ def mistakes(found: Sequence[Entity], gold: Collection[Span]) -> list[Mistake]:
     An entity on the very span of a mention has the wrong type. An entity that overlaps a mention of its label has the
     wrong boundary. Every other mention is missed, and every other entity spurious. Each counts once.
     """
-    right = {(entity.start, entity.end, entity.label) for entity in found} & set(gold)
+    right = set(map(span_of, found)) & set(gold)
     mentions = sorted(set(gold) - right)
-    wrong = [entity for entity in found if (entity.start, entity.end, entity.label) not in right]
+    wrong = [entity for entity in found if span_of(entity) not in right]
     paired: list[Mistake] = []
     for kind, fits in _PAIRINGS:
         for entity in wrong:

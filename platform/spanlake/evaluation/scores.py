@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from spanlake.decoding import Entity
-from spanlake.evaluation.metrics import Score, Span, Tally
+from spanlake.evaluation.metrics import Score, Span, Tally, span_of
 from spanlake.evaluation.sets import BenchmarkSet
 from spanlake.inference.extractor import Extractor
 from spanlake.inference.settings import Settings
@@ -83,7 +83,7 @@ def tally_of(found: Sequence[Sequence[Entity]], gold: Sequence[Iterable[Span]]) 
     """Counts what was found in each text against its mentions."""
     tally = Tally()
     for entities, mentions in zip(found, gold, strict=True):
-        tally.add(((entity.start, entity.end, entity.label) for entity in entities), mentions)
+        tally.add(map(span_of, entities), mentions)
     return tally
 
 

@@ -11,7 +11,7 @@ from typing import Annotated, Any, Literal, get_args
 import yaml
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 
-from spanlake.data.sampling import Sampling
+from spanlake.data.sampling import Sampling, Share
 from spanlake.errors import UserError, one_line, shown
 from spanlake.modeling.config import SpanHeadKind
 
@@ -80,7 +80,7 @@ class DataSection(_Section):
     max_per_set: int = Field(
         default=0, ge=0, description="examples of one data set read in an epoch, drawn anew in each; 0: all"
     )
-    max_bad_rate: float = Field(default=0.01, ge=0, le=1, description="share of the records that may be unreadable")
+    max_bad_rate: Share = Field(default=0.01, description="share of the records that may be unreadable")
     sampling: Mapping[str, Mapping[str, Any]] = Field(
         default={}, description="for one of `train`: keys of the section `sampling` that are other for it"
     )
@@ -110,8 +110,8 @@ class OptimSection(_Section):
     max_norm: float = Field(default=10.0, gt=0, description="of the gradient, clipped to it")
     loss: Literal["bce", "focal"] = "bce"
     positive_weight: float = Field(default=1.0, gt=0, description="times the loss of true spans")
-    focal_alpha: float = Field(
-        default=0.75, ge=0, le=1, description="weight of true spans against that of the others, for focal loss"
+    focal_alpha: Share = Field(
+        default=0.75, description="weight of true spans against that of the others, for focal loss"
     )
     focal_gamma: float = Field(default=2.0, ge=0)
     average: float = Field(
@@ -126,7 +126,7 @@ class ScheduleSection(_Section):
     """A batch is what one optimiser step sees on all workers together, whatever their number."""
 
     steps: int = Field(default=30_000, ge=1)
-    warmup: float = Field(default=0.1, ge=0, le=1, description="share of the steps")
+    warmup: Share = Field(default=0.1, description="share of the steps")
     decay: Literal["cosine", "linear", "constant"] = "cosine"
     batch_tokens: int = Field(default=2048, ge=1, description="padded sub-words in a batch")
     batch_texts: int = Field(default=64, ge=1, description="at most")
