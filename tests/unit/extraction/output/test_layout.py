@@ -11,6 +11,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from units import run_units
 
 from spanlake import cli
 from spanlake.decoding import Entity
@@ -19,10 +20,8 @@ from spanlake.extraction.options import add_layout_options, read_layout
 from spanlake.extraction.output.audit import audit
 from spanlake.extraction.output.layout import Layout
 from spanlake.extraction.output.ledger import Ledger, Request, prepare, read_ledger
-from spanlake.extraction.output.plan import units_of
 from spanlake.extraction.output.redaction import STYLES, Redaction
 from spanlake.extraction.output.rows import FOOTER_KEY
-from spanlake.extraction.run.unit import Job, UnitRunner
 from spanlake.extraction.source.open import read_source
 from spanlake.inference.settings import Settings
 from spanlake.storage import locate
@@ -61,10 +60,7 @@ def make_request(tmp_path: Path, layout: Layout, table: pa.Table | None = None, 
 def extract(request: Request) -> Ledger:
     """Returns the output of a request, made without Ray."""
     ledger = prepare(request)
-    ledger.save()
-    runner = UnitRunner(Job.of(request, ledger), Capitals())
-    for unit in units_of(ledger.plan):
-        runner.run(unit)
+    run_units(request, ledger, Capitals())
     ledger.clean()
     return read_ledger(request.output)
 

@@ -21,6 +21,7 @@ from pyarrow import fs
 from pyiceberg.catalog import Catalog, load_catalog
 from pyiceberg.exceptions import NoSuchTableError
 from pyiceberg.utils.config import Config
+from units import run_units
 
 from spanlake.decoding import Entity
 from spanlake.errors import ShortfallError, UserError
@@ -28,10 +29,9 @@ from spanlake.extraction.output import publish as publish_module
 from spanlake.extraction.output.fit import check_values
 from spanlake.extraction.output.layout import Layout
 from spanlake.extraction.output.ledger import Ledger, Request, prepare, read_ledger
-from spanlake.extraction.output.plan import cut, units_of
+from spanlake.extraction.output.plan import cut
 from spanlake.extraction.output.publish import open_target, publish
 from spanlake.extraction.output.redaction import Redaction
-from spanlake.extraction.run.unit import Job, UnitRunner
 from spanlake.extraction.source.open import SourceHandle, read_source
 from spanlake.inference.settings import Settings
 from spanlake.storage import locate
@@ -85,10 +85,7 @@ def extract(tmp_path: Path, output: str = "out", units: slice = slice(None), lay
         layout=layout or Layout(),
     )
     ledger = prepare(request)
-    ledger.save()
-    runner = UnitRunner(Job.of(request, ledger), Whole())
-    for unit in list(units_of(ledger.pending(ledger.committed())))[units]:
-        runner.run(unit)
+    run_units(request, ledger, Whole(), units)
     return read_ledger(request.output)
 
 
@@ -362,10 +359,7 @@ def test_a_table_as_source_and_as_target(tmp_path: Path, catalog: Catalog) -> No
     again = replace(request, source=read_source(pinned(source, recorded), "text"))
     ledger = prepare(again)
     assert ledger.plan.num_rows == 2 and ledger.manifest["source"]["uri"].endswith("/in@0")
-    ledger.save()
-    runner = UnitRunner(Job.of(again, ledger), Whole())
-    for unit in units_of(ledger.plan):
-        runner.run(unit)
+    run_units(again, ledger, Whole())
     publish(ledger, open_target("iceberg:lake.web.found", ledger.schema))
     assert ids(catalog.load_table("web.found").scan().to_arrow()) == [1, 2]
 

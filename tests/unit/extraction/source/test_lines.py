@@ -10,13 +10,13 @@ import pyarrow.parquet as pq
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from units import run_units
 
 from spanlake.decoding import Entity
 from spanlake.errors import UserError
 from spanlake.extraction.output.audit import audit
 from spanlake.extraction.output.ledger import Request, prepare, read_ledger
-from spanlake.extraction.output.plan import cut, units_of
-from spanlake.extraction.run.unit import Job, UnitRunner
+from spanlake.extraction.output.plan import cut
 from spanlake.extraction.source.model import Source, SourceReadError
 from spanlake.extraction.source.open import SourceHandle, read_source
 from spanlake.inference.settings import Settings
@@ -231,10 +231,7 @@ def test_an_output_of_json_lines_is_audited_like_any_other(tmp_path: Path) -> No
         unit_rows=2,
     )
     ledger = prepare(request)
-    ledger.save()
-    runner = UnitRunner(Job.of(request, ledger), Lengths())
-    for unit in units_of(ledger.plan):
-        runner.run(unit)
+    run_units(request, ledger, Lengths())
     rows = pa.concat_tables(pq.read_table(path) for path in sorted((tmp_path / "out").glob("*.parquet"))).to_pylist()
     assert [row["text"] for row in rows] == ["one", None, "7", None]
     assert [row["entities"] and row["entities"][0]["text"] for row in rows] == ["one", None, None, None]

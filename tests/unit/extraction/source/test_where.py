@@ -16,14 +16,13 @@ import pytest
 from deltalake import write_deltalake
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from units import run_units
 
 from spanlake.decoding import Entity
 from spanlake.errors import UserError
 from spanlake.extraction.output.audit import audit
 from spanlake.extraction.output.layout import Layout
 from spanlake.extraction.output.ledger import Ledger, Request, prepare, read_ledger
-from spanlake.extraction.output.plan import units_of
-from spanlake.extraction.run.unit import Job, UnitRunner
 from spanlake.extraction.source import parquet
 from spanlake.extraction.source.choice import Choice
 from spanlake.extraction.source.open import SourceHandle, read_source
@@ -315,10 +314,7 @@ def request(directory: Path, text: str | None, limit: int | None = None, output:
 
 def extract(asked: Request, units: slice = slice(None)) -> Ledger:
     ledger = prepare(asked)
-    ledger.save()
-    runner = UnitRunner(Job.of(asked, ledger), Whole())
-    for unit in list(units_of(ledger.pending(ledger.committed())))[units]:
-        runner.run(unit)
+    run_units(asked, ledger, Whole(), units)
     return read_ledger(asked.output)
 
 
