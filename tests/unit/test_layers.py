@@ -16,7 +16,7 @@ SOURCE_ROOT = ROOT / "platform"
 LAYERS = (
     ("errors",),
     ("text", "decoding", "storage", "calibration"),
-    ("labels",),
+    ("labels", "redaction"),
     ("modeling", "client", "options"),
     ("package",),
     ("inference", "data"),

@@ -66,7 +66,7 @@ def read_layout(args: argparse.Namespace) -> "Layout":
     Raises UserError for options that do not go together, and for a key that cannot be used.
     """
     from spanlake.extraction.output.layout import Layout
-    from spanlake.extraction.output.redaction import Redaction, read_key
+    from spanlake.redaction import Redaction, read_key
 
     if args.redact_key_file and args.redact != "hash":
         raise UserError("--redact-key-file belongs to --redact hash: give both, or neither.")

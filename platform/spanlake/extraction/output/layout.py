@@ -9,7 +9,7 @@ import pyarrow as pa
 
 from spanlake.decoding import Entity
 from spanlake.errors import UserError
-from spanlake.extraction.output.redaction import Redaction
+from spanlake.redaction import Redaction
 
 ENTITY = pa.struct(
     [

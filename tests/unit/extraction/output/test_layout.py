@@ -20,10 +20,10 @@ from spanlake.extraction.options import add_layout_options, read_layout
 from spanlake.extraction.output.audit import audit
 from spanlake.extraction.output.layout import Layout
 from spanlake.extraction.output.ledger import Ledger, Request, prepare, read_ledger
-from spanlake.extraction.output.redaction import STYLES, Redaction
 from spanlake.extraction.output.rows import FOOTER_KEY
 from spanlake.extraction.source.open import read_source
 from spanlake.inference.settings import Settings
+from spanlake.redaction import STYLES, Redaction
 from spanlake.storage import locate
 
 TEXTS = ["Ada met Bob", None, "nobody", "", "Éva 😀 Ida"]

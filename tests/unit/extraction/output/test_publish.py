@@ -31,9 +31,9 @@ from spanlake.extraction.output.layout import Layout
 from spanlake.extraction.output.ledger import Ledger, Request, prepare, read_ledger
 from spanlake.extraction.output.plan import cut
 from spanlake.extraction.output.publish import open_target, publish
-from spanlake.extraction.output.redaction import Redaction
 from spanlake.extraction.source.open import SourceHandle, read_source
 from spanlake.inference.settings import Settings
+from spanlake.redaction import Redaction
 from spanlake.storage import locate
 
 KINDS = ("delta", "iceberg")

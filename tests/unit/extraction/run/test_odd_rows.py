@@ -17,13 +17,13 @@ from spanlake.extraction.output.audit import audit
 from spanlake.extraction.output.layout import Layout
 from spanlake.extraction.output.ledger import Request, prepare
 from spanlake.extraction.output.plan import units_of
-from spanlake.extraction.output.redaction import Redaction
 from spanlake.extraction.output.show import glance
 from spanlake.extraction.output.statistics import gather
 from spanlake.extraction.run.unit import Job, UnitRunner
 from spanlake.extraction.source.model import SourceReadError
 from spanlake.extraction.source.open import SourceHandle, read_source
 from spanlake.inference.settings import Settings
+from spanlake.redaction import Redaction
 from spanlake.storage import locate
 
 

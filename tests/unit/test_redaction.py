@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from spanlake.decoding import Entity
 from spanlake.errors import UserError
-from spanlake.extraction.output.redaction import KEY_VARIABLE, MASK, STYLES, Redaction, covered, read_key
+from spanlake.redaction import KEY_VARIABLE, MASK, STYLES, Redaction, covered, read_key
 
 KEY = b"0123456789abcdef"
 TEXT = st.text(alphabet=st.characters(exclude_categories=["Cs"]), min_size=1, max_size=60)
