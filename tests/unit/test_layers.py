@@ -21,7 +21,7 @@ LAYERS = (
     ("package",),
     ("inference", "data"),
     ("spanlake",),
-    ("doctor", "cluster"),
+    ("doctor", "cluster", "chat"),
     ("evaluation",),
     ("training", "extraction", "serving"),
     ("cli",),

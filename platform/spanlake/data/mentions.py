@@ -11,12 +11,14 @@ from spanlake.data.examples import Mention
 from spanlake.text import word_offsets
 
 
-def find_mentions(text: str, wanted: Iterable[tuple[str, str]]) -> tuple[tuple[Mention, ...], Counter[str]]:
+def find_mentions(
+    text: str, wanted: Iterable[tuple[str, str]], *, nested: bool = False
+) -> tuple[tuple[Mention, ...], Counter[str]]:
     """Returns all places at word boundaries where one of the `wanted` pairs (label, string) occurs.
 
     It looks for a string in its own case first. If the string does not occur in that case, it ignores case. A run of
     whitespace in the string matches any run of whitespace. Where places overlap, the longest stays, then the first. One
-    place may be a mention of several labels.
+    place may be a mention of several labels. If `nested` is true, all places stay.
 
     Returns the mentions in order of the text, and counts what it dropped: strings that are `empty`, `not_found`, or
     found only `inside_a_word`, and places that were `overlapping` longer ones.
@@ -34,7 +36,7 @@ def find_mentions(text: str, wanted: Iterable[tuple[str, str]]) -> tuple[tuple[M
         if not whole:
             dropped["inside_a_word" if found else "not_found"] += 1
         places.update(whole)
-    kept, overlapping = _apart(places)
+    kept, overlapping = (list(places), 0) if nested else _apart(places)
     if overlapping:
         dropped["overlapping"] = overlapping
     return tuple(Mention(*place) for place in sorted(kept)), dropped

@@ -6,6 +6,7 @@ import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from spanlake.chat.options import add_endpoint_options, read_endpoint, read_price
 from spanlake.errors import UserError, shown
 from spanlake.evaluation.calibrate import add_calibrate
 from spanlake.options import add_model_options, positive
@@ -13,6 +14,7 @@ from spanlake.options import add_model_options, positive
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from spanlake.evaluation.baseline import Answers
     from spanlake.evaluation.report import Report
     from spanlake.evaluation.results import Evaluation
     from spanlake.evaluation.scores import ModelFacts, Outcome
@@ -21,6 +23,8 @@ if TYPE_CHECKING:
 # Everything else is imported where it is used: `spanlake --help` does not wait for torch.
 
 _SUITES = ("ood", "20ner", "multiconer", "open-types")
+_MODEL = "mini"
+_STYLES = ("conversation", "tuples")
 _MOST_THRESHOLDS = 1_000
 _REPORTS = (".html", ".json", ".md")
 _CURVES_FROM = 0.05  # the lowest threshold of a report's curves
@@ -59,13 +63,20 @@ def add_commands(subparsers: "argparse._SubParsersAction[Any]") -> None:
     )
     parser.add_argument("--json", action="store_true", help="print JSON, with scores by label")
     add_model_options(parser)
-    parser.set_defaults(run=_evaluate)
+    add_endpoint_options(parser, required=False)
+    parser.add_argument(
+        "--style",
+        choices=_STYLES,
+        help="ask the endpoint for one type at a time, or for tuples of all types (default: tuples)",
+    )
+    parser.set_defaults(run=_evaluate, model=None)
 
 
 def _evaluate(args: argparse.Namespace) -> int:
     from spanlake.evaluation.published import published_rows
     from spanlake.evaluation.report import Report
 
+    _check_endpoint(args)
     for path in args.report:
         if path.suffix not in _REPORTS or not path.absolute().parent.is_dir():
             raise UserError(f"The report {path} must end in {', '.join(_REPORTS)} and lie in a directory that exists.")
@@ -98,11 +109,37 @@ def _evaluations(args: argparse.Namespace, thresholds: "Sequence[float]") -> "tu
         sets, missing = read_suite(suite, Path(args.data), split, renamed)
     else:
         sets = read_sets(args.data, split, renamed)
+    package = None if args.endpoint else args.model or _MODEL
     made = [
         Evaluation(*_scored(args, model, sets, thresholds), split, suite, missing)
-        for model in filter(None, (args.model, args.against))
+        for model in filter(None, (package, args.against))
     ]
+    if args.endpoint:
+        facts, outcomes, answers = _asked(args, sets)
+        made.insert(0, Evaluation(facts, outcomes, outcomes, [None], split, suite, missing, answers))
     return made[0], made[1] if len(made) > 1 else None
+
+
+def _asked(args: argparse.Namespace, sets: "Sequence[BenchmarkSet]") -> "tuple[ModelFacts, list[Outcome], Answers]":
+    """What the language model at the endpoint finds."""
+    from spanlake.evaluation.baseline import ask_sets
+
+    return ask_sets(read_endpoint(args), args.style or "tuples", read_price(args), sets, nested=args.nested)
+
+
+def _check_endpoint(args: argparse.Namespace) -> None:
+    """Refuses options that would have no effect."""
+    if args.endpoint:
+        read_endpoint(args)
+        read_price(args)
+        if args.workers:
+            raise UserError("--workers is for packages; --concurrency is the number of questions to the endpoint.")
+        if args.threshold is not None and not args.against:
+            raise UserError("--threshold has no effect: a language model gives no scores; leave it out.")
+        return
+    for name in ("style", "price", "key_variable", "concurrency", "timeout"):
+        if getattr(args, name) is not None:
+            raise UserError(f"--{name.replace('_', '-')} is for language models; give --endpoint URL too.")
 
 
 def _scored(
@@ -181,6 +218,10 @@ def _print(evaluation: "Evaluation") -> None:
     for average in averages(evaluation.suite, results) if evaluation.suite else ():
         part = f" (of {average.sets} of {average.of} sets)" if average.sets < average.of else ""
         print(f"{average.name}: F1 {100 * average.f1:.1f}{part}")
+    if evaluation.answers:
+        print(f"{evaluation.model.name} ({evaluation.model.identity}): {evaluation.answers.sentence()}.")
+        for named in evaluation.answers.named:
+            print(f"  {named}")
     for missing in evaluation.missing:
         print(f"{missing.name} is not there: {missing.reason}.")
     if len(evaluation.thresholds) > 1:

@@ -64,11 +64,12 @@ class Report:
 
     def to_markdown(self) -> str:
         evaluation, results = self.evaluation, self.evaluation.results()
+        answers = ["", evaluation.answers.sentence() + "."] if evaluation.answers else []
         lines = [
             f"# {evaluation.model.name}",
             "",
-            f"Exact match at {evaluation.said_threshold} on {evaluation.split} files; fingerprint "
-            f"{evaluation.model.fingerprint[:12]}.",
+            f"Exact match at {evaluation.said_threshold} on {evaluation.split} files; {evaluation.model.identity}.",
+            *answers,
             "",
             *_table(["set", "texts", "mentions", "precision", "recall", "F1"], map(_score_cells, results)),
         ]

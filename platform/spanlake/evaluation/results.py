@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from spanlake.evaluation.baseline import Answers
 from spanlake.evaluation.scores import ModelFacts, Outcome, SetResult, percent
 from spanlake.evaluation.sets import Split
 from spanlake.evaluation.suites import Missing, Suite
@@ -33,6 +34,7 @@ class Evaluation:
     split: Split
     suite: Suite | None = None
     missing: Sequence[Missing] = ()
+    answers: Answers | None = None  # of a language model
 
     @property
     def threshold(self) -> float | None:
@@ -40,7 +42,9 @@ class Evaluation:
 
     @property
     def said_threshold(self) -> str:
-        return "the model's own thresholds" if self.threshold is None else f"threshold {self.threshold:g}"
+        if self.threshold is not None:
+            return f"threshold {self.threshold:g}"
+        return "no threshold" if self.model.asked else "the model's own thresholds"
 
     def results(self) -> list[SetResult]:
         return [outcome.result(self.threshold) for outcome in self.outcomes]
@@ -52,7 +56,7 @@ class Evaluation:
             unfindable = outcome.benchmark.unfindable(self.model.max_width)
             sets.append({**result.to_dict(), "nested": outcome.benchmark.nested, "unfindable": unfindable})
         document: dict[str, Any] = {
-            "model": {"name": self.model.name, "fingerprint": self.model.fingerprint},
+            "model": self.model.to_dict(),
             "threshold": self.threshold,
             "split": self.split,
             "sets": sets,
@@ -61,6 +65,8 @@ class Evaluation:
             document["suite"] = self.suite.name
             document["averages"] = [average.to_dict() for average in averages(self.suite, results)]
             document["missing"] = [vars(missing) for missing in self.missing]
+        if self.answers:
+            document["answers"] = self.answers.to_dict()
         if len(self.thresholds) > 1:
             document["sweep"] = [self._at(threshold) for threshold in self.thresholds]
         return document

@@ -21,6 +21,15 @@ class ModelFacts:
     fingerprint: str
     max_width: int  # K, words
     calibrated: bool = False
+    asked: str = ""  # how, if it is a language model at an endpoint: it has neither a fingerprint nor a widest span
+
+    @property
+    def identity(self) -> str:
+        return self.asked or f"fingerprint {self.fingerprint[:12]}"
+
+    def to_dict(self) -> dict[str, Any]:
+        identity = {"asked": self.asked} if self.asked else {"fingerprint": self.fingerprint}
+        return {"name": self.name, **identity}
 
     @classmethod
     def of(cls, extractor: Extractor) -> ModelFacts:
