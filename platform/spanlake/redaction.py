@@ -65,7 +65,7 @@ class Redaction:
         name = label.upper()
         if self.key is None:
             return f"[{name}]"
-        content = f"{label}\0{_normalised(surface)}".encode()
+        content = f"{label}\0{_normalised(surface)}".encode(errors="surrogatepass")  # JSON can hold half a pair
         return f"[{name}:{hmac.new(self.key, content, sha256).hexdigest()[:_DIGITS]}]"
 
 
@@ -90,10 +90,11 @@ def _normalised(surface: str) -> str:
     return " ".join(unicodedata.normalize("NFKC", surface).casefold().split())
 
 
-def read_key(path: str | None) -> bytes:
+def read_key(path: str | None) -> bytes | None:
     """Returns the key of hashes: the content of a file without whitespace around it, or of the environment variable.
 
-    Raises UserError if there is no key, or if it is too short. No message contains any part of the key.
+    Returns None where there is neither. Raises UserError if the file cannot be read, or if the key is too short. No
+    message contains any part of the key.
     """
     if path is not None:
         try:
@@ -104,7 +105,7 @@ def read_key(path: str | None) -> bytes:
     else:
         key, origin = os.environ.get(KEY_VARIABLE, "").strip().encode(errors="surrogateescape"), KEY_VARIABLE
         if not key:
-            raise UserError(f"--redact hash needs a key: set {KEY_VARIABLE}, or give --redact-key-file FILE.")
+            return None
     if len(key) < _KEY_BYTES:
         raise UserError(
             f"The redaction key of {origin} has {len(key)} bytes and needs {_KEY_BYTES} or more: "

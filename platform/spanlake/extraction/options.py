@@ -66,13 +66,14 @@ def read_layout(args: argparse.Namespace) -> "Layout":
     Raises UserError for options that do not go together, and for a key that cannot be used.
     """
     from spanlake.extraction.output.layout import Layout
-    from spanlake.redaction import Redaction, read_key
+    from spanlake.redaction import KEY_VARIABLE, Redaction, read_key
 
     if args.redact_key_file and args.redact != "hash":
         raise UserError("--redact-key-file belongs to --redact hash: give both, or neither.")
-    redaction = None
-    if args.redact:
-        redaction = Redaction(args.redact, read_key(args.redact_key_file) if args.redact == "hash" else None)
+    key = read_key(args.redact_key_file) if args.redact == "hash" else None
+    if args.redact == "hash" and key is None:
+        raise UserError(f"--redact hash needs a key: set {KEY_VARIABLE}, or give --redact-key-file FILE.")
+    redaction = Redaction(args.redact, key) if args.redact else None
     columns = None
     if args.columns is not None:
         columns = tuple(dict.fromkeys(split_names(args.columns, "column")))

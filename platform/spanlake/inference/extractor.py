@@ -19,7 +19,7 @@ from spanlake.inference.candidates import Candidates, choose, join
 from spanlake.inference.hardware import choose_device, choose_precision
 from spanlake.inference.planning import LabelGroup, Row, group_labels, plan_batches, plan_rows
 from spanlake.inference.scoring import Pass, Scorer
-from spanlake.inference.settings import Settings
+from spanlake.inference.settings import Settings, settings_of_each
 from spanlake.labels import Labels, Threshold
 from spanlake.modeling.config import ModelConfig
 from spanlake.modeling.cutting import CutText, cut_text
@@ -135,7 +135,8 @@ class Extractor:
         """Returns the entities of each text, in the order of the texts.
 
         `labels` is a list of names or a mapping of names to descriptions, for all texts; or a list of these, one for
-        each text. `threshold` is one number, or one per label; None means the model's own, or 0.5 where it has none.
+        each text. `threshold` is one number, or one per label; None means the model's own, or 0.5 where it has none. If
+        texts have labels of their own, a mapping holds the threshold of each label of any text.
         `nested` allows entities within entities, and `multi_label` allows several labels for one span.
 
         Raises `UserError` for texts that are not a list of strings, and for labels and thresholds as `Settings.make`
@@ -154,7 +155,7 @@ class Extractor:
                 raise UserError(
                     f"There are {len(labels)} label lists for {len(texts)} texts; give one, or one per text."
                 )
-            settings = [Settings.make(each, threshold, nested, multi_label) for each in cast(Sequence[Labels], labels)]
+            settings = settings_of_each(cast(Sequence[Labels], labels), threshold, nested, multi_label)
         return list(self.stream(zip(texts, settings, strict=True)))
 
     def stream(

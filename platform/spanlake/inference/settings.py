@@ -74,6 +74,29 @@ class Settings:
         }
 
 
+def settings_of_each(
+    labels: Sequence[Labels], threshold: Threshold | None = None, nested: bool = False, multi_label: bool = False
+) -> list[Settings]:
+    """Returns the settings of texts that have labels of their own, as `Settings.make` does for each text.
+
+    A mapping of thresholds holds one for each label of any text.
+
+    Raises `UserError` as `Settings.make` does. The message names the text.
+    """
+    found: list[Settings] = []
+    for index, own in enumerate(labels):
+        try:
+            own_threshold = _of_labels(threshold, own) if isinstance(threshold, Mapping) else threshold
+            found.append(Settings.make(own, own_threshold, nested, multi_label))
+        except UserError as error:
+            raise UserError(f"Text {index}: {error}") from error
+    if isinstance(threshold, Mapping):
+        known = {name for settings in found for name in settings.names}
+        if odd := [name for name in threshold if name not in known]:
+            raise UserError(f"There is a threshold for {shown(odd[0])}, which no text has as a label; leave it out.")
+    return found
+
+
 def read_settings(labels: str, thresholds: Sequence[str], nested: bool, multi_label: bool) -> Settings:
     """Returns the settings that --labels, --threshold, --nested and --multi-label of a command ask for.
 
@@ -103,6 +126,10 @@ def _described(labels: Labels) -> dict[str, str]:
             if not isinstance(value, str) or not value.strip():
                 raise UserError(f"The label {shown(value)} is blank or not a string; each must have letters in it.")
     return dict(pairs)
+
+
+def _of_labels(threshold: Mapping[str, float], labels: Labels) -> dict[str, float]:
+    return {name: value for name, value in threshold.items() if name in labels}
 
 
 def _thresholds(threshold: Threshold, labels: Labels, names: tuple[str, ...]) -> tuple[float, ...]:

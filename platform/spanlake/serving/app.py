@@ -90,11 +90,12 @@ def _api_routes(service: Service) -> list[Route]:
         service.admit()
         record = record_of(request.scope)
         asked = await read_message(schema.ExtractRequest, await read_body(request, limits.body_bytes), limits)
-        record.model, record.labels, record.texts = asked.model, len(asked.labels), len(asked.texts)
+        record.model, record.texts = asked.model, len(asked.texts)
+        record.labels = sum(map(len, asked.label_sets()))
         record.characters = sum(map(len, asked.texts))
         answer = await unless_gone(service.extract(asked), request.receive)
         record.model = answer.model.name
-        record.entities = sum(len(result) for result in answer.results if isinstance(result, list))
+        record.entities = answer.entities
         return Response(await answer_json(answer), media_type=JSON)
 
     async def stream(request: Request) -> Response:

@@ -27,6 +27,11 @@ def add_commands(subparsers: argparse._SubParsersAction[Any]) -> None:
     serve.add_argument("--replicas", type=positive, default=1, metavar="N", help="at most (default: 1)")
     serve.add_argument("--gpus", type=float, metavar="SHARE", help="of a GPU for each replica (1 with --device cuda)")
     serve.add_argument("--keys", metavar="FILE", help="the API keys to ask for, as `spanlake key` writes them")
+    serve.add_argument(
+        "--redact-key-file",
+        metavar="FILE",
+        help="a file with the key of redacted hashes (default: the variable SPANLAKE_REDACTION_KEY)",
+    )
     serve.add_argument("--config", metavar="FILE", help="YAML with more settings, as docs/serving.md lists")
     serve.set_defaults(run=_serve)
     key = subparsers.add_parser("key", help="make an API key: print it once, and add its hash to a file")
@@ -47,17 +52,20 @@ def _serve(args: argparse.Namespace) -> int:
     if missing:
         raise UserError(f"`spanlake serve` needs {missing[0]}, which is not installed: pip install 'spanlake[serve]'.")
     from spanlake.package import find_model
+    from spanlake.redaction import read_key
     from spanlake.serving.config import read_config
     from spanlake.serving.keys import read_keys
 
     given = {name: getattr(args, name) for name in ("model", "device", "precision", "keys")}
     keys = args.keys or os.environ.get("SPANLAKE_KEYS")
     given["keys"] = str(Path(keys).absolute()) if keys else None
+    given["redact_key_file"] = str(Path(args.redact_key_file).absolute()) if args.redact_key_file else None
     config = read_config(_file(args.config) | {name: value for name, value in given.items() if value is not None})
     for model in (config.model, *config.models.values()):
         find_model(model)  # whether it is there is better said before Ray starts
     if config.keys:
         read_keys(Path(config.keys))
+    read_key(config.redact_key_file)
     from spanlake.serving.deployment import serve_until_stopped
 
     cpus = max(1, (os.cpu_count() or 1) // args.replicas)

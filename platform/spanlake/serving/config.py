@@ -40,6 +40,9 @@ class ServeConfig(_Checked):
     stuck_seconds: float = Field(default=120, gt=0, description="after which a forward pass is taken for dead")
     limits: Limits = Limits()
     keys: str | None = Field(default=None, description="a file of API keys; without one, nobody needs a key")
+    redact_key_file: str | None = Field(
+        default=None, description="a file with the key of redacted hashes; without one, SPANLAKE_REDACTION_KEY"
+    )
     cors_origins: tuple[str, ...] = Field(default=(), description="web origins whose pages may call this server")
 
 

@@ -34,8 +34,8 @@ async def answer_json(answer: Answer) -> str:
     results = []
     written = 0
     for result in answer.results:
-        results.append("null" if isinstance(result, ApiError) else await entities_json(result))
-        written += 1 if isinstance(result, ApiError) else len(result)
+        results.append("null" if isinstance(result, ApiError) else await entities_json(result.entities))
+        written += 1 if isinstance(result, ApiError) else len(result.entities)
         if written > _SLICE:
             await asyncio.sleep(0)
             written = 0
@@ -45,4 +45,7 @@ async def answer_json(answer: Answer) -> str:
         if isinstance(result, ApiError)
     ]
     rest = f', "errors": {json.dumps(errors)}' if errors else ""
+    if answer.is_redacted:
+        redacted = [None if isinstance(result, ApiError) else result.redacted for result in answer.results]
+        rest = f', "redacted": {json.dumps(redacted)}{rest}'
     return f'{{"model": {json.dumps(answer.model.model_dump())}, "results": [{", ".join(results)}]{rest}}}'

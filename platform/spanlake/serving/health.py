@@ -41,8 +41,8 @@ class Health:
 
     async def _try(self) -> None:
         try:
-            search = await self._runner.read(_SETTINGS)
-            [answer] = self._runner.submit(Caller(), [_TEXT], search, time.monotonic() + _TRIAL_SECONDS)
+            searches = await self._runner.read([_SETTINGS])
+            [answer] = self._runner.submit(Caller(), [_TEXT], searches, time.monotonic() + _TRIAL_SECONDS)
             await asyncio.wait_for(answer, _TRIAL_SECONDS)
             self._problem = None
         except asyncio.TimeoutError:

@@ -182,13 +182,13 @@ class Queue:
             raise OverloadedError(wait, self._limits.queue_seconds)
 
     def add(
-        self, caller: Caller, texts: Sequence[str], search: Search, deadline: float
+        self, caller: Caller, texts: Sequence[str], searches: Sequence[Search], deadline: float
     ) -> list[asyncio.Future[list[Entity]]]:
-        """Returns the future answers, one per text. Cancel an answer to drop its text."""
+        """Takes one search per text. Returns the future answers, one per text. Cancel an answer to drop its text."""
         loop = asyncio.get_running_loop()
         caller.turn = max(caller.turn, self._clock)
         answers = []
-        for words in texts:
+        for words, search in zip(texts, searches, strict=True):
             cost = search.cost(words)
             answer = loop.create_future()
             text = Text(self._next_index, words, search.settings, caller, caller.turn, deadline, cost, answer)

@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Callable, Coroutine, Iterator, Sequence
+from collections.abc import Callable, Coroutine, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
@@ -70,15 +70,19 @@ class Runner:
         self._passes: set[asyncio.Task[None]] = set()
         self._filling = asyncio.create_task(self._guarded(self._fill_passes()))
 
-    async def read(self, settings: Settings) -> Search:
-        """Returns what to submit texts with. Raises: UserError for a label that the model cannot read."""
-        prompts, tokens = await asyncio.to_thread(self._extractor.prompt_size, settings)
-        return Search(settings, prompts, tokens, self._extractor.package.config.max_tokens)
+    async def read(self, settings: Sequence[Settings]) -> list[Search]:
+        """Returns what to submit texts with, one for each of the settings.
+
+        Raises: UserError for a label that the model cannot read.
+        """
+        searches = await asyncio.to_thread(_searches, self._extractor, set(settings))
+        return [searches[each] for each in settings]
 
     def submit(
-        self, caller: Caller, texts: Sequence[str], search: Search, deadline: float
+        self, caller: Caller, texts: Sequence[str], searches: Sequence[Search], deadline: float
     ) -> list[asyncio.Future[list[Entity]]]:
-        """Queues texts and returns their future answers. Each text is answered, or fails, by itself.
+        """Queues texts, each with its search, and returns their future answers. Each text is answered, or fails, by
+        itself.
 
         `deadline` is in time.monotonic(). Call the queue's `check_room` first, unless the number of texts in work is
         bounded in another way.
@@ -88,7 +92,7 @@ class Runner:
             raise StoppedError("The model is being shut down; try again.")
         if not self.queue.cost:
             self._busy_since = time.monotonic()
-        return self.queue.add(caller, texts, search, deadline)
+        return self.queue.add(caller, texts, searches, deadline)
 
     def is_stuck(self) -> bool:
         """Returns whether a pass takes too long, or the runner has failed. If so, all texts fail, now and later."""
@@ -229,6 +233,11 @@ def _slices(texts: Sequence[Text]) -> Iterator[list[Text]]:
         size += text.spans
     if part:
         yield part
+
+
+def _searches(extractor: Extractor, settings: Iterable[Settings]) -> dict[Settings, Search]:
+    window = extractor.package.config.max_tokens
+    return {each: Search(each, *extractor.prompt_size(each), window) for each in settings}
 
 
 def _plan_all(

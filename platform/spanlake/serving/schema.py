@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar, cast
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from spanlake.errors import UserError, shown
-from spanlake.inference.settings import Settings
+from spanlake.inference.settings import Settings, settings_of_each
 from spanlake.serving.config import Limits
 from spanlake.serving.errors import ApiError, invalid, too_large
 
@@ -19,9 +19,20 @@ _EXAMPLE: Any = {
 
 
 # What pydantic calls the alternatives of a field in the place of an error.
-_UNION_PARTS = ("list[str]", "dict[str,str]", "float", "list[float]", "dict[str,float]")
+_UNION_PARTS = (
+    "list[str]",
+    "dict[str,str]",
+    "list[union[list[str],dict[str,str]]]",
+    "float",
+    "list[float]",
+    "dict[str,float]",
+)
 
 _Model = TypeVar("_Model", bound=BaseModel)
+
+LabelSet = list[str] | dict[str, str]
+Offsets = Literal["code_points", "utf16"]
+Style = Literal["label", "hash", "mask"]  # of redaction
 
 
 class _Strict(BaseModel):
@@ -30,13 +41,7 @@ class _Strict(BaseModel):
     model_config = ConfigDict(strict=True, extra="forbid")
 
 
-class Question(_Strict):
-    """What to look for. The first line of a stream."""
-
-    labels: list[str] | dict[str, str] = Field(
-        description="What to find: names, or names with the descriptions that the model reads in their place.",
-        examples=[["person", "organization"], {"drug": "name of a medicine"}],
-    )
+class _Options(_Strict):
     threshold: float | list[float] | dict[str, float] | None = Field(
         default=None,
         description="Entities score above it: one number, or one per label, in order or by name; null: the model's "
@@ -45,35 +50,78 @@ class Question(_Strict):
     nested: bool = Field(default=False, description="Allow entities within entities.")
     multi_label: bool = Field(default=False, description="Allow several labels for one span.")
     model: str | None = Field(default=None, description="One that GET /v1/models lists; null: the default.")
+    offsets: Offsets = Field(
+        default="code_points",
+        description="What `start` and `end` count: code points, or UTF-16 code units as strings of JavaScript, Java "
+        "and C# do.",
+    )
+    redact: Style | None = Field(
+        default=None,
+        description="Return each text with its entities replaced, too: by [LABEL], by [LABEL:keyed hash], or by a "
+        "fixed mask.",
+    )
 
-    def settings(self) -> Settings:
-        """Raises: ApiError 422 for values that no model can use."""
+
+class Question(_Options):
+    """What to look for. The first line of a stream."""
+
+    labels: LabelSet = Field(
+        description="What to find: names, or names with the descriptions that the model reads in their place.",
+        examples=[["person", "organization"], {"drug": "name of a medicine"}],
+    )
+
+    def settings(self, own: LabelSet | None = None) -> Settings:
+        """Returns the settings of a text that may have labels of its own.
+
+        Raises: ApiError 422 for values that no model can use.
+        """
         try:
-            return Settings.make(self.labels, self.threshold, self.nested, self.multi_label)
+            return Settings.make(self.labels if own is None else own, self.threshold, self.nested, self.multi_label)
         except UserError as error:
             raise invalid(str(error)) from error
 
     def check(self, limits: Limits) -> None:
         """Raises: ApiError 413 for longer labels than are allowed."""
-        values = [*self.labels, *self.labels.values()] if isinstance(self.labels, dict) else self.labels
-        for value in values:
-            if len(value) > limits.label_characters:
-                raise too_large(
-                    f"The label {shown(value)} has {len(value)} characters; at most {limits.label_characters} are "
-                    "allowed."
-                )
+        check_labels(self.labels, limits)
 
 
-class ExtractRequest(Question):
+class ExtractRequest(_Options):
     """Texts, and what to look for in them."""
 
     model_config = ConfigDict(json_schema_extra={"examples": [_EXAMPLE]})
 
     texts: list[str] = Field(description="Each is answered by position.")
+    labels: LabelSet | list[LabelSet] = Field(
+        description="What to find: names, or names with the descriptions that the model reads in their place; or a "
+        "list of these, one for each text.",
+        examples=[["person", "organization"], {"drug": "name of a medicine"}, [["person"], ["drug", "dose"]]],
+    )
+
+    def label_sets(self) -> list[LabelSet]:
+        """Returns the one set of labels of all texts, or the set of each text."""
+        if isinstance(self.labels, list) and not all(isinstance(each, str) for each in self.labels):
+            return cast(list[LabelSet], self.labels)
+        return [cast(LabelSet, self.labels)]
+
+    def settings(self) -> list[Settings]:
+        """Returns the settings of each text. Raises: ApiError 422 for values that no model can use."""
+        options = self.threshold, self.nested, self.multi_label
+        sets = self.label_sets()
+        try:
+            if sets[0] is self.labels:
+                return [Settings.make(sets[0], *options)] * len(self.texts)
+            if len(sets) != len(self.texts):
+                raise UserError(
+                    f"There are {len(sets)} lists of labels for {len(self.texts)} texts; give one, or one per text."
+                )
+            return settings_of_each(sets, *options)
+        except UserError as error:
+            raise invalid(str(error)) from error
 
     def check(self, limits: Limits) -> None:
         """Raises: ApiError 413 for longer texts or labels than are allowed."""
-        super().check(limits)
+        for own in self.label_sets():
+            check_labels(own, limits)
         for index, text in enumerate(self.texts):
             check_text(index, text, limits)
 
@@ -82,6 +130,16 @@ class StreamedText(_Strict):
     """A line of a stream after the first, which may also be the text alone as a JSON string."""
 
     text: str
+    labels: LabelSet | None = Field(default=None, description="In the place of those of the first line.")
+
+
+def check_labels(labels: LabelSet, limits: Limits) -> None:
+    """Raises: ApiError 413 for longer labels than are allowed."""
+    for value in [*labels, *labels.values()] if isinstance(labels, dict) else labels:
+        if len(value) > limits.label_characters:
+            raise too_large(
+                f"The label {shown(value)} has {len(value)} characters; at most {limits.label_characters} are allowed."
+            )
 
 
 def check_text(index: int, text: str, limits: Limits) -> None:
@@ -91,7 +149,7 @@ def check_text(index: int, text: str, limits: Limits) -> None:
 
 
 class FoundEntity(_Strict):
-    """`text` is the given text from `start` to `end`, in code points, end exclusive."""
+    """`text` is the given text from `start` to `end`, end exclusive. Both count what the request's `offsets` says."""
 
     start: int
     end: int
@@ -117,6 +175,9 @@ class ExtractResponse(_Strict):
     model: ModelName
     results: list[list[FoundEntity] | None] = Field(
         description="The entities of each text, by position. Null for a text that `errors` names."
+    )
+    redacted: list[str | None] | None = Field(
+        default=None, description="Each text with its entities replaced. Stands only where the request says `redact`."
     )
     errors: list[TextError] | None = Field(default=None, description="Stands only where a text could not be answered.")
 
@@ -170,11 +231,15 @@ def parse(schema: type[_Model], values: Any, limits: Limits) -> _Model:
 
 
 def _check_counts(values: dict[str, Any], limits: Limits) -> None:
-    texts, labels, thresholds = (_count(values.get(name)) for name in ("texts", "labels", "threshold"))
-    if labels > limits.labels:
-        raise too_large(f"There are {labels} labels; at most {limits.labels} are allowed.")
-    if thresholds > limits.labels:
-        raise too_large(f"There are {thresholds} thresholds; at most {limits.labels} labels are allowed.")
+    texts, thresholds = _count(values.get("texts")), _count(values.get("threshold"))
+    labels = values.get("labels")
+    sets = labels if isinstance(labels, list) and any(map(_count, labels)) else [labels]
+    if len(sets) > limits.texts:
+        raise too_large(f"There are {len(sets)} lists of labels; at most {limits.texts} texts are allowed.")
+    if (most := max(map(_count, sets))) > limits.labels:
+        raise too_large(f"There are {most} labels; at most {limits.labels} are allowed.")
+    if thresholds > limits.labels * len(sets):
+        raise too_large(f"There are {thresholds} thresholds; at most {limits.labels * len(sets)} labels are allowed.")
     if texts > limits.texts:
         raise too_large(
             f"There are {texts} texts; at most {limits.texts} are allowed in a request: send several, or use "
@@ -188,6 +253,12 @@ def _count(value: Any) -> int:
 
 def _first_problem(error: ValidationError) -> ApiError:
     problems = error.errors(include_url=False, include_context=False)
-    first = problems[0]
-    place = [str(part)[:50] for part in first["loc"] if part not in _UNION_PARTS] or ["the body"]
+    field = problems[0]["loc"][:1]
+    # Each alternative of the field has problems of its own; the one whose problem lies deepest fits best.
+    first = max((each for each in problems if each["loc"][:1] == field), key=lambda each: len(_place(each["loc"])))
+    place = _place(first["loc"]) or ["the body"]
     return invalid(f"{'.'.join(place)}: {first['msg']}; it is {shown(first['input'])}.", field=place[0])
+
+
+def _place(location: tuple[int | str, ...]) -> list[str]:
+    return [str(part)[:50] for part in location if part not in _UNION_PARTS]

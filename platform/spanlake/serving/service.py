@@ -10,30 +10,58 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 
 from spanlake.decoding import Entity
+from spanlake.errors import UserError
 from spanlake.inference.settings import Settings
+from spanlake.redaction import Redaction, read_key
 from spanlake.serving.config import ServeConfig
-from spanlake.serving.errors import ApiError, unavailable
+from spanlake.serving.errors import ApiError, invalid, unavailable
+from spanlake.serving.found import Form, Found
 from spanlake.serving.models import Models, Served
 from spanlake.serving.queue import Caller, TooMuchError
 from spanlake.serving.runner import Observer
-from spanlake.serving.schema import ExtractRequest, ModelInfo, ModelName, Question
+from spanlake.serving.schema import (
+    ExtractRequest,
+    ModelInfo,
+    ModelName,
+    Offsets,
+    Question,
+    StreamedText,
+    Style,
+    check_labels,
+)
 from spanlake.serving.translation import translate
 
-Result = list[Entity] | ApiError
+Result = Found | ApiError
 
 
 @dataclass(frozen=True)
 class Answer:
     model: ModelName
     results: list[Result]  # one per text, by position
+    is_redacted: bool = False  # whether the request asks for redacted texts
+
+    @property
+    def entities(self) -> int:
+        """Returns how many there are in all texts."""
+        return sum(len(result.entities) for result in self.results if isinstance(result, Found))
+
+
+@dataclass(frozen=True)
+class _Waiting:
+    """A text of a stream, and its future answer."""
+
+    text: str
+    answer: asyncio.Future[list[Entity]]
 
 
 class Service:
     """Belongs to one event loop. Tokenising, forward passes and decoding run on other threads."""
 
-    def __init__(self, config: ServeConfig, models: Models) -> None:
+    def __init__(self, config: ServeConfig, models: Models, redact_key: bytes | None) -> None:
+        """`redact_key` is the key of redacted hashes; without one, no request gets them."""
         self.config = config
         self._models = models
+        self._redact_key = redact_key
         self._draining = False
 
     @classmethod
@@ -42,9 +70,10 @@ class Service:
 
         Raises: PackageError, UserError as `Extractor.load` does.
         """
+        redact_key = read_key(config.redact_key_file)
         models = Models(config, observe_pass)
         await models.load_default()
-        return cls(config, models)
+        return cls(config, models, redact_key)
 
     # --- answers ----------------------------------------------------------------------------------------------------
 
@@ -58,23 +87,27 @@ class Service:
         self.admit()
         request.check(self.config.limits)
         settings = request.settings()
+        form = self._form(request.offsets, request.redact)
         seconds = self.config.limits.request_seconds
         try:
-            return await asyncio.wait_for(self._extract(request, settings, time.monotonic() + seconds), seconds)
+            return await asyncio.wait_for(self._extract(request, settings, form, time.monotonic() + seconds), seconds)
         except asyncio.TimeoutError:
             raise _late(seconds) from None
 
-    async def _extract(self, request: ExtractRequest, settings: Settings, deadline: float) -> Answer:
+    async def _extract(self, request: ExtractRequest, settings: list[Settings], form: Form, deadline: float) -> Answer:
+        texts = request.texts
         async with self._models.use(request.model) as model:
             with _translated():
-                search = await model.runner.read(settings)
-                model.runner.queue.check_room(sum(map(search.cost, request.texts)))
-                futures = model.runner.submit(Caller(), request.texts, search, deadline)
-            results = list(await asyncio.gather(*map(_result, futures)))
+                searches = await model.runner.read(settings)
+                costs = (search.cost(text) for text, search in zip(texts, searches, strict=True))
+                model.runner.queue.check_room(sum(costs))
+                futures = model.runner.submit(Caller(), texts, searches, deadline)
+            found = (_result(text, future, form) for text, future in zip(texts, futures, strict=True))
+            results = list(await asyncio.gather(*found))
             for future in futures:
                 if isinstance(error := future.exception(), TooMuchError):  # of all texts together
                     raise translate(error)
-            answer = Answer(name_of(model), results)
+            answer = Answer(name_of(model), results, request.redact is not None)
         errors = [result for result in results if isinstance(result, ApiError)]
         again = next((error for error in errors if error.status in (503, 504)), None)
         if again or (errors and len(errors) == len(results)):
@@ -82,7 +115,7 @@ class Service:
         return answer
 
     async def stream(
-        self, question: Question, texts: AsyncIterator[str | ApiError]
+        self, question: Question, texts: AsyncIterator[StreamedText | ApiError]
     ) -> AsyncIterator[ModelName | Result]:
         """The model's name, then the result of each text in turn. At most `stream_window` texts are in work, and
         no more are read. An error among the texts is its own result.
@@ -92,36 +125,51 @@ class Service:
         self.admit()
         question.check(self.config.limits)
         settings = question.settings()
+        form = self._form(question.offsets, question.redact)
         limits = self.config.limits
         async with self._models.use(question.model) as model:
             runner = model.runner
             caller = Caller(is_stream=True)
             with _translated():
-                search = await runner.read(settings)
+                [of_all] = await runner.read([settings])
                 runner.queue.check_room(model.extractor.batch_tokens)
-                runner.submit(caller, [], search, 0)  # raises where the model has stopped
+                runner.submit(caller, [], [], 0)  # raises where the model has stopped
             yield name_of(model)
-            waiting: deque[asyncio.Future[list[Entity]] | ApiError] = deque()
+            waiting: deque[_Waiting | ApiError] = deque()
             try:
-                async for text in texts:
+                async for line in texts:
                     if len(waiting) == limits.stream_window:
-                        yield await _within(waiting.popleft(), limits.request_seconds)
-                    if isinstance(text, ApiError):
-                        waiting.append(text)
+                        yield await _within(waiting.popleft(), form, limits.request_seconds)
+                    if isinstance(line, ApiError):
+                        waiting.append(line)
                         continue
                     try:
-                        runner.queue.check_cost(search.cost(text))
-                    except TooMuchError as error:  # of this text alone
+                        search = of_all
+                        if line.labels is not None:
+                            check_labels(line.labels, limits)
+                            [search] = await runner.read([question.settings(line.labels)])
+                        runner.queue.check_cost(search.cost(line.text))
+                    except (ApiError, UserError) as error:  # of this text alone
                         waiting.append(translate(error))
                         continue
                     with _translated():
-                        waiting += runner.submit(caller, [text], search, float("inf"))
+                        [answer] = runner.submit(caller, [line.text], [search], float("inf"))
+                    waiting.append(_Waiting(line.text, answer))
                 while waiting:
-                    yield await _within(waiting.popleft(), limits.request_seconds)
+                    yield await _within(waiting.popleft(), form, limits.request_seconds)
             finally:
                 for each in waiting:
                     if not isinstance(each, ApiError):
-                        each.cancel()
+                        each.answer.cancel()
+
+    def _form(self, offsets: Offsets, style: Style | None) -> Form:
+        if style == "hash" and self._redact_key is None:
+            raise invalid(
+                "redact is 'hash', and this server has no key for hashes; ask for 'label' or 'mask', or start it with "
+                "--redact-key-file.",
+                field="redact",
+            )
+        return Form(offsets, Redaction(style, self._redact_key if style == "hash" else None) if style else None)
 
     # --- state ------------------------------------------------------------------------------------------------------
 
@@ -187,18 +235,18 @@ def _translated() -> Iterator[None]:
         raise translate(error) from error
 
 
-async def _result(answer: asyncio.Future[list[Entity]] | ApiError) -> Result:
-    if isinstance(answer, ApiError):
-        return answer
+async def _result(text: str, answer: asyncio.Future[list[Entity]], form: Form) -> Result:
     try:
-        return await answer
+        return await form.found(text, await answer)
     except Exception as error:
         return translate(error)
 
 
-async def _within(answer: asyncio.Future[list[Entity]] | ApiError, seconds: float) -> Result:
+async def _within(waiting: _Waiting | ApiError, form: Form, seconds: float) -> Result:
+    if isinstance(waiting, ApiError):
+        return waiting
     try:
-        return await asyncio.wait_for(_result(answer), seconds)
+        return await asyncio.wait_for(_result(waiting.text, waiting.answer, form), seconds)
     except asyncio.TimeoutError:
         return _late(seconds)
 

@@ -64,16 +64,16 @@ async def _answer(service: Service, request: Request, record: RequestRecord) -> 
     question = await read_message(Question, first, limits)
     record.model, record.labels = question.model, len(question.labels)
 
-    async def texts() -> AsyncIterator[str | ApiError]:
+    async def texts() -> AsyncIterator[StreamedText | ApiError]:
         async for line in lines:
             try:
-                text = await off_loop_if_long(_text_of, line, record.texts, limits)
-                check_text(record.texts, text, limits)
+                streamed = await off_loop_if_long(_text_of, line, record.texts, limits)
+                check_text(record.texts, streamed.text, limits)
             except ApiError as error:  # of this line alone
                 yield error
             else:
-                record.characters += len(text)
-                yield text
+                record.characters += len(streamed.text)
+                yield streamed
             record.texts += 1
 
     index = 0
@@ -85,19 +85,20 @@ async def _answer(service: Service, request: Request, record: RequestRecord) -> 
         if isinstance(result, ApiError):
             yield _line({"index": index, **result.body()})
         else:
-            record.entities += len(result)
-            yield f'{{"index": {index}, "entities": {await entities_json(result)}}}\n'.encode()
+            record.entities += len(result.entities)
+            redacted = f', "redacted": {json.dumps(result.redacted)}' if question.redact else ""
+            yield f'{{"index": {index}, "entities": {await entities_json(result.entities)}{redacted}}}\n'.encode()
         index += 1
     yield _line({"done": True, "texts": index})
 
 
-def _text_of(line: bytes, index: int, limits: Limits) -> str:
+def _text_of(line: bytes, index: int, limits: Limits) -> StreamedText:
     value = decode_json(line)
     if isinstance(value, str):
-        return value
+        return StreamedText(text=value)
     if not isinstance(value, dict):
         raise invalid(f'Text {index} is neither a string nor {{"text": …}}.')
-    return parse(StreamedText, value, limits).text
+    return parse(StreamedText, value, limits)
 
 
 def _line(values: dict[str, Any]) -> bytes:

@@ -24,6 +24,7 @@ from spanlake.serving.body import decode_json
 from spanlake.serving.config import Limits, ServeConfig, read_config
 from spanlake.serving.encoding import answer_json
 from spanlake.serving.errors import ApiError
+from spanlake.serving.found import Found
 from spanlake.serving.keys import Keys, add_key, read_keys
 from spanlake.serving.middleware import RequestRecord
 from spanlake.serving.queue import Rate
@@ -250,7 +251,8 @@ def test_long_answers_are_written_as_short_ones() -> None:
     entities = [Entity(i, i + 2, "\ud83d\n", 'a "label"', i / 7) for i in range(2500)]
     refusal = ApiError(500, "internal", "It failed.")
     for results in ([], [[]], [entities, [], entities[:1], refusal], [entities[:10]] * 300, [refusal]):
-        written = asyncio.run(answer_json(Answer(ModelName(name="m", fingerprint="f"), list(results))))
+        found = [result if result is refusal else Found(result) for result in results]
+        written = asyncio.run(answer_json(Answer(ModelName(name="m", fingerprint="f"), found)))
         shown = [None if result is refusal else [e.to_dict() for e in result] for result in results]
         errors = [
             {"index": i, "type": "internal", "message": "It failed."} for i, r in enumerate(results) if r is refusal

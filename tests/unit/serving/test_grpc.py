@@ -10,10 +10,11 @@ import grpc
 import pytest
 
 from spanlake import Entity, Extractor
+from spanlake.redaction import Redaction
 from spanlake.serving.config import read_config
 from spanlake.serving.errors import ApiError
 from spanlake.serving.grpc_api import extraction_pb2_grpc
-from spanlake.serving.grpc_api.extraction_pb2 import ExtractRequest, ExtractResponse, Label
+from spanlake.serving.grpc_api.extraction_pb2 import ExtractRequest, ExtractResponse, Label, LabelSet, Offsets
 from spanlake.serving.grpc_api.service import extract
 from spanlake.serving.keys import Key, Keys
 from spanlake.serving.middleware import RequestRecord
@@ -83,6 +84,23 @@ def test_answers_are_the_extractors(tiny_model_dir: Path):
             grpc.StatusCode.INVALID_ARGUMENT,
             "given twice",
         ),
+        (
+            ExtractRequest(
+                texts=["Ada"] * 2, label_sets=[LabelSet(labels=[Label(name="a", threshold=t)]) for t in (0.1, 0.2)]
+            ),
+            grpc.StatusCode.INVALID_ARGUMENT,
+            "given twice",
+        ),
+        (
+            ExtractRequest(labels=[Label(name="a")], label_sets=[LabelSet()]),
+            grpc.StatusCode.INVALID_ARGUMENT,
+            "both labels and label_sets",
+        ),
+        (
+            ExtractRequest(texts=["Ada"], labels=[Label(name="a")], offsets=7),
+            grpc.StatusCode.INVALID_ARGUMENT,
+            "offsets is 7; give one of CODE_POINTS, UTF16",
+        ),
         (ExtractRequest(texts=["Ada"], labels=[Label(name="a")], model="b"), grpc.StatusCode.NOT_FOUND, "not served"),
         (ExtractRequest(texts=[""] * 1001, labels=[Label(name="a")]), grpc.StatusCode.OUT_OF_RANGE, "1001 texts"),
     ],
@@ -92,6 +110,19 @@ def test_what_is_refused(tiny_model_dir: Path, request_: ExtractRequest, code: g
         ask(tiny_model_dir, lambda stub: stub.Extract(request_))
     assert refused.value.code() == code
     assert said in refused.value.details()
+
+
+def test_label_sets_offsets_and_redaction_are_those_of_http(tiny_model_dir: Path):
+    sets = [LabelSet(labels=[Label(name="who", description="person")]), LabelSet(labels=[Label(name="radium")])]
+    request = ExtractRequest(texts=TEXTS[:2], label_sets=sets, threshold=0.4, offsets=Offsets.UTF16, redact="label")
+    answer, _ = ask(tiny_model_dir, lambda stub: stub.Extract(request))
+    extractor = Extractor.load(str(tiny_model_dir), device="cpu", precision="float32")
+    expected = extractor.extract(TEXTS[:2], [{"who": "person"}, ["radium"]], 0.4)
+    redaction = Redaction("label")
+    assert [result.redacted for result in answer.results] == list(map(redaction.text, TEXTS, expected))
+    second = answer.results[1].entities
+    assert [(e.start - 1, e.end - 1) for e in second] == [(e.start, e.end) for e in expected[1]]
+    assert second
 
 
 def test_a_full_queue_says_when_to_come_again(tiny_model_dir: Path):

@@ -118,7 +118,7 @@ async def ask(
     runner: Runner, texts: list[str], settings: Settings = PERSON, seconds: float = 60
 ) -> list[asyncio.Future[list[Entity]]]:
     """As one caller."""
-    return runner.submit(Caller(), texts, await runner.read(settings), later(seconds))
+    return runner.submit(Caller(), texts, await runner.read([settings] * len(texts)), later(seconds))
 
 
 async def outcomes(answers: list[asyncio.Future[list[Entity]]]) -> list[Any]:
@@ -265,7 +265,7 @@ async def test_a_full_queue_refuses_and_says_for_how_long(extractor: Slow) -> No
 async def test_who_asks_for_little_need_not_wait_for_who_asks_for_much() -> None:
     queue = Queue(512, Limits(queue_seconds=10, request_seconds=100), Rate(512, 1000))
     search = Search(PERSON, prompts=1, prompt_tokens=10, window_tokens=100)
-    queue.add(Caller(), ["x" * 200_000], search, later())
+    queue.add(Caller(), ["x" * 200_000], [search], later())
     assert queue.delay > 50
     queue.check_cost(190_000)
     queue.check_room(1000)
@@ -275,7 +275,7 @@ async def test_who_asks_for_little_need_not_wait_for_who_asks_for_much() -> None
         queue.check_room(220_000)
     for _ in range(11):
         queue.check_room(1000)
-        queue.add(Caller(), ["x" * 3000], search, later())
+        queue.add(Caller(), ["x" * 3000], [search], later())
     with pytest.raises(OverloadedError):
         queue.check_room(1000)
 
@@ -296,14 +296,14 @@ async def test_callers_have_their_turns_whatever_each_asks_for(extractor: Slow, 
 
 
 async def test_a_long_stream_has_its_turns_among_new_callers(extractor: Slow, runner: Runner) -> None:
-    stream, search = Caller(is_stream=True), await runner.read(PERSON)
+    stream, [search] = Caller(is_stream=True), await runner.read([PERSON])
     text = "Ada met Charles Babbage in London . " * 3
     for _ in range(20):
-        await outcomes(runner.submit(stream, [text] * 64, search, later()))
+        await outcomes(runner.submit(stream, [text] * 64, [search] * 64, later()))
     extractor.scorer.go.clear()
     begun = len(extractor.scorer.passes)
     others = [await ask(runner, [text] * 50) for _ in range(5)]
-    mine = runner.submit(stream, [text] * 10, search, later())
+    mine = runner.submit(stream, [text] * 10, [search] * 10, later())
     extractor.scorer.go.set()
     await outcomes([*mine, *(answer for answers in others for answer in answers)])
     first = next(number for number, rows in enumerate(extractor.scorer.passes[begun:]) if 20 * 64 + 5 * 50 in rows)

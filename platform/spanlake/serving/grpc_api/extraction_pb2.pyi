@@ -1,4 +1,5 @@
 from google.protobuf.internal import containers as _containers
+from google.protobuf.internal import enum_type_wrapper as _enum_type_wrapper
 from google.protobuf import descriptor as _descriptor
 from google.protobuf import message as _message
 from collections.abc import Iterable as _Iterable, Mapping as _Mapping
@@ -6,21 +7,40 @@ from typing import ClassVar as _ClassVar, Optional as _Optional, Union as _Union
 
 DESCRIPTOR: _descriptor.FileDescriptor
 
+class Offsets(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
+    __slots__ = ()
+    CODE_POINTS: _ClassVar[Offsets]
+    UTF16: _ClassVar[Offsets]
+CODE_POINTS: Offsets
+UTF16: Offsets
+
 class ExtractRequest(_message.Message):
-    __slots__ = ("texts", "labels", "threshold", "nested", "multi_label", "model")
+    __slots__ = ("texts", "labels", "threshold", "nested", "multi_label", "model", "offsets", "redact", "label_sets")
     TEXTS_FIELD_NUMBER: _ClassVar[int]
     LABELS_FIELD_NUMBER: _ClassVar[int]
     THRESHOLD_FIELD_NUMBER: _ClassVar[int]
     NESTED_FIELD_NUMBER: _ClassVar[int]
     MULTI_LABEL_FIELD_NUMBER: _ClassVar[int]
     MODEL_FIELD_NUMBER: _ClassVar[int]
+    OFFSETS_FIELD_NUMBER: _ClassVar[int]
+    REDACT_FIELD_NUMBER: _ClassVar[int]
+    LABEL_SETS_FIELD_NUMBER: _ClassVar[int]
     texts: _containers.RepeatedScalarFieldContainer[str]
     labels: _containers.RepeatedCompositeFieldContainer[Label]
     threshold: float
     nested: bool
     multi_label: bool
     model: str
-    def __init__(self, texts: _Optional[_Iterable[str]] = ..., labels: _Optional[_Iterable[_Union[Label, _Mapping]]] = ..., threshold: _Optional[float] = ..., nested: _Optional[bool] = ..., multi_label: _Optional[bool] = ..., model: _Optional[str] = ...) -> None: ...
+    offsets: Offsets
+    redact: str
+    label_sets: _containers.RepeatedCompositeFieldContainer[LabelSet]
+    def __init__(self, texts: _Optional[_Iterable[str]] = ..., labels: _Optional[_Iterable[_Union[Label, _Mapping]]] = ..., threshold: _Optional[float] = ..., nested: _Optional[bool] = ..., multi_label: _Optional[bool] = ..., model: _Optional[str] = ..., offsets: _Optional[_Union[Offsets, str]] = ..., redact: _Optional[str] = ..., label_sets: _Optional[_Iterable[_Union[LabelSet, _Mapping]]] = ...) -> None: ...
+
+class LabelSet(_message.Message):
+    __slots__ = ("labels",)
+    LABELS_FIELD_NUMBER: _ClassVar[int]
+    labels: _containers.RepeatedCompositeFieldContainer[Label]
+    def __init__(self, labels: _Optional[_Iterable[_Union[Label, _Mapping]]] = ...) -> None: ...
 
 class Label(_message.Message):
     __slots__ = ("name", "description", "threshold")
@@ -49,12 +69,14 @@ class Model(_message.Message):
     def __init__(self, name: _Optional[str] = ..., fingerprint: _Optional[str] = ...) -> None: ...
 
 class Result(_message.Message):
-    __slots__ = ("entities", "error")
+    __slots__ = ("entities", "error", "redacted")
     ENTITIES_FIELD_NUMBER: _ClassVar[int]
     ERROR_FIELD_NUMBER: _ClassVar[int]
+    REDACTED_FIELD_NUMBER: _ClassVar[int]
     entities: _containers.RepeatedCompositeFieldContainer[Entity]
     error: Error
-    def __init__(self, entities: _Optional[_Iterable[_Union[Entity, _Mapping]]] = ..., error: _Optional[_Union[Error, _Mapping]] = ...) -> None: ...
+    redacted: str
+    def __init__(self, entities: _Optional[_Iterable[_Union[Entity, _Mapping]]] = ..., error: _Optional[_Union[Error, _Mapping]] = ..., redacted: _Optional[str] = ...) -> None: ...
 
 class Entity(_message.Message):
     __slots__ = ("start", "end", "text", "label", "score")

@@ -60,7 +60,7 @@ async def extract(
             record.key = keys.admit(_presented_key(context))
         answer = await service.extract(_asked(request, record, service.config.limits))
         record.status, record.model = 200, answer.model.name
-        record.entities = sum(len(result) for result in answer.results if isinstance(result, list))
+        record.entities = answer.entities
         return await _response(answer)
     except ApiError as error:
         return _refuse(error, record, context)
@@ -74,29 +74,47 @@ async def extract(
 
 
 def _asked(request: messages.ExtractRequest, record: RequestRecord, limits: Limits) -> schema.ExtractRequest:
-    by_name = {label.name: label for label in request.labels}
-    if twin := next((label for label in request.labels if label != by_name[label.name]), None):
-        raise invalid(f"The label {shown(twin.name)} is given twice with different values; give it once.")
-    default = request.threshold if request.HasField("threshold") else None
-    own = {label.name: label.threshold for label in request.labels if label.HasField("threshold")}
+    if request.offsets not in messages.Offsets.values():
+        raise invalid(f"offsets is {request.offsets}; give one of {', '.join(messages.Offsets.keys())}.")
+    if request.labels and request.label_sets:
+        raise invalid("The request has both labels and label_sets; give one of them.")
+    sets = [each.labels for each in request.label_sets] or [request.labels]
+    described = [_described(labels) for labels in sets]
     values = {
         "texts": list(request.texts),
-        "labels": {
-            label.name: label.description if label.HasField("description") else label.name for label in request.labels
-        },
-        "threshold": {
-            label.name: own.get(label.name, DEFAULT_THRESHOLD if default is None else default)
-            for label in request.labels
-        }
-        if own
-        else default,
+        "labels": described if request.label_sets else described[0],
+        "threshold": _threshold(request, [label for labels in sets for label in labels]),
         "nested": request.nested,
         "multi_label": request.multi_label,
         "model": request.model if request.HasField("model") else None,
+        "offsets": messages.Offsets.Name(request.offsets).lower(),
+        "redact": request.redact if request.HasField("redact") else None,
     }
-    record.labels, record.texts = len(request.labels), len(request.texts)
+    record.labels, record.texts = sum(map(len, sets)), len(request.texts)
     record.characters = sum(map(len, request.texts))
     return schema.parse(schema.ExtractRequest, values, limits)
+
+
+def _described(labels: Sequence[messages.Label]) -> dict[str, str]:
+    by_name = {label.name: label for label in labels}
+    if twin := next((label for label in labels if label != by_name[label.name]), None):
+        raise _given_twice(twin.name)
+    return {name: label.description if label.HasField("description") else name for name, label in by_name.items()}
+
+
+def _threshold(request: messages.ExtractRequest, labels: Sequence[messages.Label]) -> float | dict[str, float] | None:
+    default = request.threshold if request.HasField("threshold") else None
+    own: dict[str, float] = {}
+    for label in labels:
+        if label.HasField("threshold") and own.setdefault(label.name, label.threshold) != label.threshold:
+            raise _given_twice(label.name)
+    if not own:
+        return default
+    return {label.name: own.get(label.name, DEFAULT_THRESHOLD if default is None else default) for label in labels}
+
+
+def _given_twice(name: str) -> ApiError:
+    return invalid(f"The label {shown(name)} is given twice with different values; give it once.")
 
 
 async def _response(answer: Answer) -> messages.ExtractResponse:
@@ -105,9 +123,9 @@ async def _response(answer: Answer) -> messages.ExtractResponse:
         if isinstance(result, ApiError):
             response.results.add(error=messages.Error(type=result.kind, message=result.message))
         else:
-            entities = response.results.add().entities
-            async for part in slices(result):
-                entities.extend(messages.Entity(**entity.to_dict()) for entity in part)
+            found = response.results.add(redacted=result.redacted)
+            async for part in slices(result.entities):
+                found.entities.extend(messages.Entity(**entity.to_dict()) for entity in part)
     return response
 
 
