@@ -9,10 +9,20 @@ from spanlake.errors import PackageError, ShortfallError, SpanlakeError, UserErr
 
 if TYPE_CHECKING:
     from spanlake.inference.extractor import Extractor
+    from spanlake.rules import Rules
 
 __version__ = "0.1.0"
 
-__all__ = ["Entity", "Extractor", "PackageError", "ShortfallError", "SpanlakeError", "UserError", "__version__"]
+__all__ = [
+    "Entity",
+    "Extractor",
+    "PackageError",
+    "Rules",
+    "ShortfallError",
+    "SpanlakeError",
+    "UserError",
+    "__version__",
+]
 
 
 def __getattr__(name: str) -> Any:
@@ -21,4 +31,8 @@ def __getattr__(name: str) -> Any:
         from spanlake.inference.extractor import Extractor
 
         return Extractor
+    if name == "Rules":  # needs an extra
+        from spanlake.rules import Rules
+
+        return Rules
     raise AttributeError(f"module 'spanlake' has no attribute {name!r}")

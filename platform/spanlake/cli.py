@@ -18,7 +18,13 @@ from spanlake.data.command import add_commands as add_data_commands
 from spanlake.errors import SpanlakeError
 from spanlake.evaluation.command import add_commands as add_evaluation_commands
 from spanlake.extraction.command import add_commands as add_extraction_commands
-from spanlake.options import add_labels_option, add_model_options, add_selection_options, add_threshold_option
+from spanlake.options import (
+    add_labels_option,
+    add_model_options,
+    add_rules_option,
+    add_selection_options,
+    add_threshold_option,
+)
 from spanlake.serving.command import add_commands as add_serving_commands
 from spanlake.text import printable, replace_surrogates
 from spanlake.training.command import add_commands as add_training_commands
@@ -80,6 +86,7 @@ def _add_predict(commands: _Commands) -> None:
     add_model_options(parser)
     add_threshold_option(parser)
     add_selection_options(parser)
+    add_rules_option(parser)
     parser.add_argument("--json", action="store_true", help="print JSON: one list of entities per text")
     parser.set_defaults(run=_predict)
 
@@ -88,7 +95,7 @@ def _predict(args: argparse.Namespace) -> int:
     from spanlake.inference.extractor import Extractor
     from spanlake.inference.settings import read_settings
 
-    settings = read_settings(args.labels, args.threshold, args.nested, args.multi_label)
+    settings = read_settings(args.labels, args.threshold, args.nested, args.multi_label, args.rules)
     texts = _texts(args.texts)
     extractor = Extractor.load(args.model, device=args.device, precision=args.precision)
     found = list(extractor.stream((text, settings) for text in texts))
@@ -97,7 +104,8 @@ def _predict(args: argparse.Namespace) -> int:
         return 0
     for entities in found:
         for entity in entities:
-            print(f"{entity.start}-{entity.end}\t{entity.label}\t{entity.score:.2f}\t{printable(entity.text)}")
+            found_by = entity.source if entity.source == "rule" else f"{entity.score:.2f}"
+            print(f"{entity.start}-{entity.end}\t{entity.label}\t{found_by}\t{printable(entity.text)}")
         print(f"({len(entities)} entities)")
     return 0
 

@@ -21,10 +21,12 @@ class Entity:
     text: str
     label: str
     score: float
+    source: str | None = None  # "model" or "rule"; None where no rules were given
 
     def to_dict(self) -> dict[str, Any]:
-        """Returns the fields by name, ready for JSON."""
-        return {"start": self.start, "end": self.end, "text": self.text, "label": self.label, "score": self.score}
+        """Returns the fields by name, ready for JSON. `source` is not in it where no rules were given."""
+        found = {"start": self.start, "end": self.end, "text": self.text, "label": self.label, "score": self.score}
+        return found if self.source is None else found | {"source": self.source}
 
 
 def select(

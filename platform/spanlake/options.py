@@ -42,6 +42,13 @@ def add_selection_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--multi-label", action="store_true", help="allow several labels for one span")
 
 
+def add_rules_option(parser: argparse.ArgumentParser) -> None:
+    """Adds --rules; `read_settings` reads its value."""
+    parser.add_argument(
+        "--rules", metavar="FILE", help="YAML with patterns, lists and kinds that find entities beside the model"
+    )
+
+
 def positive(text: str) -> int:
     """Reads a whole number from 1 up, as the `type` of an option."""
     if not text.isdecimal() or int(text) < 1:

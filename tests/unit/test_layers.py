@@ -16,7 +16,7 @@ SOURCE_ROOT = ROOT / "platform"
 LAYERS = (
     ("errors",),
     ("text", "decoding", "storage", "calibration"),
-    ("labels", "redaction"),
+    ("labels", "redaction", "rules"),
     ("modeling", "client", "options"),
     ("package",),
     ("inference", "data"),

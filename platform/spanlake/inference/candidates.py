@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -11,6 +12,9 @@ from spanlake.decoding import Entity, select, to_entities
 from spanlake.inference.settings import Settings
 from spanlake.modeling.cutting import CutText
 from spanlake.text import IntArray, whole_characters
+
+if TYPE_CHECKING:
+    from spanlake.rules import Rules
 
 
 @dataclass(frozen=True)
@@ -32,6 +36,9 @@ class Candidates:
             yield Candidates(self.text[own], self.start[own], self.end[own], self.label[own], self.score[own])
 
 
+_FIRST = 2.0  # as a score, above that of every entity of the model
+
+
 def join(parts: Sequence[Candidates]) -> Candidates:
     """Returns the candidates of all parts together. There must be at least one part."""
     columns = zip(*((part.text, part.start, part.end, part.label, part.score) for part in parts), strict=True)
@@ -39,15 +46,53 @@ def join(parts: Sequence[Candidates]) -> Candidates:
 
 
 def choose(cut: CutText, settings: Settings, found: Candidates) -> list[Entity]:
-    """Returns the entities of a text, chosen among the candidates of all its windows and label groups."""
+    """Returns the entities of a text, chosen among the candidates of all its windows and label groups.
+
+    Matches of rules are chosen before the candidates of the model. A text without words has no entities.
+    """
     offsets = whole_characters(cut.text, cut.offsets) if len(found.start) else cut.offsets
     start, end = found.start, found.end
     if offsets is not cut.offsets:  # an entity holds all or none of the words that share a character
         first, last = _joined(offsets)
         start, end = first[start], last[end]
     spans = (start, end, found.label, found.score)
+    if settings.rules and len(offsets):
+        return _choose_with_rules(cut.text, settings, settings.rules, offsets, spans)
     chosen = select(*spans, nested=settings.nested, multi_label=settings.multi_label)
     return to_entities(cut.text, offsets, settings.names, *(values[chosen] for values in spans))
+
+
+def _choose_with_rules(
+    text: str, settings: Settings, rules: Rules, offsets: IntArray, spans: tuple[np.ndarray, ...]
+) -> list[Entity]:
+    """Returns the entities of a text, chosen among matches of rules and candidates, as though a match of an earlier
+    rule scored higher than that of a later one, and every match higher than every candidate.
+
+    offsets: [W, 2]; spans: first and last word (inclusive), label index and score of the candidates.
+    """
+    start, end, label, score = spans
+    matches, labels = rules.find(text), settings.labels
+    starts = np.array([*(match.start for match in matches), *offsets[start, 0].tolist()], np.int64)
+    ends = np.array([*(match.end for match in matches), *offsets[end, 1].tolist()], np.int64)
+    indexes = [*(labels.index(rules.labels[match.rule]) for match in matches), *label.tolist()]
+    scores = [*(_FIRST + len(rules.labels) - match.rule for match in matches), *score.tolist()]
+    # Characters take the place of words: only their order matters.
+    chosen = select(
+        starts,
+        ends - 1,
+        np.array(indexes, np.int64),
+        np.array(scores, np.float64),
+        nested=settings.nested,
+        multi_label=settings.multi_label,
+    )
+    entities = []
+    for place in chosen.tolist():
+        begin, stop, is_rule = int(starts[place]), int(ends[place]), place < len(matches)
+        surface, name = text[begin:stop], labels[indexes[place]]
+        if not rules.allows(surface):
+            source = "rule" if is_rule else "model"
+            entities.append(Entity(begin, stop, surface, name, 1.0 if is_rule else scores[place], source))
+    return entities
 
 
 def _joined(offsets: IntArray) -> tuple[IntArray, IntArray]:

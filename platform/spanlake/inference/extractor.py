@@ -8,7 +8,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import lru_cache, partial
 from types import TracebackType
-from typing import TypeVar, cast
+from typing import TYPE_CHECKING, TypeVar, cast
 
 import torch
 
@@ -25,6 +25,9 @@ from spanlake.modeling.config import ModelConfig
 from spanlake.modeling.cutting import CutText, cut_text
 from spanlake.modeling.tokens import PromptTokenizer
 from spanlake.package import Package, open_package
+
+if TYPE_CHECKING:
+    from spanlake.rules import Rules
 
 # Padded sub-words in one forward pass.
 _BATCH_TOKENS = {"cpu": 2048, "cuda": 32768}
@@ -131,13 +134,15 @@ class Extractor:
         threshold: Threshold | None = None,
         nested: bool = False,
         multi_label: bool = False,
+        rules: Rules | None = None,
     ) -> list[list[Entity]]:
         """Returns the entities of each text, in the order of the texts.
 
         `labels` is a list of names or a mapping of names to descriptions, for all texts; or a list of these, one for
         each text. `threshold` is one number, or one per label; None means the model's own, or 0.5 where it has none. If
         texts have labels of their own, a mapping holds the threshold of each label of any text.
-        `nested` allows entities within entities, and `multi_label` allows several labels for one span.
+        `nested` allows entities within entities, and `multi_label` allows several labels for one span. `rules` find
+        entities beside the model; each entity then says its `source`.
 
         Raises `UserError` for texts that are not a list of strings, and for labels and thresholds as `Settings.make`
         does.
@@ -149,13 +154,13 @@ class Extractor:
             if not isinstance(text, str):
                 raise UserError(f"Text {index} is {shown(text)}; every text must be a string.")
         if _one_for_all(labels):
-            settings = [Settings.make(cast(Labels, labels), threshold, nested, multi_label)] * len(texts)
+            settings = [Settings.make(cast(Labels, labels), threshold, nested, multi_label, rules)] * len(texts)
         else:
             if len(labels) != len(texts):
                 raise UserError(
                     f"There are {len(labels)} label lists for {len(texts)} texts; give one, or one per text."
                 )
-            settings = settings_of_each(cast(Sequence[Labels], labels), threshold, nested, multi_label)
+            settings = settings_of_each(cast(Sequence[Labels], labels), threshold, nested, multi_label, rules)
         return list(self.stream(zip(texts, settings, strict=True)))
 
     def stream(

@@ -5,12 +5,15 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from numbers import Real
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from spanlake.calibration import DEFAULT_THRESHOLD, Calibration
 from spanlake.errors import UserError, shown
 from spanlake.labels import Labels, Threshold, parse_labels, parse_thresholds
 from spanlake.text import replace_surrogates
+
+if TYPE_CHECKING:  # rules have an extra of their own
+    from spanlake.rules import Rules
 
 
 @dataclass(frozen=True)
@@ -21,10 +24,16 @@ class Settings:
     nested: bool
     multi_label: bool
     own: frozenset[str] = frozenset()  # names for which no threshold was asked for: a calibrated model has its own
+    rules: Rules | None = None
 
     @classmethod
     def make(
-        cls, labels: Labels, threshold: Threshold | None = None, nested: bool = False, multi_label: bool = False
+        cls,
+        labels: Labels,
+        threshold: Threshold | None = None,
+        nested: bool = False,
+        multi_label: bool = False,
+        rules: Rules | None = None,
     ) -> Settings:
         """Checks the settings and returns them in one form.
 
@@ -40,7 +49,12 @@ class Settings:
         asked = DEFAULT_THRESHOLD if threshold is None else threshold
         thresholds = _thresholds(asked, labels, names)
         own = frozenset(names if threshold is None else ())
-        return cls(names, prompts, thresholds, bool(nested), bool(multi_label), own)
+        return cls(names, prompts, thresholds, bool(nested), bool(multi_label), own, rules)
+
+    @property
+    def labels(self) -> tuple[str, ...]:
+        """Returns the labels that an entity can have: those of the model, then the others of the rules."""
+        return tuple(dict.fromkeys((*self.names, *(self.rules.labels if self.rules else ()))))
 
     def with_thresholds(self, given: Mapping[str, float]) -> Settings:
         """Returns the settings with other thresholds for some labels, which are given by name.
@@ -66,16 +80,22 @@ class Settings:
 
     def as_json(self) -> dict[str, Any]:
         """Returns everything that determines the output, in one canonical form."""
+        rules = {"rules": {"digest": self.rules.digest, "labels": list(self.labels)}} if self.rules else {}
         return {
             "labels": dict(zip(self.names, self.prompts, strict=True)),
             "thresholds": dict(zip(self.names, self.thresholds, strict=True)),
             "nested": self.nested,
             "multi_label": self.multi_label,
+            **rules,
         }
 
 
 def settings_of_each(
-    labels: Sequence[Labels], threshold: Threshold | None = None, nested: bool = False, multi_label: bool = False
+    labels: Sequence[Labels],
+    threshold: Threshold | None = None,
+    nested: bool = False,
+    multi_label: bool = False,
+    rules: Rules | None = None,
 ) -> list[Settings]:
     """Returns the settings of texts that have labels of their own, as `Settings.make` does for each text.
 
@@ -87,7 +107,7 @@ def settings_of_each(
     for index, own in enumerate(labels):
         try:
             own_threshold = _of_labels(threshold, own) if isinstance(threshold, Mapping) else threshold
-            found.append(Settings.make(own, own_threshold, nested, multi_label))
+            found.append(Settings.make(own, own_threshold, nested, multi_label, rules))
         except UserError as error:
             raise UserError(f"Text {index}: {error}") from error
     if isinstance(threshold, Mapping):
@@ -97,17 +117,25 @@ def settings_of_each(
     return found
 
 
-def read_settings(labels: str, thresholds: Sequence[str], nested: bool, multi_label: bool) -> Settings:
-    """Returns the settings that --labels, --threshold, --nested and --multi-label of a command ask for.
+def read_settings(
+    labels: str, thresholds: Sequence[str], nested: bool, multi_label: bool, rules: str | None = None
+) -> Settings:
+    """Returns the settings that --labels, --threshold, --nested, --multi-label and --rules of a command ask for.
 
     A threshold of a label comes from --threshold LABEL=T, else from the file of the labels, else from --threshold T.
 
-    Raises `UserError` where `parse_labels`, `parse_thresholds` or `Settings.make` does.
+    Raises `UserError` where `parse_labels`, `parse_thresholds`, `Settings.make` or `Rules.read` does.
     """
     found = parse_labels(labels)
     threshold, by_label = parse_thresholds(thresholds)
-    settings = Settings.make(found.labels, threshold, nested, multi_label)
+    settings = Settings.make(found.labels, threshold, nested, multi_label, _read_rules(rules) if rules else None)
     return settings.with_thresholds({**found.thresholds, **by_label})
+
+
+def _read_rules(path: str) -> Rules:
+    from spanlake.rules import Rules
+
+    return Rules.read(path)
 
 
 def _described(labels: Labels) -> dict[str, str]:

@@ -1,9 +1,12 @@
 """Tests the choice among candidates, in texts with characters of several code points."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import regex
 
+from spanlake import Rules
 from spanlake.inference.candidates import Candidates, choose
 from spanlake.inference.settings import Settings
 from spanlake.modeling.cutting import CutText
@@ -47,3 +50,90 @@ def test_parts_of_one_character_are_one_entity_with_the_best_score() -> None:
     assert len(text.offsets) == 4  # the mark is a separate word
     entities = choose(text, Settings.make(["name"]), candidates((0, 0, 0, 0.7), (1, 1, 0, 0.9), (3, 3, 0, 0.8)))
     assert [(entity.text, entity.score) for entity in entities] == [("Zoe\u0308", 0.9), ("Ada", 0.8)]
+
+
+# --- with rules -------------------------------------------------------------------------------------------------------
+
+MAIL = "Ada Lovelace ada@example.org OPS-12 Ada"
+
+
+def found_with(
+    content: dict, *spans: tuple[int, int, int, float], **options: bool
+) -> list[tuple[str, str, str | None]]:
+    settings = Settings.make(["person", "place"], 0.5, **options, rules=Rules({"rules": [], **content}))
+    entities = choose(cut(MAIL), settings, candidates(*spans))
+    assert [entity.text for entity in entities] == [MAIL[entity.start : entity.end] for entity in entities]
+    return [(entity.text, entity.label, entity.source) for entity in entities]
+
+
+EMAIL = {"label": "email", "kind": "email"}
+WORDS = ["Ada", "Lovelace", "ada", "@", "example", ".", "org", "OPS-12", "Ada"]
+
+
+def test_a_match_is_taken_before_the_model_chooses_among_the_rest() -> None:
+    assert [MAIL[start:end] for start, end in word_offsets(MAIL)] == WORDS
+    whole, name, last = (0, 6, 0, 0.99), (0, 1, 0, 0.6), (8, 8, 1, 0.7)
+    assert found_with({"rules": [EMAIL]}, whole, name, last) == [
+        ("Ada Lovelace", "person", "model"),
+        ("ada@example.org", "email", "rule"),
+        ("Ada", "place", "model"),
+    ]
+
+
+def test_an_earlier_rule_comes_before_a_later_one() -> None:
+    part = {"label": "part", "pattern": "example"}
+    assert found_with({"rules": [EMAIL, part]}, (7, 7, 0, 0.9)) == [
+        ("ada@example.org", "email", "rule"),
+        ("OPS-12", "person", "model"),
+    ]
+    assert found_with({"rules": [part, EMAIL]}, (7, 7, 0, 0.9))[0] == ("example", "part", "rule")
+
+
+def test_matches_nest_and_share_spans_as_entities_do() -> None:
+    around, same = (0, 6, 0, 0.9), (2, 6, 0, 0.8)
+    assert found_with({"rules": [EMAIL]}, around, same, nested=True) == [
+        ("Ada Lovelace ada@example.org", "person", "model"),
+        ("ada@example.org", "email", "rule"),
+    ]
+    assert found_with({"rules": [EMAIL]}, same, multi_label=True) == [
+        ("ada@example.org", "email", "rule"),
+        ("ada@example.org", "person", "model"),
+    ]
+
+
+def test_a_match_may_begin_inside_a_word_and_keeps_the_label_of_the_model() -> None:
+    ticket = {"label": "place", "pattern": "[0-9]+"}
+    assert found_with({"rules": [ticket]}, (7, 7, 0, 0.9), (8, 8, 0, 0.9)) == [
+        ("12", "place", "rule"),
+        ("Ada", "person", "model"),
+    ]
+
+
+def test_an_allowed_term_is_not_reported() -> None:
+    spans = [(0, 0, 0, 0.9), (1, 1, 0, 0.8), (8, 8, 0, 0.9)]
+    allowed = {"rules": [EMAIL], "allow_list": ["ADA", "ada@example.org"]}
+    assert found_with(allowed, *spans) == [("Lovelace", "person", "model")]
+
+
+def test_rules_that_match_nothing_change_only_the_source() -> None:
+    rng = np.random.default_rng(1)
+    text = cut(DECOMPOSED)
+    rules = Rules({"rules": [{"label": "x", "pattern": "never"}]})
+    for nested in (False, True):
+        plain = Settings.make(["a", "b"], 0.5, nested)
+        for _ in range(20):
+            starts = rng.integers(0, len(text.offsets), 12)
+            ends = np.minimum(starts + rng.integers(0, 4, 12), len(text.offsets) - 1)
+            found = candidates(
+                *zip(starts.tolist(), ends.tolist(), rng.integers(0, 2, 12).tolist(), rng.random(12), strict=True)
+            )
+            with_rules = choose(text, replace(plain, rules=rules), found)
+            assert {entity.source for entity in with_rules} == {"model"}
+            assert [replace(entity, source=None) for entity in with_rules] == choose(text, plain, found)
+
+
+def test_a_text_without_words_has_no_entities() -> None:
+    settings = Settings.make(["a"], rules=Rules({"rules": [{"label": "gap", "pattern": " +"}]}))
+    nothing = Candidates(*(np.zeros(0, np.int64) for _ in range(4)), np.zeros(0))
+    assert choose(cut("   "), settings, nothing) == []
+    assert [entity.text for entity in choose(cut("a  b"), settings, nothing)] == ["  "]
