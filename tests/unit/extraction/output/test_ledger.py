@@ -14,6 +14,7 @@ import pyarrow.dataset as ds
 import pyarrow.parquet as pq
 import pytest
 from rich.console import Console
+from units import run_units
 
 from spanlake.decoding import Entity
 from spanlake.errors import UserError
@@ -22,7 +23,7 @@ from spanlake.extraction.output.ledger import Ledger, Request, prepare, read_led
 from spanlake.extraction.output.plan import units_of
 from spanlake.extraction.output.show import draw, glance
 from spanlake.extraction.run.unit import Job, UnitRunner
-from spanlake.extraction.source.open import SourceHandle, read_source
+from spanlake.extraction.source.open import read_source
 from spanlake.inference.settings import Settings
 from spanlake.storage import locate
 
@@ -75,20 +76,7 @@ def ask(source: Path, tmp_path: Path) -> Callable[..., Request]:
 def work(request: Request, units: slice = slice(None)) -> Ledger:
     """Commits pending units, as a worker does."""
     ledger = prepare(request)
-    ledger.save()
-    job = Job(
-        SourceHandle.of(request.source, request.text_column),
-        request.output,
-        ledger.temporary,
-        request.text_column,
-        request.output_schema,
-        request.settings,
-        ledger.request_digest,
-        ledger.manifest["model"],
-    )
-    runner = UnitRunner(job, Capitals())
-    for unit in list(units_of(ledger.pending(ledger.committed())))[units]:
-        runner.run(unit)
+    run_units(request, ledger, Capitals(), units)
     return ledger
 
 
@@ -272,17 +260,7 @@ def test_another_run_may_finish_first(ask, tmp_path: Path) -> None:
             other.clean()
             return super().stream(requests)
 
-    job = Job(
-        SourceHandle.of(request.source, request.text_column),
-        request.output,
-        ledger.temporary,
-        "text",
-        request.output_schema,
-        request.settings,
-        ledger.request_digest,
-        ledger.manifest["model"],
-    )
-    UnitRunner(job, Slow()).run(next(units_of(ledger.plan)))
+    UnitRunner(Job.of(request, ledger), Slow()).run(next(units_of(ledger.plan)))
     assert audit_of(tmp_path / "out").complete
 
 

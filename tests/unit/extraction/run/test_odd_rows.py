@@ -10,18 +10,17 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pyarrow.parquet.encryption as pe
 import pytest
+from units import run_units
 
 from spanlake import Entity
 from spanlake.errors import UserError
 from spanlake.extraction.output.audit import audit
 from spanlake.extraction.output.layout import Layout
 from spanlake.extraction.output.ledger import Request, prepare
-from spanlake.extraction.output.plan import units_of
 from spanlake.extraction.output.show import glance
 from spanlake.extraction.output.statistics import gather
-from spanlake.extraction.run.unit import Job, UnitRunner
 from spanlake.extraction.source.model import SourceReadError
-from spanlake.extraction.source.open import SourceHandle, read_source
+from spanlake.extraction.source.open import read_source
 from spanlake.inference.settings import Settings
 from spanlake.redaction import Redaction
 from spanlake.storage import locate
@@ -42,14 +41,7 @@ def extract(source: Path, output: Path, column: str = "text", layout: Layout | N
     layout.check(found.schema, column)
     request = Request(found, locate(str(output)), column, settings, "m", "f", "auto", 100, layout)
     ledger = prepare(request)
-    ledger.save()
-    reading = SourceHandle.of(found, column)
-    model = ledger.manifest["model"]
-    schema = request.output_schema
-    job = Job(reading, request.output, ledger.temporary, column, schema, settings, ledger.request_digest, model, layout)
-    runner = UnitRunner(job, Capitals())
-    for unit in units_of(ledger.plan):
-        runner.run(unit)
+    run_units(request, ledger, Capitals())
     assert audit(ledger).complete
     return ledger
 
