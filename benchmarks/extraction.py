@@ -72,9 +72,9 @@ def run(source: Path, output: Path, extractor: Extractor, args: argparse.Namespa
     """Extracts once, and returns the seconds that it took."""
     package = extractor.package
     request = Request(
-        source=read_source(str(source), "text"),
+        source=read_source(str(source), ("text",)),
         output=locate(str(output)),
-        text_column="text",
+        text_columns=("text",),
         settings=Settings.make(LABELS),
         model_name=package.name,
         model_fingerprint=package.fingerprint,

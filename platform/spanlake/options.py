@@ -12,11 +12,11 @@ def add_model_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--precision", default="auto", help="auto, float32 or bfloat16 (default: auto)")
 
 
-def add_labels_option(parser: argparse.ArgumentParser) -> None:
+def add_labels_option(parser: argparse.ArgumentParser, *, required: bool = True) -> None:
     """Adds --labels; `read_settings` reads its value."""
     parser.add_argument(
         "--labels",
-        required=True,
+        required=required,
         metavar="A,B|@FILE",
         help="the labels to find, with commas between them (double quotes around a label that holds a comma); or a "
         "file: one label a line, or a .json or .yaml list of labels or mapping of labels to descriptions, or to "

@@ -237,9 +237,9 @@ def prepare_run(source: Path, output: Path, model: Path) -> Any:
     from spanlake.package import open_package
 
     return Request(
-        source=read_source(str(source), "text"),
+        source=read_source(str(source), ("text",)),
         output=locate(str(output)),
-        text_column="text",
+        text_columns=("text",),
         settings=Settings.make(LABELS.split(",")),
         model_name="tiny",
         model_fingerprint=open_package(str(model)).fingerprint,

@@ -9,7 +9,15 @@ from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 
 from spanlake.errors import UserError, one_line
-from spanlake.extraction.options import add_choice_options, add_layout_options, read_choice, read_layout
+from spanlake.extraction.options import (
+    add_choice_options,
+    add_layout_options,
+    add_text_options,
+    read_choice,
+    read_labels,
+    read_layout,
+    read_text_columns,
+)
 from spanlake.options import add_labels_option, add_model_options, add_selection_options, add_threshold_option, positive
 
 if TYPE_CHECKING:
@@ -44,9 +52,9 @@ def _add_extract(parser: argparse.ArgumentParser) -> None:
         "source", metavar="SOURCE", help="Parquet, JSON lines or CSV: a file, directory or glob; delta:… or iceberg:…"
     )
     parser.add_argument("output", metavar="OUTPUT", help="a directory: new, empty, or written by the same call")
-    add_labels_option(parser)
+    add_labels_option(parser, required=False)
     add_model_options(parser)
-    parser.add_argument("--text-column", default="text", metavar="NAME", help="(default: text)")
+    add_text_options(parser)
     add_threshold_option(parser)
     add_selection_options(parser)
     parser.add_argument(
@@ -174,22 +182,24 @@ def _request(args: argparse.Namespace) -> "Request":
     from spanlake.extraction.output.plan import default_unit_rows
     from spanlake.extraction.source.open import read_source
     from spanlake.extraction.source.tables import pinned
-    from spanlake.inference.settings import read_settings
     from spanlake.storage import locate
 
     if args.device not in _DEVICES:
         raise UserError(
             f"The device {args.device!r} is unknown: give one of {', '.join(_DEVICES)}. Ray chooses the GPU."
         )
-    settings = read_settings(args.labels, args.threshold, args.nested, args.multi_label)
+    (settings, row_labels), text_columns = read_labels(args), read_text_columns(args)
     layout, choice = read_layout(args), read_choice(args)
     output = locate(args.output)
     begun = read_manifest(output)
     uri = pinned(args.source, begun["source"]["uri"] if begun else None)
-    wanted = None if layout.columns is None else choice.columns | frozenset(layout.columns)
-    source = read_source(uri, args.text_column, wanted)
-    layout.check(source.schema, args.text_column)
+    columns = [] if row_labels is None else [row_labels.column]
+    wanted = None if layout.columns is None else choice.columns.union(columns, layout.columns)
+    source = read_source(uri, text_columns, wanted)
+    layout.check(source.schema, text_columns)
     choice.check(source)
+    if row_labels:
+        row_labels.check(source.schema)
     # This imports torch, which is slow, so the quick checks come first.
     from spanlake.inference.hardware import choose_device, choose_precision
     from spanlake.package import open_package
@@ -199,7 +209,7 @@ def _request(args: argparse.Namespace) -> "Request":
     return Request(
         source=source,
         output=output,
-        text_column=args.text_column,
+        text_columns=text_columns,
         settings=settings.calibrated(package.calibration),
         model_name=package.name,
         model_fingerprint=package.fingerprint,
@@ -207,6 +217,7 @@ def _request(args: argparse.Namespace) -> "Request":
         unit_rows=args.unit_rows or default_unit_rows(min(source.rows, choice.limit or source.rows)),
         layout=layout,
         choice=choice,
+        row_labels=row_labels,
     )
 
 

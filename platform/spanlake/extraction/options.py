@@ -4,12 +4,14 @@ import argparse
 from typing import TYPE_CHECKING
 
 from spanlake.errors import UserError, shown
-from spanlake.labels import split_names
+from spanlake.labels import parse_labels, parse_thresholds, split_names
 from spanlake.options import positive
 
 if TYPE_CHECKING:
     from spanlake.extraction.output.layout import Layout
+    from spanlake.extraction.output.row_labels import RowLabels
     from spanlake.extraction.source.choice import Choice
+    from spanlake.inference.settings import Settings
 
 # Functions import what needs Arrow themselves, so that `spanlake --help` does not wait for it.
 
@@ -42,6 +44,47 @@ def add_layout_options(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--drop-text", action="store_true", help="with --redact: leave out the text and the texts of entities"
     )
+
+
+def add_text_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--text-column",
+        action="append",
+        metavar="NAME",
+        help="the column with the texts; may be repeated (default: text)",
+    )
+    parser.add_argument(
+        "--labels-column",
+        metavar="NAME",
+        help="a column with the labels of each row; --labels are then those of rows where it is null",
+    )
+
+
+def read_text_columns(args: argparse.Namespace) -> tuple[str, ...]:
+    return tuple(dict.fromkeys(args.text_column or ["text"]))
+
+
+def read_labels(args: argparse.Namespace) -> "tuple[Settings, RowLabels | None]":
+    """Returns the settings of all rows, and the column with the labels of single rows.
+
+    Raises UserError if there are neither labels nor a column, and for values that are not allowed.
+    """
+    from spanlake.extraction.output.row_labels import RowLabels
+    from spanlake.inference.settings import Settings, read_settings
+
+    if args.labels_column is None:
+        if args.labels is None:
+            raise UserError("There are no labels: give --labels, or --labels-column for the labels of each row.")
+        return read_settings(args.labels, args.threshold, args.nested, args.multi_label), None
+    threshold, by_label = parse_thresholds(args.threshold)
+    Settings.make(list(by_label) or ["any"], threshold).with_thresholds(by_label)  # refuses wrong thresholds
+    row_labels = RowLabels(args.labels_column, threshold, by_label)
+    if args.labels is None:
+        return Settings((), (), (), args.nested, args.multi_label), row_labels
+    found = parse_labels(args.labels)
+    settings = Settings.make(found.labels, threshold, args.nested, args.multi_label)
+    own = {name: value for name, value in {**found.thresholds, **by_label}.items() if name in settings.names}
+    return settings.with_thresholds(own), row_labels
 
 
 def add_choice_options(parser: argparse.ArgumentParser) -> None:

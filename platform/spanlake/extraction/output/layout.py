@@ -9,6 +9,7 @@ import pyarrow as pa
 
 from spanlake.decoding import Entity
 from spanlake.errors import UserError
+from spanlake.extraction.source.texts import Texts
 from spanlake.redaction import Redaction
 
 ENTITY = pa.struct(
@@ -20,9 +21,31 @@ ENTITY = pa.struct(
         ("score", pa.float32()),
     ]
 )
-ENTITIES = pa.list_(pa.field("element", ENTITY))  # as Parquet names it
-REDACTED_COLUMN = "redacted_text"
+_COLUMN = pa.field("column", pa.string())  # the text column of an entity, if there are several
+_REDACTED_COLUMN = "redacted_text"  # if there is one text column
 SOURCE_FILE, SOURCE_ROW = "source_file", "source_row"  # of a mention: its place in the source
+
+
+@dataclass(frozen=True, slots=True)
+class ColumnEntity(Entity):
+    """An entity in one of several text columns. Its offsets count in the text of that column."""
+
+    column: str
+
+
+def entity_type(text_columns: Sequence[str]) -> pa.StructType:
+    """Returns the type of an entity in the output."""
+    return pa.struct([_COLUMN, *ENTITY]) if len(text_columns) > 1 else ENTITY
+
+
+def of_column(entities: Sequence[Entity], name: str) -> list[Entity]:
+    """Returns the entities in one text column: all, if there is only this one."""
+    return [entity for entity in entities if not isinstance(entity, ColumnEntity) or entity.column == name]
+
+
+def redacted_columns(text_columns: Sequence[str]) -> list[str]:
+    """Returns the name of the redacted column for each text column."""
+    return [_REDACTED_COLUMN] if len(text_columns) == 1 else [f"redacted_{name}" for name in text_columns]
 
 
 @dataclass(frozen=True)
@@ -30,7 +53,8 @@ class Layout:
     """The columns of an output.
 
     nested: the source's columns, or those of `columns`, then `redacted_text` if redacted, `entities`, `error`; one row
-    for each row of the source.
+    for each row of the source. With several text columns, each has its own redacted column, such as `redacted_title`,
+    and each entity begins with the name of its column.
     mentions: `source_file`, `source_row` (from 0), the `keys`, the fields of an entity, `error`; one row for each
     entity, one for each row that could not be read, and none for a row without entities.
     """
@@ -54,34 +78,37 @@ class Layout:
         if self.drop_text and not self.redaction:
             raise UserError("--drop-text leaves out what --redact replaces: give --redact too.")
 
-    def check(self, source: pa.Schema, text_column: str) -> None:
+    def check(self, source: pa.Schema, text_columns: tuple[str, ...]) -> None:
         """Raises UserError if this layout cannot write the columns of the source."""
         missing = [key for key in self.keys if key not in source.names]
         if missing:
             raise UserError(
                 f"--key {missing[0]} is not a column of the source: give one of {', '.join(source.names) or 'none'}."
             )
-        added = [*ENTITY.names, SOURCE_FILE, SOURCE_ROW, "error"] if self.kind == "mentions" else []
-        added += [REDACTED_COLUMN] if self.kind == "nested" and self.redaction else []
+        added = [*entity_type(text_columns).names, SOURCE_FILE, SOURCE_ROW, "error"] if self.kind == "mentions" else []
+        added += redacted_columns(text_columns) if self.kind == "nested" and self.redaction else []
         taken = [name for name in self._kept(source) if name in added]
         if taken:
             raise UserError(f"The source's column {taken[0]} has a name that the output adds: rename it in the source.")
-        if self.drop_text and text_column not in source.names:
-            raise UserError(
-                f"--drop-text leaves out a column, and {text_column} is a part of one: redact without --drop-text."
-            )
-        if self.drop_text and text_column in self.keys:
-            raise UserError(f"--key {text_column} is the text that --drop-text leaves out: give another key.")
+        for name in text_columns if self.drop_text else ():
+            if name not in source.names:
+                raise UserError(
+                    f"--drop-text leaves out a column, and {name} is a part of one: redact without --drop-text."
+                )
+            if name in self.keys:
+                raise UserError(f"--key {name} is the text that --drop-text leaves out: give another key.")
 
-    def schema(self, source: pa.Schema, text_column: str) -> pa.Schema:
+    def schema(self, source: pa.Schema, text_columns: tuple[str, ...]) -> pa.Schema:
         """Returns the schema of the output for a source with these columns."""
         if self.kind == "mentions":
             place = [pa.field(SOURCE_FILE, pa.string()), pa.field(SOURCE_ROW, pa.int64())]
             kept = [source.field(key) for key in self.keys]
-            return pa.schema([*place, *kept, *ENTITY, pa.field("error", pa.string())])
-        kept = [source.field(name) for name in self._kept(source) if not (self.drop_text and name == text_column)]
-        redacted = [pa.field(REDACTED_COLUMN, pa.string())] if self.redaction else []
-        added = [*redacted, pa.field("entities", ENTITIES), pa.field("error", pa.string())]
+            return pa.schema([*place, *kept, *entity_type(text_columns), pa.field("error", pa.string())])
+        kept = [source.field(name) for name in self._kept(source) if not (self.drop_text and name in text_columns)]
+        redacted = redacted_columns(text_columns) if self.redaction else []
+        entities = pa.list_(pa.field("element", entity_type(text_columns)))  # as Parquet names it
+        added = [*(pa.field(name, pa.string()) for name in redacted), pa.field("entities", entities)]
+        added.append(pa.field("error", pa.string()))
         return pa.schema([*kept, *added], metadata=None if self.drop_text or self.columns else source.metadata)
 
     def _kept(self, source: pa.Schema) -> Sequence[str]:
@@ -106,16 +133,18 @@ class Layout:
         return self._mentions(part, schema) if self.kind == "mentions" else self._nested(part, schema)
 
     def _nested(self, part: "Part", schema: pa.Schema) -> pa.Table:
-        columns = {"entities": self._lists(part.entities), "error": pa.array(part.errors, pa.string())}
+        entity = entity_type(part.text_columns)
+        columns = {"entities": self._lists(part.entities, entity), "error": pa.array(part.errors, pa.string())}
         if self.redaction:
-            columns[REDACTED_COLUMN] = _redacted(self.redaction, part)
+            columns |= _redacted(self.redaction, part)
         arrays = [columns[field.name] if field.name in columns else part.batch.column(field.name) for field in schema]
         return pa.Table.from_arrays(arrays, schema=schema)
 
     def _mentions(self, part: "Part", schema: pa.Schema) -> pa.Table:
         rows = [row for row, found in enumerate(part.entities) for _ in ([None] if found is None else found)]
         mentions = [entity for found in part.entities for entity in ([None] if found is None else found)]
-        columns = dict(zip(ENTITY.names, self._fields(mentions), strict=True))
+        entity = entity_type(part.text_columns)
+        columns = dict(zip(entity.names, self._fields(mentions, entity), strict=True))
         columns[SOURCE_FILE] = pa.array([part.path] * len(rows), pa.string())
         columns[SOURCE_ROW] = pa.array([part.places[row] for row in rows], pa.int64())
         columns["error"] = pa.array([part.errors[row] for row in rows], pa.string())
@@ -126,37 +155,41 @@ class Layout:
         ]
         return pa.Table.from_arrays(arrays, schema=schema)
 
-    def _lists(self, entities: Sequence[Sequence[Entity] | None]) -> pa.Array:
+    def _lists(self, entities: Sequence[Sequence[Entity] | None], kind: pa.StructType) -> pa.Array:
         flat = [entity for found in entities if found for entity in found]
         offsets = [0, *accumulate(len(found or ()) for found in entities)]
         missing = pa.array([found is None for found in entities], pa.bool_())
-        values = pa.StructArray.from_arrays(self._fields(flat), fields=list(ENTITY))
+        values = pa.StructArray.from_arrays(self._fields(flat, kind), fields=list(kind))
         return pa.ListArray.from_arrays(pa.array(offsets, pa.int32()), values, mask=missing)
 
-    def _fields(self, entities: Sequence[Entity | None]) -> list[pa.Array]:
+    def _fields(self, entities: Sequence[Entity | None], kind: pa.StructType) -> list[pa.Array]:
         """Returns an array for each field of the entities, with null for None."""
-        values = {name: [entity and getattr(entity, name) for entity in entities] for name in ENTITY.names}
+        values = {name: [entity and getattr(entity, name) for entity in entities] for name in kind.names}
         if self.redaction and self.drop_text:
             values["text"] = [entity and self.redaction.replacement(entity) for entity in entities]
-        return [pa.array(values[part.name], part.type) for part in ENTITY]
+        return [pa.array(values[part.name], part.type) for part in kind]
 
 
 @dataclass(frozen=True)
 class Part:
-    """Consecutive rows of a source file, and their entities. All but `path` have one item per row."""
+    """Consecutive rows of a source file, and their entities. A sequence has one item per row, except `text_columns`."""
 
     path: str  # of the file, relative to the source
     places: Sequence[int]  # the number of each row in the file
     batch: pa.RecordBatch
-    texts: Sequence[str | None]  # None where the row could not be read
+    text_columns: tuple[str, ...]
+    texts: Sequence[Texts]
     entities: Sequence[Sequence[Entity] | None]  # None where the row could not be read
     errors: Sequence[str | None]  # why; None for the other rows
 
 
-def _redacted(redaction: Redaction, part: Part) -> pa.Array:
-    """Returns the redacted texts; null for rows that could not be read, so that no unredacted text is written."""
-    redacted = [
-        None if found is None or text is None else redaction.text(text, found)
-        for text, found in zip(part.texts, part.entities, strict=True)
-    ]
-    return pa.array(redacted, pa.string())
+def _redacted(redaction: Redaction, part: Part) -> dict[str, pa.Array]:
+    """Returns the redacted texts by column; null for rows that could not be read, so that they show no text."""
+    columns = {}
+    for place, (name, redacted) in enumerate(zip(part.text_columns, redacted_columns(part.text_columns), strict=True)):
+        texts = [
+            None if found is None or text is None else redaction.text(text, of_column(found, name))
+            for text, found in zip((texts[place] for texts in part.texts), part.entities, strict=True)
+        ]
+        columns[redacted] = pa.array(texts, pa.string())
+    return columns

@@ -24,6 +24,7 @@ import spanlake
 from spanlake.errors import UserError, one_line
 from spanlake.extraction.output.layout import Layout
 from spanlake.extraction.output.plan import complete_plan, cut, files_of, plan_table, units_of
+from spanlake.extraction.output.row_labels import RowLabels
 from spanlake.extraction.source.choice import Choice
 from spanlake.extraction.source.model import Source
 from spanlake.inference.settings import Settings
@@ -45,7 +46,7 @@ class Request:
 
     source: Source
     output: Place
-    text_column: str
+    text_columns: tuple[str, ...]
     settings: Settings
     model_name: str
     model_fingerprint: str
@@ -53,10 +54,17 @@ class Request:
     unit_rows: int
     layout: Layout = Layout()
     choice: Choice = Choice()
+    row_labels: RowLabels | None = None  # if a column has the labels of each row
 
     @property
     def output_schema(self) -> pa.Schema:
-        return self.layout.schema(self.source.schema, self.text_column)
+        return self.layout.schema(self.source.schema, self.text_columns)
+
+    @property
+    def read_columns(self) -> frozenset[str]:
+        """Returns the columns of the source that workers read in addition to the text columns."""
+        labels = [self.row_labels.column] if self.row_labels else []
+        return frozenset([*self.output_schema.names, *labels])
 
     def manifest(self) -> dict[str, Any]:
         """Returns everything that determines the result, and facts for readers of the output."""
@@ -64,10 +72,11 @@ class Request:
             "format": FORMAT,
             "model": {"name": self.model_name, "fingerprint": self.model_fingerprint},
             "settings": self.settings.as_json(),
-            "text_column": self.text_column,
+            **_text_columns_as_json(self.text_columns),
             "layout": self.layout.as_json(),
             "precision": self.precision,
             **self.choice.as_json(),
+            **({"labels_column": self.row_labels.as_json()} if self.row_labels else {}),
             "schema": {column.name: str(column.type) for column in self.output_schema},
         }
         by_result = decisive | {"model": self.model_fingerprint}
@@ -79,6 +88,10 @@ class Request:
             "versions": _versions(),
             "created": datetime.now(timezone.utc).isoformat(timespec="seconds"),
         }
+
+
+def _text_columns_as_json(names: tuple[str, ...]) -> dict[str, Any]:
+    return {"text_column": names[0]} if len(names) == 1 else {"text_columns": list(names)}
 
 
 def _versions() -> dict[str, str]:
@@ -98,6 +111,10 @@ class Ledger:
     def request_digest(self) -> str:
         """Returns the fingerprint of everything that determines the result (hex)."""
         return self.manifest["run"]
+
+    @property
+    def text_columns(self) -> tuple[str, ...]:
+        return _text_columns_of(self.manifest)
 
     @property
     def schema(self) -> pa.Schema:
@@ -132,6 +149,10 @@ class Ledger:
         self.output.filesystem.delete_dir_contents(self.output.child(_TEMPORARY), missing_dir_ok=True)
 
 
+def _text_columns_of(manifest: dict[str, Any]) -> tuple[str, ...]:
+    return tuple(manifest["text_columns"]) if "text_columns" in manifest else (manifest["text_column"],)
+
+
 def files_in(output: Place) -> list[tuple[str, fs.FileInfo]]:
     """Returns the names and descriptions of everything in an output directory but its own folder, sorted by name."""
     return sorted((info.base_name, info) for info in output.list(recursive=False) if info.base_name != FOLDER)
@@ -159,7 +180,7 @@ def prepare(request: Request) -> Ledger:
     recorded = read_manifest(output)
     if recorded is None:
         _check_free(output)
-        chosen = request.choice.rows(request.source, request.source.files, request.text_column, taken=0)
+        chosen = request.choice.rows(request.source, request.source.files, request.text_columns, taken=0)
         first = plan_table(unit for file in chosen for unit in cut(file, request.unit_rows))
         if not first.num_rows:  # a unit without rows tells readers the columns of the output
             first = plan_table(file.whole().head(0) for file in request.source.files[:1])
@@ -169,7 +190,7 @@ def prepare(request: Request) -> Ledger:
     plan = _read_plan(output, recorded)
     known = _check_unchanged(output, plan, request.source)
     added = [file for file in request.source.files if file.path not in known]
-    chosen = request.choice.rows(request.source, added, request.text_column, taken=_rows(plan))
+    chosen = request.choice.rows(request.source, added, request.text_columns, taken=_rows(plan))
     new = [unit for file in chosen for unit in cut(file, recorded["unit_rows"])]
     if not new:
         return Ledger(output, recorded, plan)
@@ -300,11 +321,13 @@ def _named_values(manifest: dict[str, Any]) -> dict[str, str]:
         "model": f"{manifest['model']['name']} ({manifest['model']['fingerprint'][:12]})",
         "labels": ", ".join(
             name if name == prompt else f"{name} ({prompt})" for name, prompt in settings["labels"].items()
-        ),
-        "threshold": json.dumps(thresholds) if len(set(thresholds.values())) > 1 else str(min(thresholds.values())),
+        )
+        or "none",
+        "labels column": json.dumps(manifest["labels_column"]) if "labels_column" in manifest else "none",
+        "threshold": str(min(thresholds.values())) if len(set(thresholds.values())) == 1 else json.dumps(thresholds),
         "nested": str(settings["nested"]).lower(),
         "multi-label": str(settings["multi_label"]).lower(),
-        "text column": manifest["text_column"],
+        "text column": ", ".join(_text_columns_of(manifest)),
         **_layout_values(manifest["layout"]),
         "precision": manifest["precision"],
         "where": manifest.get("where", "none"),

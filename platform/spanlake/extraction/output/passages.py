@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeAlias
+
+import pyarrow as pa
 
 _Entities: TypeAlias = Sequence[dict[str, Any]]
 
@@ -42,6 +44,14 @@ class Passage:
                 chosen.append(entity)
         chosen.sort(key=lambda entity: (entity["start"], -entity["end"]))
         return _pieces(self.text, 0, len(self.text), chosen)
+
+
+def passages_of(texts: Mapping[str, pa.Scalar], entities: pa.Scalar) -> list[Passage]:
+    """Returns the passages of one row: for each text column, its text with the entities in it, if it has any."""
+    found: dict[str, list[dict[str, Any]]] = {}
+    for entity in entities.as_py() or ():
+        found.setdefault(entity.get("column", next(iter(texts))), []).append(entity)
+    return [Passage(texts[column].as_py(), own) for column, own in found.items()]
 
 
 @dataclass(frozen=True)

@@ -1,7 +1,7 @@
 """Shows an output at a glance: counts by label, frequent forms, and passages with their entities marked."""
 
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import chain
 from shlex import quote
@@ -15,7 +15,7 @@ from rich.text import Text
 
 from spanlake.errors import UserError
 from spanlake.extraction.output.ledger import Ledger
-from spanlake.extraction.output.passages import Passage
+from spanlake.extraction.output.passages import Passage, passages_of
 from spanlake.extraction.output.rows import batches, committed_units
 from spanlake.extraction.source.texts import decoded, text_path, text_type, text_values
 
@@ -41,17 +41,18 @@ def glance(ledger: Ledger, examples: int) -> Glance:
 
     Raises UserError for an output without texts or lists of entities.
     """
-    text_column = ledger.manifest["text_column"]
-    lacking = [name for name in (text_column, "entities") if text_type(ledger.schema, name) is None]
+    names = ledger.text_columns
+    lacking = [name for name in (*names, "entities") if text_type(ledger.schema, name) is None]
     if lacking:
         raise UserError(
             f"{ledger.output.uri} has no column {lacking[0]}, which `spanlake show` reads: use `spanlake report`."
         )
     found = Glance(forms={label: Counter() for label in ledger.manifest["settings"]["labels"]})
-    columns = [text_path(ledger.schema.names, text_column)[0], "entities"]
+    columns = [*dict.fromkeys(text_path(ledger.schema.names, name)[0] for name in names), "entities"]
     for batch in chain.from_iterable(batches(ledger, unit, columns) for unit in committed_units(ledger)):
         _count_forms(found, batch.column("entities"))
-        _keep_passages(found, decoded(text_values(batch, text_column)), batch.column("entities"), examples)
+        texts = {name: decoded(text_values(batch, name)) for name in names}
+        _keep_passages(found, texts, batch.column("entities"), examples)
         found.rows += batch.num_rows
         if found.rows >= ROWS:
             break
@@ -65,11 +66,15 @@ def _count_forms(found: Glance, entities: pa.Array) -> None:
         found.forms.setdefault(row["label"], Counter())[row["text"]] += row["count_all"]
 
 
-def _keep_passages(found: Glance, texts: pa.Array, entities: pa.Array, examples: int) -> None:
+def _keep_passages(found: Glance, texts: Mapping[str, pa.Array], entities: pa.Array, examples: int) -> None:
     """Keeps the passages with most labels, then those with most entities, then the first."""
     counts = pc.fill_null(pc.list_value_length(entities), 0).to_pylist()
     rows = sorted((row for row, count in enumerate(counts) if count), key=lambda row: -counts[row])[:_CANDIDATES]
-    passages = [Passage(texts[row].as_py(), entities[row].as_py()).cropped(LENGTH, MARGIN) for row in rows]
+    passages = [
+        passage.cropped(LENGTH, MARGIN)
+        for row in rows
+        for passage in passages_of({name: values[row] for name, values in texts.items()}, entities[row])
+    ]
     found.passages = sorted([*found.passages, *passages], key=_richness, reverse=True)[:examples]
 
 

@@ -5,16 +5,17 @@ Shapes: R rows of a batch, E entities of a batch, L labels.
 
 import random
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
+import pyarrow.parquet as pq
 
-from spanlake.extraction.output.ledger import Ledger
-from spanlake.extraction.output.passages import Passage
-from spanlake.extraction.output.rows import batches, committed_units
+from spanlake.extraction.output.ledger import SUFFIX, Ledger
+from spanlake.extraction.output.passages import Passage, passages_of
+from spanlake.extraction.output.rows import batches, committed_units, unit_footer
 from spanlake.extraction.source.texts import decoded, text_path, text_type, text_values
 
 BINS = 20  # of a histogram of scores; each is 0.05 wide
@@ -22,6 +23,7 @@ _FORMS_KEPT = 100_000  # of all labels together
 _FORMS_LEAST = 200  # of each label, however many labels there are
 _PASSAGES_PER_LABEL = 3
 _FAILURES = 20
+_ROW_LABELS = 100  # that are counted, of those that only single rows ask for
 _FIELDS = ("label", "text", "score")  # of a mention
 
 
@@ -79,7 +81,8 @@ class Sample:
 
 @dataclass
 class Statistics:
-    labels: list[str]
+    labels: list[str]  # those that are counted
+    other_labels: int = 0  # the number of labels that are not counted, the rarest
     rows: int = 0
     rows_with_entities: int = 0
     failed_rows: int = 0
@@ -91,7 +94,7 @@ class Statistics:
     failures: list[Failure] = field(default_factory=list)  # the first ones
 
     def __post_init__(self) -> None:
-        capacity = max(_FORMS_LEAST, _FORMS_KEPT // len(self.labels))
+        capacity = max(_FORMS_LEAST, _FORMS_KEPT // max(1, len(self.labels)))
         self.histogram_LB = np.zeros((len(self.labels), BINS), np.int64)
         self.together_LL = np.zeros((len(self.labels), len(self.labels)), np.int64)
         self.forms = {label: FrequentForms(capacity) for label in self.labels}
@@ -102,13 +105,13 @@ class Statistics:
     def mentions_L(self) -> np.ndarray:
         return self.histogram_LB.sum(axis=1)
 
-    def add_rows(self, source: str, texts: pa.Array | None, entities: pa.Array, errors: pa.Array) -> None:
-        """Adds a batch of rows: texts (R), or None if the output has no texts; entities (R lists); errors (R)."""
+    def add_rows(self, source: str, texts: Mapping[str, pa.Array], entities: pa.Array, errors: pa.Array) -> None:
+        """Adds a batch of rows: texts (R) by text column, if the output has texts; entities (R lists); errors (R)."""
         flat_E = pc.list_flatten(entities)
         row_E = pc.list_parent_indices(entities).to_numpy(zero_copy_only=False)
         present_RL = self._count(*(pc.struct_field(flat_E, name) for name in _FIELDS), row_E=row_E, rows=len(entities))
         self._note_failures(source, errors)
-        if texts is not None:
+        if texts:
             self._choose_passages(source, present_RL, texts, entities)
 
     def add_mentions(self, source: str, rows: int, mentions: pa.RecordBatch | pa.Table) -> None:
@@ -123,7 +126,12 @@ class Statistics:
         self, label_E: pa.Array, text_E: pa.Array, score_E: pa.Array, *, row_E: np.ndarray, rows: int
     ) -> np.ndarray:
         """Returns which labels are present in each row (R, L)."""
-        index_E = pc.index_in(label_E, value_set=pa.array(self.labels)).to_numpy(zero_copy_only=False)
+        index_E = pc.index_in(label_E, value_set=pa.array(self.labels, pa.string()))
+        if index_E.null_count:  # labels that are not counted
+            counted_E = index_E.is_valid()
+            label_E, text_E, score_E, index_E = (v.filter(counted_E) for v in (label_E, text_E, score_E, index_E))
+            row_E = row_E[counted_E.to_numpy(zero_copy_only=False)]
+        index_E = index_E.to_numpy(zero_copy_only=False)
         self._count_scores(index_E, score_E.to_numpy(zero_copy_only=False))
         self._count_forms(label_E, text_E)
         present_RL = np.zeros((rows, len(self.labels)), bool)
@@ -143,13 +151,16 @@ class Statistics:
         for row in table.group_by(["label", "text"]).aggregate([([], "count_all")]).to_pylist():
             self.forms[row["label"]].add(row["text"], row["count_all"])
 
-    def _choose_passages(self, source: str, present_RL: np.ndarray, texts: pa.Array, entities: pa.Array) -> None:
+    def _choose_passages(
+        self, source: str, present_RL: np.ndarray, texts: Mapping[str, pa.Array], entities: pa.Array
+    ) -> None:
         for label, name in enumerate(self.labels):
             for row in np.flatnonzero(present_RL[:, label]).tolist():
                 place = self.samples[name].place()
                 if place is not None:
-                    passage = Passage(texts[row].as_py(), entities[row].as_py())
-                    self.samples[name].put(place, Example(source, passage))
+                    passages = passages_of({column: values[row] for column, values in texts.items()}, entities[row])
+                    chosen = next(found for found in passages if any(e["label"] == name for e in found.entities))
+                    self.samples[name].put(place, Example(source, chosen))
 
     def _note_failures(self, source: str, errors: pa.Array) -> None:
         failed = pc.drop_null(errors)
@@ -162,7 +173,8 @@ class Statistics:
 
 def gather(ledger: Ledger) -> Statistics:
     """Returns the statistics of all committed units."""
-    found = Statistics(list(ledger.manifest["settings"]["labels"]))
+    labels, others = _labels(ledger)
+    found = Statistics(labels, others)
     if "entities" in ledger.schema.names:
         _gather_rows(ledger, found)
     else:
@@ -170,13 +182,26 @@ def gather(ledger: Ledger) -> Statistics:
     return found
 
 
+def _labels(ledger: Ledger) -> tuple[list[str], int]:
+    """Returns the labels to count: all of the run, and the most frequent ones of single rows. And how many are left."""
+    labels: list[str] = list(ledger.manifest["settings"]["labels"])
+    if "labels_column" not in ledger.manifest:
+        return labels, 0
+    counts: Counter[str] = Counter()
+    for unit in committed_units(ledger):
+        path = ledger.output.child(unit.name + SUFFIX)
+        said = unit_footer(pq.read_metadata(path, filesystem=ledger.output.filesystem)) or {}
+        counts.update(said.get("by_label", {}))
+    others = [label for label, _ in counts.most_common() if label not in labels]
+    return [*labels, *others[:_ROW_LABELS]], len(others[_ROW_LABELS:])
+
+
 def _gather_rows(ledger: Ledger, found: Statistics) -> None:
-    text = ledger.manifest["text_column"]
-    has_texts = text_type(ledger.schema, text) is not None
-    columns = [text_path(ledger.schema.names, text)[0]] if has_texts else []
+    names = [name for name in ledger.text_columns if text_type(ledger.schema, name) is not None]
+    columns = dict.fromkeys(text_path(ledger.schema.names, name)[0] for name in names)
     for unit in committed_units(ledger):
         for batch in batches(ledger, unit, [*columns, "entities", "error"]):
-            texts = decoded(text_values(batch, text)) if has_texts else None
+            texts = {name: decoded(text_values(batch, name)) for name in names}
             found.add_rows(unit.path, texts, batch.column("entities"), batch.column("error"))
 
 

@@ -2,25 +2,23 @@
 
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from rich.console import Console
 
-from spanlake.decoding import Entity
-from spanlake.extraction.output.layout import Part
+from spanlake.extraction.output.layout import Part, of_column
 from spanlake.extraction.output.ledger import Request, prepare
 from spanlake.extraction.output.passages import Passage
 from spanlake.extraction.output.plan import units_of
 from spanlake.extraction.output.show import LENGTH, MARGIN, examples
-from spanlake.extraction.run.unit import annotate
+from spanlake.extraction.run.entities import Found, Row, find, read_rows
 from spanlake.extraction.source.model import Unit
 from spanlake.extraction.source.open import SourceHandle
-from spanlake.extraction.source.texts import read_texts
 from spanlake.inference.extractor import Extractor
 from spanlake.modeling.cutting import cut_text
 
@@ -74,21 +72,18 @@ def sample(request: Request, extractor: Extractor) -> Sample:
     """
     ledger = prepare(request)
     pending = ledger.pending(ledger.committed())
-    rows: int = ledger.manifest["source"]["rows"]
-    taken = Sample(rows, pc.sum(pending.column("rows")).as_py() or 0, pending.num_rows)
+    taken = Sample(ledger.manifest["source"]["rows"], pc.sum(pending.column("rows")).as_py() or 0, pending.num_rows)
     taken.by_label.update(dict.fromkeys(request.settings.names, 0))
     parts = list(_parts(request, _spread(pending)))
     if not parts:
         return taken
-    texts = [text for part in parts for text in part.texts]
-    reasons = [reason for part in parts for reason in part.errors]
-    annotate(extractor, request.settings, texts[:1])  # the first pass is slower, so it is not measured
+    rows = [row for part in parts for row in part.rows]
+    find(extractor, request.text_columns, rows[:1])  # the first pass is slower, so it is not measured
     started = time.monotonic()
-    entities, errors = annotate(extractor, request.settings, texts)
+    found = find(extractor, request.text_columns, rows)
     taken.seconds = time.monotonic() - started
-    errors = [reason or error for reason, error in zip(reasons, errors, strict=True)]
-    _count(taken, extractor, texts, entities, errors)
-    table = _output(request, parts, entities, errors)
+    _count(taken, extractor, request.text_columns, rows, found)
+    table = _output(request, parts, found)
     taken.file_bytes = _written(table.slice(0, 0))
     taken.output_bytes = _written(table) - taken.file_bytes
     return taken
@@ -102,49 +97,55 @@ def _spread(plan: pa.Table) -> list[Unit]:
     return [unit.head(rows) for unit in units_of(chosen)]
 
 
-def _parts(request: Request, units: list[Unit]) -> Iterator[Part]:
-    reader = SourceHandle.of(request.source, request.text_column, request.output_schema.names).open()
+class _Part(NamedTuple):
+    """Consecutive rows of a source file."""
+
+    path: str
+    places: Sequence[int]  # the number of each row in the file
+    batch: pa.RecordBatch
+    rows: list[Row]
+
+
+def _parts(request: Request, units: list[Unit]) -> Iterator[_Part]:
+    reader = SourceHandle.of(request.source, request.text_columns, request.read_columns).open()
     size = 0
     for unit in units:
         places, done = unit.places(), 0
         for batch in reader.read(unit):
-            texts, reasons = read_texts(batch, request.text_column)
-            yield Part(unit.path, places[done : done + batch.num_rows], batch, texts, [], reasons)
+            rows = read_rows(batch, request.text_columns, request.settings, request.row_labels)
+            yield _Part(unit.path, places[done : done + batch.num_rows], batch, rows)
             done += batch.num_rows
-            size += sum(len(text or "") for text in texts)
+            size += sum(len(text or "") for row in rows for text in row.texts)
         if size >= CHARACTERS:
             return
 
 
 def _count(
-    taken: Sample,
-    extractor: Extractor,
-    texts: list[str | None],
-    entities: list[list[Entity] | None],
-    errors: list[str | None],
+    taken: Sample, extractor: Extractor, text_columns: tuple[str, ...], rows: Sequence[Row], found: Found
 ) -> None:
-    taken.rows = len(texts)
-    taken.failed_rows = sum(error is not None for error in errors)
-    for text, found in zip(texts, entities, strict=True):
-        if found is None or text is None:
-            continue
-        taken.tokens += len(cut_text(text, extractor.package.tokenizer).words.ids)
-        taken.by_label.update(entity.label for entity in found)
-        if found and len(taken.passages) < _PASSAGES:
-            passage = Passage(text, [entity.to_dict() for entity in found])
-            taken.passages.append(passage.cropped(LENGTH, MARGIN))
+    taken.rows = len(rows)
+    taken.failed_rows = sum(error is not None for error in found.errors)
+    for row, entities in zip(rows, found.entities, strict=True):
+        for column, text in zip(text_columns, row.texts, strict=True):
+            if entities is None or text is None:
+                continue
+            taken.tokens += len(cut_text(text, extractor.package.tokenizer).words.ids)
+            own = of_column(entities, column)
+            taken.by_label.update(entity.label for entity in own)
+            if own and len(taken.passages) < _PASSAGES:
+                passage = Passage(text, [entity.to_dict() for entity in own])
+                taken.passages.append(passage.cropped(LENGTH, MARGIN))
 
 
-def _output(
-    request: Request, parts: list[Part], entities: list[list[Entity] | None], errors: list[str | None]
-) -> pa.Table:
+def _output(request: Request, parts: list[_Part], found: Found) -> pa.Table:
     schema, first = request.output_schema, 0
     tables = []
-    for part in parts:
-        last = first + part.batch.num_rows
-        found = Part(part.path, part.places, part.batch, part.texts, entities[first:last], errors[first:last])
-        tables.append(request.layout.rows(found, schema))
-        first = last
+    for path, places, batch, rows in parts:
+        inside = slice(first, first + len(rows))
+        texts = [row.texts for row in rows]
+        part = Part(path, places, batch, request.text_columns, texts, found.entities[inside], found.errors[inside])
+        tables.append(request.layout.rows(part, schema))
+        first = inside.stop
     return pa.concat_tables(tables)
 
 

@@ -23,6 +23,7 @@ from spanlake.extraction.run.unit import Job, UnitCounts
 _READERS = 16  # of footers at a time
 _NAMES_SHOWN = 100  # of files that are not read, in the summary
 _NAMES_IN_WORDS = 3
+_LABELS_IN_WORDS = 50  # the most frequent, if rows have labels of their own
 
 
 @dataclass
@@ -79,7 +80,8 @@ class Summary:
     def as_line(self) -> str:
         if not self.rows and self.resumed_rows:
             return f"{self.output} was already complete with all {self.source_rows:,} rows" + self._not_read_in_words()
-        labels = ", ".join(f"{label} {count:,}" for label, count in self.by_label.most_common())
+        labels = ", ".join(f"{label} {count:,}" for label, count in self.by_label.most_common(_LABELS_IN_WORDS))
+        labels += ", ..." if len(self.by_label) > _LABELS_IN_WORDS else ""
         resumed = f", {self.resumed_rows:,} were there already" if self.resumed_rows else ""
         failed = f", {self.failed_rows:,} could not be read (column error says why)" if self.failed_rows else ""
         return (

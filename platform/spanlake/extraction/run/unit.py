@@ -5,36 +5,24 @@ import os
 import time
 import uuid
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Protocol
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from spanlake.decoding import Entity
-from spanlake.errors import ShortfallError, described
 from spanlake.extraction.output.layout import Layout, Part
 from spanlake.extraction.output.ledger import SUFFIX, Ledger, Request
+from spanlake.extraction.output.row_labels import RowLabels
 from spanlake.extraction.output.rows import FOOTER_KEY
+from spanlake.extraction.run.entities import ALL_ROWS, Found, Row, TextExtractor, find, find_warily, read_rows
 from spanlake.extraction.source.model import Unit
 from spanlake.extraction.source.open import SourceHandle
-from spanlake.extraction.source.texts import read_texts
 from spanlake.inference.settings import Settings
 from spanlake.storage import Place
 
 _GROUP_BYTES = 32 << 20  # about the size of one row group in the output
-ALL_ROWS = -1  # instead of the number of a row: all rows that may be read, together
-_DEADLY = "reading the text killed the worker, twice"
-_PROBE = "Ada Lovelace wrote to Charles Babbage in London."
-
-
-class TextExtractor(Protocol):
-    """The part of the Extractor that a unit uses."""
-
-    def stream(
-        self, requests: Iterable[tuple[str, Settings]], on_pass: Callable[[int], None] | None = None
-    ) -> Iterator[list[Entity]]: ...
 
 
 @dataclass(frozen=True)
@@ -44,22 +32,24 @@ class Job:
     source: SourceHandle
     output: Place
     temporary: str  # a directory inside the output
-    text_column: str
+    text_columns: tuple[str, ...]
     schema: pa.Schema  # of the output
     settings: Settings
     request_digest: str  # fingerprint of everything that determines the result
     model: dict[str, str]  # name, fingerprint
     layout: Layout = Layout()
+    row_labels: RowLabels | None = None  # if a column has the labels of each row
 
     @staticmethod
     def of(request: Request, ledger: Ledger) -> "Job":
         return Job(
-            source=SourceHandle.of(request.source, request.text_column, request.output_schema.names),
+            source=SourceHandle.of(request.source, request.text_columns, request.read_columns),
             output=ledger.output,
             temporary=ledger.temporary,
-            text_column=request.text_column,
+            text_columns=request.text_columns,
             schema=request.output_schema,
             settings=request.settings,
+            row_labels=request.row_labels,
             request_digest=ledger.request_digest,
             model=ledger.manifest["model"],
             layout=request.layout,
@@ -119,14 +109,11 @@ class UnitRunner:
             on_stage("reading")
             for batch in self._reader.read(unit):
                 on_stage("scoring")
-                texts, reasons = read_texts(batch, job.text_column)
-                if may_read is None:
-                    entities, errors = annotate(self._extractor, job.settings, texts, counts.add_tokens)
-                else:
-                    entities, errors = _annotate_warily(self._extractor, job.settings, texts, counts, may_read)
-                errors = [reason or error for reason, error in zip(reasons, errors, strict=True)]
+                rows = read_rows(batch, job.text_columns, job.settings, job.row_labels)
+                entities, errors = self._find(rows, counts, may_read)
                 inside = places[counts.rows : counts.rows + batch.num_rows]
-                part = Part(unit.path, inside, batch, texts, entities, errors)
+                texts = [row.texts for row in rows]
+                part = Part(unit.path, inside, batch, job.text_columns, texts, entities, errors)
                 _count(counts, entities, errors)
                 writer.write(job.layout.rows(part, job.schema))
                 on_stage("reading")
@@ -134,6 +121,17 @@ class UnitRunner:
             counts.seconds = time.monotonic() - started
             writer.finish(self._footer(unit, counts))
         return counts
+
+    def _find(self, rows: list[Row], counts: UnitCounts, may_read: Callable[[int], bool] | None) -> Found:
+        """Finds the entities of rows. `counts` are those of the unit before these rows."""
+        columns, done = self._job.text_columns, counts.rows
+        if may_read is None:
+            return find(self._extractor, columns, rows, counts.add_tokens)
+
+        def may_read_row(row: int) -> bool:
+            return may_read(row if row == ALL_ROWS else done + row)
+
+        return find_warily(self._extractor, columns, rows, may_read_row, counts.add_tokens)
 
     def _footer(self, unit: Unit, counts: UnitCounts) -> dict[str, object]:
         source = {"path": unit.path, "digest": unit.digest, "first": unit.first, "rows": unit.rows}
@@ -151,82 +149,6 @@ class UnitRunner:
             "seconds": round(counts.seconds, 3),
             **self._traits,
         }
-
-
-# --- extracting ---------------------------------------------------------------------------------------------------
-
-
-def annotate(
-    extractor: TextExtractor,
-    settings: Settings,
-    texts: Sequence[str | None],
-    on_pass: Callable[[int], None] | None = None,
-) -> tuple[list[list[Entity] | None], list[str | None]]:
-    """Returns the entities of each text, and the error of each text on which the model failed.
-
-    A text that is None has neither. `on_pass` receives the number of sub-words of each forward pass.
-    Raises ShortfallError if the extractor fails on every text, because the rows are then not at fault.
-    """
-    readable = [row for row, text in enumerate(texts) if text is not None]
-    entities: list[list[Entity] | None] = [None] * len(texts)
-    errors: list[str | None] = [None] * len(texts)
-    answers = _extract(extractor, settings, [text for text in texts if text is not None], on_pass)
-    if any(isinstance(answer, str) for answer in answers):
-        _check_alive(extractor, settings)
-    for row, answer in zip(readable, answers, strict=True):
-        if isinstance(answer, str):
-            errors[row] = answer
-        else:
-            entities[row] = answer
-    return entities, errors
-
-
-def _annotate_warily(
-    extractor: TextExtractor,
-    settings: Settings,
-    texts: Sequence[str | None],
-    counts: UnitCounts,
-    may_read: Callable[[int], bool],
-) -> tuple[list[list[Entity] | None], list[str | None]]:
-    """Annotates each text by itself, and then all safe texts together.
-
-    The last bits of a score depend on which texts share a batch. The second pass gives the same scores as `annotate`.
-    `counts` are those of the unit before these rows.
-    """
-    entities: list[list[Entity] | None] = []
-    errors: list[str | None] = []
-    for row, text in enumerate(texts):
-        deadly = not may_read(counts.rows + row)
-        found, reasons = ([None], [_DEADLY]) if deadly else annotate(extractor, settings, [text])
-        entities += found
-        errors += reasons
-    if may_read(ALL_ROWS):
-        alive = [None if error == _DEADLY else text for text, error in zip(texts, errors, strict=True)]
-        entities, reasons = annotate(extractor, settings, alive, counts.add_tokens)
-        errors = [_DEADLY if error == _DEADLY else reason for error, reason in zip(errors, reasons, strict=True)]
-    return entities, errors
-
-
-def _extract(
-    extractor: TextExtractor, settings: Settings, texts: list[str], on_pass: Callable[[int], None] | None
-) -> list[list[Entity] | str]:
-    """Returns the entities of each text, or the reason if the extractor fails on the text."""
-    if not texts:
-        return []
-    try:
-        return list(extractor.stream(((text, settings) for text in texts), on_pass))
-    except Exception as error:  # of any kind; the other texts must not suffer from it
-        if len(texts) == 1:
-            return [described(error)]
-    half = len(texts) // 2
-    return _extract(extractor, settings, texts[:half], on_pass) + _extract(extractor, settings, texts[half:], on_pass)
-
-
-def _check_alive(extractor: TextExtractor, settings: Settings) -> None:
-    try:
-        list(extractor.stream([(_PROBE, settings)]))
-    except Exception as error:
-        raise ShortfallError(f"the model no longer answers ({described(error)})") from error
 
 
 def _count(counts: UnitCounts, entities: list[list[Entity] | None], errors: list[str | None]) -> None:

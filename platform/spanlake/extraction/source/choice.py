@@ -45,13 +45,15 @@ class Choice:
         where = {"where": self.where.text} if self.where else {}
         return where | ({} if self.limit is None else {"limit": self.limit})
 
-    def rows(self, source: Source, files: Iterable[SourceFile], text_column: str, taken: int) -> Iterator[SourceFile]:
+    def rows(
+        self, source: Source, files: Iterable[SourceFile], text_columns: tuple[str, ...], taken: int
+    ) -> Iterator[SourceFile]:
         """Yields the files that have chosen rows, with only these rows. `taken` earlier rows count toward the limit.
 
         Raises UserError if a condition cannot be evaluated, and SourceReadError if its columns cannot be read.
         """
         left = self.limit - taken if self.limit is not None else None
-        for file in self._matching(source, files, text_column) if self.where else files:
+        for file in self._matching(source, files, text_columns) if self.where else files:
             if left is not None and left <= 0:
                 return
             chosen = file if left is None else _first_rows(file, left)
@@ -59,9 +61,11 @@ class Choice:
                 left -= chosen.kept_rows
             yield chosen
 
-    def _matching(self, source: Source, files: Iterable[SourceFile], text_column: str) -> Iterator[SourceFile]:
+    def _matching(
+        self, source: Source, files: Iterable[SourceFile], text_columns: tuple[str, ...]
+    ) -> Iterator[SourceFile]:
         assert self.where is not None
-        match = partial(_match, source, self.where, text_column)
+        match = partial(_match, source, self.where, text_columns)
         waiting = iter(files)
         with ThreadPoolExecutor(_FILES_AT_ONCE) as pool:
             while several := list(islice(waiting, _FILES_AT_ONCE)):  # in small groups, so that a limit ends the reading
@@ -83,7 +87,7 @@ def _first_rows(file: SourceFile, count: int) -> SourceFile:
 # --- the condition ------------------------------------------------------------------------------------------------
 
 
-def _match(source: Source, where: Where, text_column: str, file: SourceFile) -> SourceFile | None:
+def _match(source: Source, where: Where, text_columns: tuple[str, ...], file: SourceFile) -> SourceFile | None:
     """Returns the file with the rows that fulfil the condition; None if there are none.
 
     Files and row groups whose partitions or statistics exclude such rows are not read.
@@ -97,7 +101,7 @@ def _match(source: Source, where: Where, text_column: str, file: SourceFile) -> 
     if not mask.any():
         return None
     unit = Unit(file.path, file.size, file.digest, 0, int(mask.sum()), file.columns, pack(mask))
-    reader = SourceHandle(source.root, source.format, _columns(source, where), text_column).open()
+    reader = SourceHandle(source.root, source.format, _columns(source, where), text_columns).open()
     truths = [_truth(where, batch, file) for batch in reader.read(unit)]
     mask[mask] = np.concatenate(truths) if truths else False
     return replace(file, kept=pack(mask)) if mask.any() else None

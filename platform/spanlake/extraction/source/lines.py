@@ -20,7 +20,7 @@ import pyarrow as pa
 from spanlake.errors import UserError, one_line
 from spanlake.extraction.source.model import BATCH_BYTES, BATCH_ROWS, SourceFile, SourceReadError, Unit
 from spanlake.extraction.source.selection import unpack
-from spanlake.extraction.source.texts import READ_ERROR
+from spanlake.extraction.source.texts import READ_ERROR, located
 from spanlake.storage import Place
 from spanlake.text import replace_surrogates
 
@@ -50,7 +50,7 @@ class Record(NamedTuple):
 class Columns:
     """The kinds of value in each column, in the order in which columns appear."""
 
-    text_column: str
+    text_columns: tuple[str, ...]
     kinds: dict[str, set[str]] = field(default_factory=dict)
 
     def add(self, values: dict[str, Any]) -> None:
@@ -61,14 +61,14 @@ class Columns:
         """Returns the type of each column.
 
         It is string, int64, double or bool if all values are of that kind. Otherwise, it is a string with the JSON of
-        each value. The text column is always a string.
+        each value. A text column is always a string.
         """
         if not self.kinds:
-            return pa.schema([(self.text_column, pa.string())])
+            return pa.schema([(name, pa.string()) for name in self.text_columns])
         return pa.schema([self._field(name, kinds - {"null"}) for name, kinds in self.kinds.items()])
 
     def _field(self, name: str, kinds: set[str]) -> pa.Field:
-        if kinds <= {"str"} or name == self.text_column:
+        if kinds <= {"str"} or name in self.text_columns:
             return pa.field(name, pa.string())
         if kinds == {"bool"}:
             return pa.field(name, pa.bool_())
@@ -90,14 +90,14 @@ def _kind(value: Any) -> str:
 
 
 def read_line_files(
-    root: Place, paths: Iterable[str], line_format: str, text_column: str
+    root: Place, paths: Iterable[str], line_format: str, text_columns: tuple[str, ...]
 ) -> tuple[list[SourceFile], pa.Schema]:
     """Reads every file once, and returns the files and their common schema. The format is jsonl, json, csv or tsv.
 
     Raises UserError for a file that cannot be read, for JSON that is one document, and for a CSV header that does not
     name its columns.
     """
-    columns = Columns(text_column)
+    columns = Columns(text_columns)
     files = [_read_file(root, path, line_format, columns) for path in paths]
     return files, columns.schema()
 
@@ -123,11 +123,11 @@ def _read_file(root: Place, path: str, line_format: str, columns: Columns) -> So
 class LineReader:
     """Reads units of one source. If a unit follows the last one in its file, reading continues from there."""
 
-    def __init__(self, root: Place, line_format: str, schema: pa.Schema, text_column: str) -> None:
+    def __init__(self, root: Place, line_format: str, schema: pa.Schema, text_columns: tuple[str, ...]) -> None:
         self._root = root
         self._format = line_format
         self._schema = schema
-        self._text_column = text_column
+        self._text_columns = text_columns
         self._digest = ""
         self._records: Iterator[Record] = iter(())
         self._next_row = 0
@@ -178,10 +178,11 @@ class LineReader:
         return pa.RecordBatch.from_arrays([*arrays, pa.array(errors, pa.string())], [*self._schema.names, READ_ERROR])
 
     def _misfit(self, record: Record) -> str | None:
-        text = record.values.get(self._text_column)
-        if text is None or isinstance(text, str):
-            return None
-        return f"text is not a string but the JSON {_as_json(text)[:40]}"
+        for name in self._text_columns:
+            text = record.values.get(name)
+            if text is not None and not isinstance(text, str):
+                return located(name, f"text is not a string but the JSON {_as_json(text)[:40]}", self._text_columns)
+        return None
 
 
 def _limited(records: Iterable[Record]) -> Iterator[Record]:

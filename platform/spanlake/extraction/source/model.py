@@ -147,15 +147,15 @@ def file_format(path: str) -> str | None:
     return next((name for name, pattern in _FORMATS.items() if pattern.search(path)), None)
 
 
-Wanted = frozenset[str] | None  # the columns to read in addition to the text column; None for all
+Wanted = frozenset[str] | None  # the columns to read in addition to the text columns; None for all
 
 
-def narrowed(schema: pa.Schema, text_column: str, wanted: Wanted) -> pa.Schema:
+def narrowed(schema: pa.Schema, text_columns: tuple[str, ...], wanted: Wanted) -> pa.Schema:
     """Returns the schema of the columns to read."""
     if wanted is None:
         return schema
-    text = text_path(schema.names, text_column)[0]
-    return pa.schema([field for field in schema if field.name in wanted or field.name == text], schema.metadata)
+    names = wanted | {text_path(schema.names, name)[0] for name in text_columns}
+    return pa.schema([field for field in schema if field.name in names], schema.metadata)
 
 
 def check_wanted(place: str, wanted: Wanted, names: Collection[str]) -> None:
@@ -165,11 +165,11 @@ def check_wanted(place: str, wanted: Wanted, names: Collection[str]) -> None:
         raise UserError(f"{place} has no column called {missing[0]}: name some of its columns ({', '.join(names)}).")
 
 
-def check_names(path: str, schema: pa.Schema, text_column: str, wanted: Wanted) -> None:
-    """Raises UserError if the text column is missing, if two columns to read share a name, or if one has a name that
-    the output adds.
+def check_names(path: str, schema: pa.Schema, text_columns: tuple[str, ...], wanted: Wanted) -> None:
+    """Raises UserError if a text column is missing, if two columns to read share a name, or if one has a name that the
+    output adds.
     """
-    names = narrowed(schema, text_column, wanted).names
+    names = narrowed(schema, text_columns, wanted).names
     repeated = [name for name in names if names.count(name) > 1]
     if repeated:
         raise UserError(f"{path} has more than one column called {repeated[0]}: rename all but one.")
@@ -178,21 +178,23 @@ def check_names(path: str, schema: pa.Schema, text_column: str, wanted: Wanted) 
             raise UserError(
                 f"{path} already has a column called {name}, which the output adds: rename it in the source."
             )
-    if text_type(schema, text_column) is None:
-        raise UserError(
-            f"{path} has no column called {text_column}: "
-            f"give --text-column one of its text columns ({_text_columns(schema)})."
-        )
+    for name in text_columns:
+        if text_type(schema, name) is None:
+            raise UserError(
+                f"{path} has no column called {name}: "
+                f"give --text-column one of its text columns ({_text_columns(schema)})."
+            )
 
 
-def check_text_type(schema: pa.Schema, text_column: str) -> None:
-    """Raises UserError if the text column has a type other than text."""
-    kind = text_type(schema, text_column)
-    if kind is None or not (is_text(kind) or is_bytes(kind)):
-        raise UserError(
-            f"The column {text_column} holds {kind}, not text: "
-            f"give --text-column one of the text columns ({_text_columns(schema)})."
-        )
+def check_text_type(schema: pa.Schema, text_columns: tuple[str, ...]) -> None:
+    """Raises UserError if a text column has a type other than text."""
+    for name in text_columns:
+        kind = text_type(schema, name)
+        if kind is None or not (is_text(kind) or is_bytes(kind)):
+            raise UserError(
+                f"The column {name} holds {kind}, not text: "
+                f"give --text-column one of the text columns ({_text_columns(schema)})."
+            )
 
 
 def _text_columns(schema: pa.Schema) -> str:

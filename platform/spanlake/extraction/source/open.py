@@ -32,14 +32,14 @@ _START_BYTES = 1 << 10  # of a file, which show its format if its name does not
 _FILES_AT_ONCE = 16
 
 
-def read_source(uri: str, text_column: str, wanted: Wanted = None) -> Source:
-    """Finds the files of a source and reads their footers. The schema has the wanted columns and the text column.
+def read_source(uri: str, text_columns: tuple[str, ...], wanted: Wanted = None) -> Source:
+    """Finds the files of a source and reads their footers. The schema has the wanted columns and the text columns.
 
     Raises UserError for a source that is missing, empty or unreadable, for files that do not fit together, for a text
     column that is missing or of another type, for a missing wanted column, and for names that the output adds.
     """
     if table := TableName.parse(uri):
-        return read_table(table, text_column, wanted)
+        return read_table(table, text_columns, wanted)
     found = _find(locate(uri))
     if not found.paths:
         raise UserError(
@@ -47,12 +47,12 @@ def read_source(uri: str, text_column: str, wanted: Wanted = None) -> Source:
             ".jsonl, .ndjson, .json, .csv or .tsv)."
         )
     if found.format == "parquet":
-        files, schema = read_parquet_files(found.root, found.paths, text_column, wanted)
+        files, schema = read_parquet_files(found.root, found.paths, text_columns, wanted)
     else:
-        files, schema = read_line_files(found.root, found.paths, found.format, text_column)
-        check_names(found.root.uri, schema, text_column, wanted)
+        files, schema = read_line_files(found.root, found.paths, found.format, text_columns)
+        check_names(found.root.uri, schema, text_columns, wanted)
         check_wanted(found.root.uri, wanted, schema.names)
-        schema = narrowed(schema, text_column, wanted)
+        schema = narrowed(schema, text_columns, wanted)
     ignored = tuple(found.ignored)
     return Source(found.root.uri, found.root, sort_files(files), schema, ignored, found.deep, found.format)
 
@@ -166,15 +166,15 @@ class SourceHandle:
     root: Place  # paths of units are relative to this directory
     format: str
     schema: pa.Schema
-    text_column: str
+    text_columns: tuple[str, ...]
 
     @staticmethod
-    def of(source: Source, text_column: str, columns: Collection[str] | None = None) -> "SourceHandle":
-        """Returns the handle of a source. `columns` are read in addition to the text column; None reads all."""
+    def of(source: Source, text_columns: tuple[str, ...], columns: Collection[str] | None = None) -> "SourceHandle":
+        """Returns the handle of a source. `columns` are read in addition to the text columns; None reads all."""
         wanted = None if columns is None else frozenset(columns)
-        return SourceHandle(source.root, source.format, narrowed(source.schema, text_column, wanted), text_column)
+        return SourceHandle(source.root, source.format, narrowed(source.schema, text_columns, wanted), text_columns)
 
     def open(self) -> UnitReader:
         if self.format in ("parquet", "table"):
             return ParquetReader(self.root, self.schema)
-        return LineReader(self.root, self.format, self.schema, self.text_column)
+        return LineReader(self.root, self.format, self.schema, self.text_columns)

@@ -75,7 +75,7 @@ def read_footer(filesystem: fs.FileSystem, path: str) -> Footer:
 
 
 def read_parquet_files(
-    root: Place, paths: Sequence[str], text_column: str, wanted: Wanted
+    root: Place, paths: Sequence[str], text_columns: tuple[str, ...], wanted: Wanted
 ) -> tuple[list[SourceFile], pa.Schema]:
     """Returns every file, from its footer, and the common schema of the columns to read, with Hive's partitions.
 
@@ -100,14 +100,14 @@ def read_parquet_files(
             if isinstance(answer, str):
                 problems.append(answer)
             elif not problems:
-                check_names(path, answer[1], text_column, wanted)
+                check_names(path, answer[1], text_columns, wanted)
                 schemas.setdefault(answer[1].remove_metadata().serialize().to_pybytes(), (path, answer[1]))
                 files.append(answer[0])
     if problems:
         others = f" ({len(problems) - 1:,} more files of the source cannot be read either)" if len(problems) > 1 else ""
         raise UserError(problems[0].rstrip(".") + others + ".")
-    common = merged({path: narrowed(schema, text_column, wanted) for path, schema in schemas.values()})
-    check_text_type(common, text_column)
+    common = merged({path: narrowed(schema, text_columns, wanted) for path, schema in schemas.values()})
+    check_text_type(common, text_columns)
     partitions = {file.path: _partitions(file.path) for file in files}
     names = dict.fromkeys(name for _, schema in schemas.values() for name in schema.names)
     added = dict.fromkeys(name for found in partitions.values() for name in found if name not in names)

@@ -86,17 +86,17 @@ def pinned(uri: str, recorded: str | None) -> str:
     return str(begun)
 
 
-def read_table(name: TableName, text_column: str, wanted: Wanted) -> Source:
+def read_table(name: TableName, text_columns: tuple[str, ...], wanted: Wanted) -> Source:
     """Returns a snapshot of a table as a source. Without a version, it is the newest snapshot.
 
     Raises UserError for a table that cannot be reached, has no such version, or has features that cannot be read.
     """
     snapshot = _delta_snapshot(name) if name.kind == "delta" else _iceberg_snapshot(name)
     everything = pa.schema([field.remove_metadata() for field in plain(snapshot.schema)])
-    check_names(str(name), everything, text_column, wanted)
+    check_names(str(name), everything, text_columns, wanted)
     check_wanted(str(name), wanted, everything.names)
-    schema = narrowed(everything, text_column, wanted)
-    check_text_type(schema, text_column)
+    schema = narrowed(everything, text_columns, wanted)
+    check_text_type(schema, text_columns)
     snapshot = replace(snapshot, schema=pa.schema([snapshot.schema.field(column) for column in schema.names]))
 
     def read(file: "_File") -> SourceFile:

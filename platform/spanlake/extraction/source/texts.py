@@ -1,4 +1,4 @@
-"""Finds the text column by its name or by a path into structs (`page.body`), and reads its strings or UTF-8 bytes."""
+"""Finds text columns by their names or by paths into structs (`page.body`), and reads their strings or UTF-8 bytes."""
 
 from collections.abc import Sequence
 
@@ -69,21 +69,44 @@ def decoded(values: pa.Array) -> pa.Array:
         return pa.array(texts, pa.large_string())
 
 
-def read_texts(batch: pa.RecordBatch, name: str) -> tuple[list[str | None], list[str | None]]:
-    """Returns the text of each row, and the error of each row. Exactly one of the two is None."""
-    read = [_text(value) for value in text_values(batch, name)]
+Texts = tuple[str | None, ...]  # of one row: one for each text column; None where there is no text
+
+
+def read_texts(batch: pa.RecordBatch, names: Sequence[str]) -> tuple[list[Texts], list[str | None]]:
+    """Returns the texts of each row, and the error of each row; None if it can be read.
+
+    A row has an error if all its texts are null, or if one cannot be read. Its texts are then all None.
+    """
+    columns = [[_text(value) for value in text_values(batch, name)] for name in names]
+    errors = [_error(row, names) for row in zip(*columns, strict=True)]
     if READ_ERROR in batch.schema.names:
-        read = [
-            pair if error is None else (None, error)
-            for pair, error in zip(read, batch.column(READ_ERROR).to_pylist(), strict=True)
-        ]
-    return [text for text, _ in read], [error for _, error in read]
+        found = batch.column(READ_ERROR).to_pylist()
+        errors = [of_line or error for of_line, error in zip(found, errors, strict=True)]
+    texts = [
+        tuple(text if error is None else None for text, _ in row)
+        for row, error in zip(zip(*columns, strict=True), errors, strict=True)
+    ]
+    return texts, errors
 
 
 def _text(value: pa.Scalar) -> tuple[str | None, str | None]:
+    """Returns a text, or the reason why it cannot be read; None and None for null."""
     try:
         text = value.as_py()  # Arrow does not check that its strings are UTF-8
-        text = text.decode() if isinstance(text, bytes) else text
+        return text.decode() if isinstance(text, bytes) else text, None
     except UnicodeDecodeError as error:
         return None, f"text is not valid UTF-8 (byte {error.start})"
-    return text, "text is null" if text is None else None
+
+
+def _error(row: Sequence[tuple[str | None, str | None]], names: Sequence[str]) -> str | None:
+    wrong = [located(name, error, names) for name, (_, error) in zip(names, row, strict=True) if error]
+    if wrong:
+        return "; ".join(wrong)
+    if any(text is not None for text, _ in row):
+        return None
+    return "text is null" if len(names) == 1 else "all texts are null"
+
+
+def located(name: str, error: str, names: Sequence[str]) -> str:
+    """Returns an error with the name of its text column, if there are several columns."""
+    return error if len(names) == 1 else f"{name}: {error}"

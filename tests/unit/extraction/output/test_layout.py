@@ -45,9 +45,9 @@ def make_request(tmp_path: Path, layout: Layout, table: pa.Table | None = None, 
     (tmp_path / "source").mkdir(exist_ok=True)
     pq.write_table(table, tmp_path / "source" / "a.parquet")
     return Request(
-        source=read_source(str(tmp_path / "source"), "text"),
+        source=read_source(str(tmp_path / "source"), ("text",)),
         output=locate(str(tmp_path / "out")),
-        text_column="text",
+        text_columns=("text",),
         settings=Settings.make(["a", "b"]),
         model_name="m",
         model_fingerprint="f" * 64,
@@ -133,11 +133,11 @@ def test_columns_that_are_not_chosen_have_no_effect(tmp_path: Path) -> None:
     pq.write_table(pa.table({"text": ["Ada"], "n": [1], "error": ["e"]}), tmp_path / "in" / "year=2024" / "a.parquet")
     pq.write_table(pa.table({"text": ["Bob"], "n": ["one"], "id": [7]}), tmp_path / "in" / "b.parquet")
     with pytest.raises(UserError, match="already has a column called error"):
-        read_source(str(tmp_path / "in"), "text")
-    source = read_source(str(tmp_path / "in"), "text", frozenset({"id", "year"}))
+        read_source(str(tmp_path / "in"), ("text",))
+    source = read_source(str(tmp_path / "in"), ("text",), frozenset({"id", "year"}))
     assert source.schema.names == ["text", "id", "year"]
     with pytest.raises(UserError, match=r"no column called day: name some of its columns \(text, n, id, error, year\)"):
-        read_source(str(tmp_path / "in"), "text", frozenset({"day"}))
+        read_source(str(tmp_path / "in"), ("text",), frozenset({"day"}))
 
     path = tmp_path / "in" / "b.parquet"
     chunk = pq.read_metadata(path).row_group(0).column(1)
@@ -234,15 +234,15 @@ def test_layouts_that_cannot_be() -> None:
 def test_columns_that_a_layout_cannot_have() -> None:
     source = pa.schema([("text", pa.string()), ("score", pa.int64()), ("redacted_text", pa.string())])
     with pytest.raises(UserError, match="--key nothing is not a column of the source"):
-        Layout(kind="mentions", keys=("nothing",)).check(source, "text")
+        Layout(kind="mentions", keys=("nothing",)).check(source, ("text",))
     with pytest.raises(UserError, match="column score has a name that the output adds"):
-        Layout(kind="mentions", keys=("score",)).check(source, "text")
+        Layout(kind="mentions", keys=("score",)).check(source, ("text",))
     with pytest.raises(UserError, match="column redacted_text has a name"):
-        Layout(redaction=Redaction("mask")).check(source, "text")
+        Layout(redaction=Redaction("mask")).check(source, ("text",))
     body = pa.schema([("body", pa.string())])
     with pytest.raises(UserError, match="--key body is the text that --drop-text leaves out"):
-        Layout(kind="mentions", keys=("body",), redaction=Redaction("mask"), drop_text=True).check(body, "body")
-    Layout().check(source, "text")
+        Layout(kind="mentions", keys=("body",), redaction=Redaction("mask"), drop_text=True).check(body, ("body",))
+    Layout().check(source, ("text",))
 
 
 REFUSED = [

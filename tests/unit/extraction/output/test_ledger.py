@@ -59,9 +59,9 @@ def ask(source: Path, tmp_path: Path) -> Callable[..., Request]:
 
     def make(**given: object) -> Request:
         values = {
-            "source": read_source(str(source), "text"),
+            "source": read_source(str(source), ("text",)),
             "output": locate(str(tmp_path / "out")),
-            "text_column": "text",
+            "text_columns": ("text",),
             "settings": Settings.make(["person", "place"]),
             "model_name": "capitals",
             "model_fingerprint": "f" * 64,
@@ -157,7 +157,7 @@ def test_killed_before_the_manifest_was_written(ask, tmp_path: Path) -> None:
             {"model_fingerprint": "e" * 64},
             "model capitals (ffffffffffff) in the output, capitals (eeeeeeeeeeee) requested",
         ),
-        ({"text_column": "title"}, "text column text in the output, title requested"),
+        ({"text_columns": ("title",)}, "text column text in the output, title requested"),
         ({"precision": "bfloat16"}, "precision auto in the output, bfloat16 requested"),
     ],
 )
@@ -180,18 +180,18 @@ def test_a_changed_source_is_refused(ask, source: Path) -> None:
     original = (source / "a.parquet").read_bytes()
     pq.write_table(pa.table({"id": [1], "text": ["Ada"]}), source / "a.parquet")
     with pytest.raises(UserError, match=r"a.parquet has changed since .* \(then 25 rows in .* now 1 rows in"):
-        prepare(ask(source=read_source(str(source), "text")))
+        prepare(ask(source=read_source(str(source), ("text",))))
     (source / "a.parquet").unlink()
     with pytest.raises(UserError, match="a.parquet is no longer in"):
-        prepare(ask(source=read_source(str(source), "text")))
+        prepare(ask(source=read_source(str(source), ("text",))))
     (source / "a.parquet").write_bytes(original)
-    prepare(ask(source=read_source(str(source), "text")))
+    prepare(ask(source=read_source(str(source), ("text",))))
 
 
 def test_the_same_files_elsewhere_are_the_same_source(ask, source: Path, tmp_path: Path) -> None:
     work(ask(), slice(0, 2))
     shutil.copytree(source, tmp_path / "copy")
-    ledger = prepare(ask(source=read_source(str(tmp_path / "copy"), "text")))
+    ledger = prepare(ask(source=read_source(str(tmp_path / "copy"), ("text",))))
     assert ledger.pending(ledger.committed()).num_rows == 3
 
 
@@ -199,8 +199,8 @@ def test_new_source_files_are_added(ask, source: Path, tmp_path: Path) -> None:
     work(ask()).clean()
     before = contents(tmp_path / "out")
     pq.write_table(pa.table({"id": [7, 8], "text": ["Cleo", "Dora"]}), source / "aa.parquet")
-    assert not audit(prepare(ask(source=read_source(str(source), "text")))).complete
-    work(ask(source=read_source(str(source), "text")))
+    assert not audit(prepare(ask(source=read_source(str(source), ("text",))))).complete
+    work(ask(source=read_source(str(source), ("text",))))
     result = audit_of(tmp_path / "out")
     assert result.complete and result.source_rows == result.output_rows == 37
     units = {name for name in before if "_spanlake" not in name}
@@ -294,7 +294,7 @@ def test_audit_of_a_complete_output(ask, tmp_path: Path) -> None:
 def test_audit_of_a_source_without_rows(ask, tmp_path: Path) -> None:
     (tmp_path / "none").mkdir()
     pq.write_table(pa.table({"text": pa.array([], pa.string())}), tmp_path / "none" / "a.parquet")
-    work(ask(source=read_source(str(tmp_path / "none"), "text")))
+    work(ask(source=read_source(str(tmp_path / "none"), ("text",))))
     result = audit_of(tmp_path / "out")
     assert result.complete and result.source_rows == result.output_rows == 0
     assert ds.dataset(tmp_path / "out", format="parquet").schema.names == ["text", "entities", "error"]
@@ -458,7 +458,7 @@ def test_show_counts_and_marks(ask, tmp_path: Path) -> None:
 def test_show_of_an_output_without_entities(ask, tmp_path: Path) -> None:
     (tmp_path / "none").mkdir()
     pq.write_table(pa.table({"text": ["nothing here", None]}), tmp_path / "none" / "a.parquet")
-    work(ask(source=read_source(str(tmp_path / "none"), "text")))
+    work(ask(source=read_source(str(tmp_path / "none"), ("text",))))
     text = shown(tmp_path / "out")
     assert "person" in text and "examples" not in text
 
@@ -467,7 +467,7 @@ def test_show_of_hostile_and_long_texts(ask, tmp_path: Path) -> None:
     (tmp_path / "none").mkdir()
     long = "x" * 5000 + " Ada [bold]met[/bold] \x1b[31mBob\n\n" + "y" * 5000
     pq.write_table(pa.table({"text": [long]}), tmp_path / "none" / "a.parquet")
-    work(ask(source=read_source(str(tmp_path / "none"), "text")))
+    work(ask(source=read_source(str(tmp_path / "none"), ("text",))))
     text = shown(tmp_path / "out")
     assert "[bold]met[/bold]" in text and "\x1b" not in text and len(text) < 4000
 
@@ -478,7 +478,7 @@ def test_show_crops_long_texts_between_words(ask, tmp_path: Path) -> None:
     pq.write_table(
         pa.table({"text": [f"{words}until Ada and Bertha came {words}Zoe"]}), tmp_path / "none" / "a.parquet"
     )
-    work(ask(source=read_source(str(tmp_path / "none"), "text")))
+    work(ask(source=read_source(str(tmp_path / "none"), ("text",))))
     text = " ".join(shown(tmp_path / "out").replace("│", " ").split())
     passage = text[text.index("…") : text.rindex("…") + 1]
     marks = {"…", "until", "[Ada]", "place", "0.75", "and", "[Bertha]", "person", "came"}

@@ -47,7 +47,7 @@ def test_large_rows_make_small_units() -> None:
 def test_plan_table_keeps_units(tmp_path: Path) -> None:
     for name in "ba":
         write(tmp_path / f"{name}.parquet", {"text": ["x"] * 10}, row_group_size=3)
-    source = read_source(str(tmp_path), "text")
+    source = read_source(str(tmp_path), ("text",))
     units = [unit for file in source.files for unit in cut(file, 4)]
     table = plan_table(units)
     assert list(units_of(table)) == units
@@ -59,7 +59,7 @@ def test_directory_is_read_whole_but_for_hidden_names(tmp_path: Path) -> None:
     for name in ("z.parquet", "year=2024/a.parquet", "_old/b.parquet", ".tmp/c.parquet", "sub/_d.parquet"):
         write(tmp_path / name, {"text": [name]})
     (tmp_path / "README.md").write_text("hello")
-    source = read_source(str(tmp_path), "text")
+    source = read_source(str(tmp_path), ("text",))
     assert sorted(file.path for file in source.files) == ["year=2024/a.parquet", "z.parquet"]
     assert source.ignored == ("README.md", ".tmp/c.parquet", "_old/b.parquet", "sub/_d.parquet")
 
@@ -78,7 +78,7 @@ def test_locks_and_checkpoints_among_the_data_are_not_read(tmp_path: Path) -> No
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).write_text(name)
     for uri in (str(tmp_path), f"{tmp_path}/**"):
-        source = read_source(uri, "text")
+        source = read_source(uri, ("text",))
         assert [file.path for file in source.files] == ["a.parquet"] and sorted(source.ignored) == sorted(names)
 
 
@@ -86,14 +86,14 @@ def test_names_of_units_sort_as_the_source_does(tmp_path: Path) -> None:
     names = ["b/1.parquet", "a/2.parquet", "a/10.parquet", "a.parquet", "a b.parquet"]
     for name in names:
         write(tmp_path / name, {"text": ["x"] * 5})
-    units = [unit.name for file in read_source(str(tmp_path), "text").files for unit in cut(file, 2)]
+    units = [unit.name for file in read_source(str(tmp_path), ("text",)).files for unit in cut(file, 2)]
     assert units == sorted(units)
     assert len(set(units)) == 5 * 3
 
 
 def test_adding_a_file_renames_no_unit(tmp_path: Path) -> None:
     def names() -> set[str]:
-        return {unit.name for file in read_source(str(tmp_path), "text").files for unit in cut(file, 2)}
+        return {unit.name for file in read_source(str(tmp_path), ("text",)).files for unit in cut(file, 2)}
 
     write(tmp_path / "b.parquet", {"text": ["x"] * 5})
     before = names()
@@ -114,29 +114,29 @@ def test_adding_a_file_renames_no_unit(tmp_path: Path) -> None:
 def test_globs(tmp_path: Path, pattern: str, expected: list[str]) -> None:
     for name in ("a.parquet", "b.parquet", "sub/c.parquet", "sub/deep/d.parquet"):
         write(tmp_path / name, {"text": ["x"]})
-    assert sorted(file.path for file in read_source(f"{tmp_path}/{pattern}", "text").files) == expected
+    assert sorted(file.path for file in read_source(f"{tmp_path}/{pattern}", ("text",)).files) == expected
 
 
 def test_a_file_name_with_wildcard_characters_is_a_file_name(tmp_path: Path) -> None:
     write(tmp_path / "a[1].parquet", {"text": ["x"]})
-    assert [file.path for file in read_source(str(tmp_path / "a[1].parquet"), "text").files] == ["a[1].parquet"]
+    assert [file.path for file in read_source(str(tmp_path / "a[1].parquet"), ("text",)).files] == ["a[1].parquet"]
 
 
 def test_file_uri(tmp_path: Path) -> None:
     write(tmp_path / "a.parquet", {"text": ["x"]})
-    assert read_source(f"file://{tmp_path}", "text").rows == 1
+    assert read_source(f"file://{tmp_path}", ("text",)).rows == 1
 
 
 @pytest.mark.parametrize("kind", [pa.string(), pa.large_string(), pa.dictionary(pa.int8(), pa.string())])
 def test_text_types(tmp_path: Path, kind: pa.DataType) -> None:
     write(tmp_path / "a.parquet", {"text": pa.array(["x", None], pa.string()).cast(kind)})
-    assert read_source(str(tmp_path), "text").schema.field("text").type == kind
+    assert read_source(str(tmp_path), ("text",)).schema.field("text").type == kind
 
 
 def test_columns_that_a_file_lacks_are_part_of_the_schema(tmp_path: Path) -> None:
     write(tmp_path / "a.parquet", {"text": ["x"], "note": pa.nulls(1)})
     write(tmp_path / "b.parquet", {"note": ["n"], "text": ["x"], "more": [1]})
-    assert read_source(str(tmp_path), "text").schema == pa.schema(
+    assert read_source(str(tmp_path), ("text",)).schema == pa.schema(
         [("text", pa.string()), ("note", pa.string()), ("more", pa.int64())]
     )
 
@@ -146,7 +146,7 @@ def test_mistakes_are_named(tmp_path: Path) -> None:
 
     def refused(source: str, column: str = "text") -> str:
         with pytest.raises(UserError) as caught:
-            read_source(source, column)
+            read_source(source, (column,))
         message = str(caught.value)
         assert "\n" not in message and message.endswith(".")
         return message

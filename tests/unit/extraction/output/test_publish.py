@@ -74,9 +74,9 @@ def write_source(directory: Path, name: str, first: int, rows: int) -> None:
 
 def extract(tmp_path: Path, output: str = "out", units: slice = slice(None), layout: Layout | None = None) -> Ledger:
     request = Request(
-        source=read_source(str(tmp_path / "source"), "text"),
+        source=read_source(str(tmp_path / "source"), ("text",)),
         output=locate(str(tmp_path / output)),
-        text_column="text",
+        text_columns=("text",),
         settings=Settings.make(["a"]),
         model_name="m",
         model_fingerprint="f",
@@ -259,7 +259,7 @@ def test_types_of_other_tools_reach_a_table_on_the_first_run_and_on_a_later_one(
     columns = {name: pa.array([value], kind) for name, (kind, value, _) in OTHER_TOOLS.items()}
     for number in range(2):
         pq.write_table(pa.table({"text": ["t"], **columns}), tmp_path / "source" / f"{number}.parquet")
-        source = read_source(str(tmp_path / "source"), "text")
+        source = read_source(str(tmp_path / "source"), ("text",))
         ledger = extract(tmp_path)
         check_values(name, source, ledger.schema)
         assert publish(ledger, open_target(name, ledger.schema)) == 1
@@ -287,7 +287,7 @@ def test_a_time_that_a_table_cannot_hold_is_found_before_anything_is_extracted(
     for number, values in enumerate(([None], [None, value])):
         taken = pa.array(values, kind)
         pq.write_table(pa.table({"text": ["t"] * len(values), "taken": taken}), tmp_path / f"{number}.parquet")
-    source = read_source(str(tmp_path), "text")
+    source = read_source(str(tmp_path), ("text",))
     with pytest.raises(
         UserError, match=r"column taken of 1\.parquet has a time .* delta:t stores times in micro.*: round the times"
     ):
@@ -348,15 +348,15 @@ def test_a_table_as_source_and_as_target(tmp_path: Path, catalog: Catalog) -> No
     """An output keeps the snapshot with which it began, so it does not contain rows that the table gains later."""
     write_deltalake(tmp_path / "in", pa.table({"id": [1, 2], "text": ["a", "b"]}))
     source = f"delta:{tmp_path}/in"
-    values = {"output": locate(str(tmp_path / "out")), "text_column": "text", "settings": Settings.make(["a"])}
+    values = {"output": locate(str(tmp_path / "out")), "text_columns": ("text",), "settings": Settings.make(["a"])}
     rest = {"model_name": "m", "model_fingerprint": "f", "precision": "auto", "unit_rows": 1}
-    request = Request(source=read_source(source, "text"), **values, **rest)
+    request = Request(source=read_source(source, ("text",)), **values, **rest)
     prepare(request).save()
     write_deltalake(tmp_path / "in", pa.table({"id": [3], "text": ["c"]}), mode="append")
     recorded = read_ledger(request.output).manifest["source"]["uri"]
     from spanlake.extraction.source.tables import pinned
 
-    again = replace(request, source=read_source(pinned(source, recorded), "text"))
+    again = replace(request, source=read_source(pinned(source, recorded), ("text",)))
     ledger = prepare(again)
     assert ledger.plan.num_rows == 2 and ledger.manifest["source"]["uri"].endswith("/in@0")
     run_units(again, ledger, Whole())
@@ -425,7 +425,7 @@ def test_tables_in_object_storage(
     write_deltalake("s3://lake/texts", rows)
     catalog.create_table("web.texts", rows.schema).append(rows)
     for name in ("delta:s3://lake/texts", "iceberg:lake.web.texts"):
-        source = read_source(name, "text")
-        reader = SourceHandle.of(source, "text").open()
+        source = read_source(name, ("text",))
+        reader = SourceHandle.of(source, ("text",)).open()
         batches = [batch for file in source.files for unit in cut(file, 4) for batch in reader.read(unit)]
         assert ids(pa.Table.from_batches(batches)) == list(range(10))

@@ -11,7 +11,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from spanlake.extraction.output.layout import ENTITIES
+from spanlake.extraction.output.layout import ENTITY
 from spanlake.extraction.output.passages import Passage
 from spanlake.extraction.output.report import mark, render
 from spanlake.extraction.output.statistics import FrequentForms, Sample, Statistics, pairs
@@ -27,7 +27,9 @@ def entity(text: str, start: int, end: int, label: str, score: float) -> dict[st
 def collected(rows: list[tuple[str | None, list[dict[str, Any]] | None, str | None]]) -> Statistics:
     found = Statistics(LABELS)
     texts, entities, errors = zip(*rows, strict=True)
-    found.add_rows("a.parquet", pa.array(texts), pa.array(entities, ENTITIES), pa.array(errors, pa.string()))
+    found.add_rows(
+        "a.parquet", {"text": pa.array(texts)}, pa.array(entities, pa.list_(ENTITY)), pa.array(errors, pa.string())
+    )
     return found
 
 
@@ -65,7 +67,10 @@ def test_counts_do_not_depend_on_how_rows_come_in_batches() -> None:
     whole, parts = collected(ROWS), Statistics(LABELS)
     for text, entities, error in ROWS:
         parts.add_rows(
-            "a.parquet", pa.array([text], pa.string()), pa.array([entities], ENTITIES), pa.array([error], pa.string())
+            "a.parquet",
+            {"text": pa.array([text], pa.string())},
+            pa.array([entities], pa.list_(ENTITY)),
+            pa.array([error], pa.string()),
         )
     assert np.array_equal(whole.histogram_LB, parts.histogram_LB)
     assert np.array_equal(whole.together_LL, parts.together_LL)

@@ -72,9 +72,9 @@ def test_an_estimate_of_the_output_is_near_it(source: Path, tiny_model_dir: Path
 
 def make_request(source: Path, model: Path) -> Request:
     return Request(
-        source=read_source(str(source), "text"),
+        source=read_source(str(source), ("text",)),
         output=locate(str(source.parent / "out")),
-        text_column="text",
+        text_columns=("text",),
         settings=Settings.make(LABELS.split(",")),
         model_name="tiny",
         model_fingerprint="f",

@@ -37,9 +37,9 @@ class Capitals:
 def extract(source: Path, output: Path, column: str = "text", layout: Layout | None = None) -> Any:
     """Returns the ledger of an output with every unit committed."""
     settings, layout = Settings.make(["name"]), layout or Layout()
-    found = read_source(str(source), column)
-    layout.check(found.schema, column)
-    request = Request(found, locate(str(output)), column, settings, "m", "f", "auto", 100, layout)
+    found = read_source(str(source), (column,))
+    layout.check(found.schema, (column,))
+    request = Request(found, locate(str(output)), (column,), settings, "m", "f", "auto", 100, layout)
     ledger = prepare(request)
     run_units(request, ledger, Capitals())
     assert audit(ledger).complete
@@ -82,10 +82,10 @@ def test_paths_that_lead_nowhere(tmp_path: Path) -> None:
     pq.write_table(table, tmp_path / "a.parquet")
     for path in ("page.title", "page.body.en", "tags.item", "page.", "."):
         with pytest.raises(UserError, match=r"has no column called .* text columns \(page\.body\)"):
-            read_source(str(tmp_path), path)
+            read_source(str(tmp_path), (path,))
     for path, kind in (("page", "struct"), ("page.size", "int64"), ("tags", "list")):
         with pytest.raises(UserError, match=rf"{path} holds {kind}.*, not text"):
-            read_source(str(tmp_path), path)
+            read_source(str(tmp_path), (path,))
     with pytest.raises(UserError, match=r"page\.body is a part of one"):
         layout = Layout(redaction=Redaction("label"), drop_text=True)
         extract(tmp_path, tmp_path / "out", "page.body", layout)
@@ -166,7 +166,7 @@ def test_partitions_that_are_not_numbers_or_are_also_columns_of_the_files(tmp_pa
         pq.write_table(pa.table({"text": ["Ada"], "year": [year]}), tmp_path / place / "a.parquet")
     (tmp_path / "year=1999").mkdir()
     pq.write_table(pa.table({"text": ["Ada"], "year": [3]}), tmp_path / "year=1999" / "a.parquet")
-    found = read_source(str(tmp_path), "text")
+    found = read_source(str(tmp_path), ("text",))
     assert found.schema == pa.schema([("text", pa.string()), ("year", pa.int64()), ("day", pa.string())])
     extract(tmp_path, tmp_path.parent / f"{tmp_path.name}-out")
     found = rows(tmp_path.parent / f"{tmp_path.name}-out")
@@ -178,7 +178,7 @@ def test_a_partition_with_the_name_of_an_added_column(tmp_path: Path) -> None:
     (tmp_path / "error=1").mkdir()
     pq.write_table(pa.table({"text": ["Ada"]}), tmp_path / "error=1" / "a.parquet")
     with pytest.raises(UserError, match="partitioned by error"):
-        read_source(str(tmp_path), "text")
+        read_source(str(tmp_path), ("text",))
 
 
 class Vault(pe.KmsClient):
@@ -204,7 +204,7 @@ def write_encrypted(path: Path, plaintext_footer: bool) -> None:
 def test_an_encrypted_file(tmp_path: Path) -> None:
     write_encrypted(tmp_path / "a.parquet", plaintext_footer=False)
     with pytest.raises(UserError, match=r"a\.parquet is an encrypted Parquet file.*decrypt it first"):
-        read_source(str(tmp_path), "text")
+        read_source(str(tmp_path), ("text",))
 
 
 def test_an_encrypted_column_behind_a_readable_footer(tmp_path: Path) -> None:

@@ -46,14 +46,14 @@ class Capitals:
 
 
 def make_job(source_path: Path, output: Path) -> tuple[Job, list[Unit]]:
-    source = read_source(str(source_path), "text")
-    request = Request(source, locate(str(output)), "text", Settings.make(["a", "b", "c"]), "m", "f", "auto", 100)
+    source = read_source(str(source_path), ("text",))
+    request = Request(source, locate(str(output)), ("text",), Settings.make(["a", "b", "c"]), "m", "f", "auto", 100)
     (output / "tmp").mkdir(parents=True)
     job = Job(
-        SourceHandle.of(source, "text"),
+        SourceHandle.of(source, ("text",)),
         request.output,
         "tmp",
-        "text",
+        ("text",),
         request.output_schema,
         request.settings,
         "run",
@@ -81,7 +81,7 @@ def run_one(source: Path, output: Path, extractor: Capitals) -> pa.Table:
 def test_units_read_in_any_order_give_their_rows(tmp_path_factory, groups, unit_rows, batch_rows, order) -> None:
     directory = tmp_path_factory.mktemp("source")
     write_groups(directory / "a.parquet", groups)
-    source = read_source(str(directory), "text")
+    source = read_source(str(directory), ("text",))
     units = list(cut(source.files[0], unit_rows))
     order.shuffle(units)
     reader = RowReader(source.root)
@@ -108,7 +108,7 @@ def test_units_are_cut_in_the_same_places_whatever_was_read_before(tmp_path: Pat
     kinds = pa.array([f"kind {row // 90}" for row in range(1000)]).dictionary_encode()
     table = pa.table({"text": [f"{row}" for row in range(1000)], "kind": kinds})
     pq.write_table(table, tmp_path / "a.parquet", row_group_size=300)
-    source = read_source(str(tmp_path), "text")
+    source = read_source(str(tmp_path), ("text",))
     units = [unit for file in source.files for unit in cut(file, 130)]
     reader = RowReader(source.root)
     with pytest.MonkeyPatch.context() as patch:
@@ -123,14 +123,14 @@ def test_units_are_cut_in_the_same_places_whatever_was_read_before(tmp_path: Pat
 def test_batches_are_bounded_by_bytes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(parquet_module, "BATCH_BYTES", 100_000)
     pq.write_table(pa.table({"text": [f"{row}" * 20_000 for row in range(10, 40)]}), tmp_path / "a.parquet")
-    source = read_source(str(tmp_path), "text")
+    source = read_source(str(tmp_path), ("text",))
     (unit,) = cut(source.files[0], 100)
     assert max(batch.num_rows for batch in RowReader(source.root).read(unit)) <= 3
 
 
 def test_units_of_one_row_group_are_read_in_one_pass(tmp_path: Path) -> None:
     write_groups(tmp_path / "a.parquet", [100])
-    source = read_source(str(tmp_path), "text")
+    source = read_source(str(tmp_path), ("text",))
     reader = RowReader(source.root)
     passes = []
     for unit in list(cut(source.files[0], 10))[::2]:  # as one of two workers receives them
@@ -141,7 +141,7 @@ def test_units_of_one_row_group_are_read_in_one_pass(tmp_path: Path) -> None:
 
 def test_a_file_changed_since_it_was_planned_is_not_read(tmp_path: Path) -> None:
     write_groups(tmp_path / "a.parquet", [10])
-    source = read_source(str(tmp_path), "text")
+    source = read_source(str(tmp_path), ("text",))
     (unit,) = cut(source.files[0], 100)
     reader = RowReader(source.root)
     write_groups(tmp_path / "a.parquet", [11])
@@ -160,7 +160,7 @@ def test_damaged_pages_are_found(tmp_path: Path) -> None:
     content = bytearray((tmp_path / "a.parquet").read_bytes())
     content[len(content) // 3 : len(content) // 3 + 40] = bytes(40)
     (tmp_path / "a.parquet").write_bytes(content)
-    source = read_source(str(tmp_path), "text")
+    source = read_source(str(tmp_path), ("text",))
     with pytest.raises(SourceReadError, match="rows 0 to 1,000 of a.parquet"):
         list(RowReader(source.root).read(next(cut(source.files[0], 1000))))
 

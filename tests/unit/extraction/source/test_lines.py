@@ -24,7 +24,7 @@ from spanlake.storage import locate
 
 
 def read_all(source: Source, unit_rows: int = 3) -> list[dict[str, Any]]:
-    reader = SourceHandle.of(source, "text").open()
+    reader = SourceHandle.of(source, ("text",)).open()
     units = [unit for file in source.files for unit in cut(file, unit_rows)]
     read = {unit.name: [row for batch in reader.read(unit) for row in batch.to_pylist()] for unit in reversed(units)}
     return [row for unit in units for row in read[unit.name]]
@@ -34,7 +34,7 @@ def source_of(directory: Path, **files: bytes | str) -> Source:
     for name, content in files.items():
         path = directory / name.replace("_", ".")
         path.write_bytes(content.encode() if isinstance(content, str) else content)
-    return read_source(str(directory), "text")
+    return read_source(str(directory), ("text",))
 
 
 # --- JSON lines ---------------------------------------------------------------------------------------------------
@@ -93,7 +93,7 @@ def test_every_value_comes_back(tmp_path_factory, rows: list[dict[str, Any]], un
     (directory / f"a.jsonl{'.gz' if compressed else ''}").write_bytes(
         gzip.compress(content_bytes) if compressed else content_bytes
     )
-    source = read_source(str(directory), "text")
+    source = read_source(str(directory), ("text",))
     found = read_all(source, unit_rows)
     assert len(found) == len(rows)
     for row, read in zip(rows, found, strict=True):
@@ -112,9 +112,9 @@ def test_spark_writes_json_lines_under_the_name_of_json(tmp_path: Path, name: st
     path.write_bytes(gzip.compress(content) if name.endswith(".gz") else content)
     for ignored in ("_SUCCESS", f".{path.name}.crc", "README.md"):
         (tmp_path / ignored).write_bytes(b"")
-    for source in (read_source(str(tmp_path), "text"), read_source(str(path), "text")):
+    for source in (read_source(str(tmp_path), ("text",)), read_source(str(path), ("text",))):
         assert [row["text"] for row in read_all(source)] == ["one", "two"]
-    assert read_source(str(tmp_path), "text").ignored == ("README.md", f".{path.name}.crc", "_SUCCESS")
+    assert read_source(str(tmp_path), ("text",)).ignored == ("README.md", f".{path.name}.crc", "_SUCCESS")
 
 
 def test_a_file_of_any_name_is_read_by_its_content(tmp_path: Path) -> None:
@@ -122,11 +122,11 @@ def test_a_file_of_any_name_is_read_by_its_content(tmp_path: Path) -> None:
     pq.write_table(table, tmp_path / "part-0")
     (tmp_path / "part-1").write_text(' \n{"text": "two"}\n')
     (tmp_path / "part-2").write_text("three")
-    assert [row["text"] for row in read_all(read_source(str(tmp_path / "part-0"), "text"))] == ["one"]
-    assert [row["text"] for row in read_all(read_source(str(tmp_path / "part-1"), "text"))] == ["two"]
+    assert [row["text"] for row in read_all(read_source(str(tmp_path / "part-0"), ("text",)))] == ["one"]
+    assert [row["text"] for row in read_all(read_source(str(tmp_path / "part-1"), ("text",)))] == ["two"]
     with pytest.raises(UserError, match="part-2 is not a whole Parquet file"):
-        read_source(str(tmp_path / "part-2"), "text")
-    source = read_source(str(tmp_path / "part-*"), "text")
+        read_source(str(tmp_path / "part-2"), ("text",))
+    source = read_source(str(tmp_path / "part-*"), ("text",))
     assert [file.path for file in source.files] == ["part-0"] and source.ignored == ("part-1", "part-2")
 
 
@@ -148,7 +148,7 @@ def test_the_message_about_one_json_document_says_how_to_convert_it(tmp_path: Pa
     path = tmp_path / "pages.json"
     path.write_text(content)
     with pytest.raises(UserError, match="is one JSON document over all of its lines") as caught:
-        read_source(str(path), "text")
+        read_source(str(path), ("text",))
     assert f"`{command} {path}`" in str(caught.value)
 
 
@@ -183,24 +183,24 @@ def test_what_planning_refuses(tmp_path: Path) -> None:
         source_of(tmp_path, a_csv="text\n", a_jsonl="{}")
     (tmp_path / "a.jsonl").write_text('{"body": "x"}')
     with pytest.raises(UserError, match=r"no column called text.*\(body\)"):
-        read_source(str(tmp_path / "*.jsonl"), "text")
+        read_source(str(tmp_path / "*.jsonl"), ("text",))
     (tmp_path / "a.csv").write_text("text,text\n1,2\n")
     with pytest.raises(UserError, match="more than one column called text"):
-        read_source(str(tmp_path / "a.csv"), "text")
+        read_source(str(tmp_path / "a.csv"), ("text",))
     (tmp_path / "a.csv").write_text("text,\n1,2\n")
     with pytest.raises(UserError, match="a column without a readable name"):
-        read_source(str(tmp_path / "a.csv"), "text")
+        read_source(str(tmp_path / "a.csv"), ("text",))
     (tmp_path / "b.csv.gz").write_bytes(gzip.compress(b"text\n" + b"some text\n" * 1000)[:40])
     with pytest.raises(UserError, match=r"b.csv.gz cannot be read"):
-        read_source(str(tmp_path / "b.csv.gz"), "text")
+        read_source(str(tmp_path / "b.csv.gz"), ("text",))
 
 
 def test_files_without_rows(tmp_path: Path) -> None:
     (tmp_path / "a.csv").write_text("id,text\n")
-    source = read_source(str(tmp_path / "a.csv"), "text")
+    source = read_source(str(tmp_path / "a.csv"), ("text",))
     assert source.rows == 0 and source.schema.names == ["id", "text"] and read_all(source) == []
     (tmp_path / "a.jsonl").write_text("\n")
-    assert read_source(str(tmp_path / "a.jsonl"), "text").schema.names == ["text"]
+    assert read_source(str(tmp_path / "a.jsonl"), ("text",)).schema.names == ["text"]
 
 
 def test_a_changed_file_is_another_source(tmp_path: Path) -> None:
@@ -221,9 +221,9 @@ def test_an_output_of_json_lines_is_audited_like_any_other(tmp_path: Path) -> No
     (tmp_path / "in").mkdir()
     (tmp_path / "in" / "a.jsonl").write_text('{"text": "one", "id": 1}\nbroken\n{"text": 7}\n{"id": 4}\n')
     request = Request(
-        source=read_source(str(tmp_path / "in"), "text"),
+        source=read_source(str(tmp_path / "in"), ("text",)),
         output=locate(str(tmp_path / "out")),
-        text_column="text",
+        text_columns=("text",),
         settings=Settings.make(["a"]),
         model_name="m",
         model_fingerprint="f",

@@ -75,7 +75,7 @@ def test_units_hold_each_chosen_row_once(tmp_path_factory, suffix, file, unit_ro
     groups, mask = file
     directory = tmp_path_factory.mktemp("source")
     write(directory / f"a.{suffix}", groups)
-    source = choose(read_source(str(directory), "text"), mask)
+    source = choose(read_source(str(directory), ("text",)), mask)
     assert source.rows == sum(mask)
     units = list(cut(source.files[0], unit_rows))
     assert [place for unit in units for place in unit.places()] == chosen(mask)
@@ -83,12 +83,12 @@ def test_units_hold_each_chosen_row_once(tmp_path_factory, suffix, file, unit_ro
     assert list(units_of(plan_table(units))) == units
     shuffled = list(units)
     order.shuffle(shuffled)
-    reader = SourceHandle.of(source, "text").open()
+    reader = SourceHandle.of(source, ("text",)).open()
     with pytest.MonkeyPatch.context() as patch:
         for module in (parquet, lines):
             patch.setattr(module, "BATCH_ROWS", batch_rows)
         read = {unit.name: list(reader.read(unit)) for unit in shuffled}
-        alone = {unit.name: list(SourceHandle.of(source, "text").open().read(unit)) for unit in units}
+        alone = {unit.name: list(SourceHandle.of(source, ("text",)).open().read(unit)) for unit in units}
     assert [row for unit in units for batch in read[unit.name] for row in batch["id"].to_pylist()] == chosen(mask)
     for unit in units:
         sizes = [batch.num_rows for batch in read[unit.name]]
@@ -108,13 +108,13 @@ def test_row_groups_without_a_chosen_row_are_not_read(tmp_path: Path, monkeypatc
     content = bytearray(path.read_bytes())
     content[start:end] = b"\xff" * (end - start)
     path.write_bytes(content)
-    source = choose(read_source(str(tmp_path), "text"), [True] * 10 + [False] * 38 + [True] * 2)
+    source = choose(read_source(str(tmp_path), ("text",)), [True] * 10 + [False] * 38 + [True] * 2)
     (unit,) = cut(source.files[0], 100)
-    batches = list(SourceHandle.of(source, "text").open().read(unit))
+    batches = list(SourceHandle.of(source, ("text",)).open().read(unit))
     assert [batch["id"].to_pylist() for batch in batches] == [list(range(5)), list(range(5, 10)), [48, 49]]
     everything = next(cut(replace(source.files[0], kept=b""), 100))
     with pytest.raises(SourceReadError):
-        list(SourceHandle.of(source, "text").open().read(everything))
+        list(SourceHandle.of(source, ("text",)).open().read(everything))
 
 
 class Whole:
@@ -126,7 +126,7 @@ class Whole:
 
 def extract(source: Source, output: Path, layout: Layout) -> Ledger:
     labels = Settings.make(["a"])
-    request = Request(source, locate(str(output)), "text", labels, "m", "f", "auto", 4, layout)
+    request = Request(source, locate(str(output)), ("text",), labels, "m", "f", "auto", 4, layout)
     ledger = prepare(request)
     ledger.save()
     runner = UnitRunner(Job.of(request, ledger), Whole())
@@ -140,7 +140,7 @@ def test_an_audit_counts_the_chosen_rows(tmp_path: Path, kind: str) -> None:
     mask = [row % 3 == 1 for row in range(40)]
     (tmp_path / "in").mkdir()
     write(tmp_path / "in" / "a.parquet", [7, 20, 13])
-    source = choose(read_source(str(tmp_path / "in"), "text"), mask)
+    source = choose(read_source(str(tmp_path / "in"), ("text",)), mask)
     ledger = extract(source, tmp_path / "out", Layout(kind, ("id",) if kind == "mentions" else ()))
     result = audit(ledger)
     assert result.complete and result.source_rows == result.output_rows == sum(mask)
@@ -158,7 +158,7 @@ def test_an_audit_counts_the_chosen_rows(tmp_path: Path, kind: str) -> None:
 def test_an_output_without_any_row_has_the_columns(tmp_path: Path) -> None:
     (tmp_path / "in").mkdir()
     write(tmp_path / "in" / "a.parquet", [5])
-    source = choose(read_source(str(tmp_path / "in"), "text"), [False] * 5)
+    source = choose(read_source(str(tmp_path / "in"), ("text",)), [False] * 5)
     assert audit(extract(source, tmp_path / "out", Layout())).complete
     found = ds.dataset(tmp_path / "out", format="parquet").to_table()
     assert found.num_rows == 0 and found.column_names == ["id", "text", "entities", "error"]
@@ -166,10 +166,10 @@ def test_an_output_without_any_row_has_the_columns(tmp_path: Path) -> None:
 
 
 def prepare_again(source: Source, output: Path) -> Ledger:
-    return prepare(Request(source, locate(str(output)), "text", Settings.make(["a"]), "m", "f", "auto", 4))
+    return prepare(Request(source, locate(str(output)), ("text",), Settings.make(["a"]), "m", "f", "auto", 4))
 
 
 def test_a_plan_of_an_earlier_version_keeps_every_row(tmp_path: Path) -> None:
     write(tmp_path / "a.parquet", [10])
-    units = list(cut(read_source(str(tmp_path), "text").files[0], 4))
+    units = list(cut(read_source(str(tmp_path), ("text",)).files[0], 4))
     assert list(units_of(complete_plan(plan_table(units).drop_columns("kept")))) == units

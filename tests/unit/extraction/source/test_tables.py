@@ -37,7 +37,7 @@ def catalog(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Catalog:
 
 
 def rows_of(source: Source, unit_rows: int = 2) -> list[dict[str, Any]]:
-    reader = SourceHandle.of(source, "text").open()
+    reader = SourceHandle.of(source, ("text",)).open()
     units = [unit for file in source.files for unit in cut(file, unit_rows)]
     rows = [row for unit in units for batch in reader.read(unit) for row in batch.to_pylist()]
     assert all(list(row) == source.schema.names for row in rows)
@@ -59,13 +59,13 @@ def test_delta_rows_are_those_that_its_library_reads(tmp_path: Path) -> None:
     nothing = pa.array([None], pa.string())
     write_deltalake(path, rows(6).append_column("day", nothing), mode="append", schema_mode="merge")
     table = DeltaTable(path)
-    source = read_source(f"delta:{path}", "text")
+    source = read_source(f"delta:{path}", ("text",))
     assert source.uri == f"delta:{path}@2" and source.rows == 6
     expected = table.to_pyarrow_table().to_pylist()
     assert rows_of(source) == sorted(expected, key=lambda row: row["id"])
     assert {row["day"] for row in expected} == {"a", "b c/d", None}
 
-    old = read_source(f"delta:{path}@0", "text")
+    old = read_source(f"delta:{path}@0", ("text",))
     assert old.schema.names == ["id", "text", "day"] and [row["id"] for row in rows_of(old)] == [1, 2]
 
 
@@ -74,7 +74,7 @@ def test_delta_types_of_partitions(tmp_path: Path) -> None:
     table = table.append_column("at", pa.array([1], pa.date32())).append_column("ok", pa.array([True]))
     write_deltalake(tmp_path / "table", table, partition_by=["n", "at", "ok"])
     expected = DeltaTable(tmp_path / "table").to_pyarrow_table().to_pylist()
-    assert rows_of(read_source(f"delta:{tmp_path}/table", "text")) == expected
+    assert rows_of(read_source(f"delta:{tmp_path}/table", ("text",))) == expected
 
 
 def delete_from_delta(path: Path, number: int, places: list[int]) -> None:
@@ -109,15 +109,15 @@ def test_rows_of_delta_deletion_vectors_are_not_read(tmp_path: Path, name: str) 
     added = [json.loads(line) for line in (tmp_path / "more" / "_delta_log" / f"{0:020}.json").read_text().splitlines()]
     added = [action for action in added if "add" in action]
     (path / "_delta_log" / f"{1:020}.json").write_text("".join(json.dumps(action) + "\n" for action in added))
-    source = read_source(f"delta:{path}", "text")
+    source = read_source(f"delta:{path}", ("text",))
     assert source.rows == 4 and [row["id"] for row in rows_of(source)] == [1, 3, 5, 6]
-    assert [row["id"] for row in rows_of(read_source(f"delta:{path}@0", "text"))] == [1, 3]
+    assert [row["id"] for row in rows_of(read_source(f"delta:{path}@0", ("text",)))] == [1, 3]
 
 
 def test_a_delta_file_may_have_no_row_left(tmp_path: Path) -> None:
     write_deltalake(tmp_path / "table", rows(1, 2))
     delete_from_delta(tmp_path / "table", 0, [0, 1])
-    source = read_source(f"delta:{tmp_path}/table", "text")
+    source = read_source(f"delta:{tmp_path}/table", ("text",))
     assert source.rows == 0 and rows_of(source) == []
 
 
@@ -132,19 +132,19 @@ def test_delta_tables_that_cannot_be_read(tmp_path: Path) -> None:
     path = tmp_path / "table"
     write_deltalake(path, rows(1))
     with pytest.raises(UserError, match=r"delta:.*none cannot be read"):
-        read_source(f"delta:{tmp_path}/none", "text")
+        read_source(f"delta:{tmp_path}/none", ("text",))
     with pytest.raises(UserError, match=r"table@7 cannot be read"):
-        read_source(f"delta:{path}@7", "text")
+        read_source(f"delta:{path}@7", ("text",))
     with pytest.raises(UserError, match=r"no column called body.*\(text\)"):
-        read_source(f"delta:{path}", "body")
+        read_source(f"delta:{path}", ("body",))
     with pytest.raises(UserError, match="id holds int64"):
-        read_source(f"delta:{path}", "id")
+        read_source(f"delta:{path}", ("id",))
     write_deltalake(tmp_path / "found", rows(1, error="none"))
     with pytest.raises(UserError, match="already has a column called error"):
-        read_source(f"delta:{tmp_path}/found", "text")
+        read_source(f"delta:{tmp_path}/found", ("text",))
     next(path.glob("*.parquet")).unlink()
     with pytest.raises(UserError, match="was the table vacuumed"):
-        read_source(f"delta:{path}", "text")
+        read_source(f"delta:{path}", ("text",))
 
 
 # --- Iceberg ------------------------------------------------------------------------------------------------------
@@ -171,7 +171,7 @@ def evolve(catalog: Catalog) -> Any:
 
 def test_iceberg_rows_are_those_that_its_library_reads(catalog: Catalog) -> None:
     table = evolve(catalog)
-    source = read_source("iceberg:lake.web.pages", "text")
+    source = read_source("iceberg:lake.web.pages", ("text",))
     assert source.uri == f"iceberg:lake.web.pages@{table.current_snapshot().snapshot_id}"
     assert source.schema.field("text").type == pa.string() and source.schema.field("id").type == pa.int64()
     expected = table.scan().to_arrow().to_pylist()
@@ -179,7 +179,7 @@ def test_iceberg_rows_are_those_that_its_library_reads(catalog: Catalog) -> None
     assert [row["old"] for row in rows_of(source)] == [None, None, "new"]
 
     first = table.snapshots()[0].snapshot_id
-    old = read_source(f"iceberg:lake.web.pages@{first}", "body")
+    old = read_source(f"iceberg:lake.web.pages@{first}", ("body",))
     assert old.schema.names == ["id", "body", "old", "in"] and rows_of(old)[0]["old"] == "p"
 
 
@@ -189,7 +189,7 @@ def test_an_inner_field_that_was_renamed_is_refused(catalog: Catalog) -> None:
         update.rename_column("in.a", "c")
     table.append(pa.Table.from_pylist([], schema=table.schema().as_arrow()))
     with pytest.raises(UserError, match="fields inside the column in have other names in"):
-        read_source("iceberg:lake.web.pages", "text")
+        read_source("iceberg:lake.web.pages", ("text",))
 
 
 def test_files_that_another_tool_wrote_have_columns_by_name(catalog: Catalog, tmp_path: Path) -> None:
@@ -198,7 +198,7 @@ def test_files_that_another_tool_wrote_have_columns_by_name(catalog: Catalog, tm
     path.parent.mkdir(parents=True, exist_ok=True)
     pq.write_table(rows(1, 2).select(["text", "id"]), path)
     table.add_files([f"file://{path}"])
-    assert rows_of(read_source("iceberg:lake.web.pages", "text")) == rows(1, 2).to_pylist()
+    assert rows_of(read_source("iceberg:lake.web.pages", ("text",))) == rows(1, 2).to_pylist()
 
 
 def add_delete_file(table: Any, path: Path, content: DataFileContent, kind: FileFormat) -> None:
@@ -245,11 +245,11 @@ def test_rows_of_iceberg_position_deletes_are_not_read(catalog: Catalog, tmp_pat
     position_deletes(tmp_path / "warehouse" / "b.parquet", [(first, 0), (first, 1)])
     add_delete_file(table, tmp_path / "warehouse" / "b.parquet", DataFileContent.POSITION_DELETES, FileFormat.PARQUET)
     table.append(rows(7))
-    source = read_source("iceberg:lake.web.pages", "text")
+    source = read_source("iceberg:lake.web.pages", ("text",))
     expected = table.scan().to_arrow().to_pylist()
     assert rows_of(source) == sorted(expected, key=lambda row: row["id"]) and source.rows == 4
     assert [row["id"] for row in expected if row["id"] < 4] == [3]
-    before = read_source(f"iceberg:lake.web.pages@{table.snapshots()[1].snapshot_id}", "text")
+    before = read_source(f"iceberg:lake.web.pages@{table.snapshots()[1].snapshot_id}", ("text",))
     assert [row["id"] for row in rows_of(before)] == [1, 2, 3, 4, 5, 6]
 
 
@@ -260,7 +260,7 @@ def test_rows_of_iceberg_deletion_vectors_are_not_read(catalog: Catalog, tmp_pat
     path = tmp_path / "warehouse" / "vectors.puffin"
     puffin(path, task.file.file_path, [0, 2])
     add_delete_file(table, path, DataFileContent.POSITION_DELETES, FileFormat.PUFFIN)
-    assert [row["id"] for row in rows_of(read_source("iceberg:lake.web.pages", "text"))] == [2, 4]
+    assert [row["id"] for row in rows_of(read_source("iceberg:lake.web.pages", ("text",)))] == [2, 4]
 
 
 def test_deletes_that_pyiceberg_cannot_apply_are_refused(catalog: Catalog, tmp_path: Path) -> None:
@@ -274,9 +274,9 @@ def test_deletes_that_pyiceberg_cannot_apply_are_refused(catalog: Catalog, tmp_p
         table.append(rows(1, 2, 3))
         add_delete_file(table, path, content, kind)
     with pytest.raises(UserError, match="web.equal has equality deletes, .* rewrite its data files"):
-        read_source("iceberg:lake.web.equal", "text")
+        read_source("iceberg:lake.web.equal", ("text",))
     with pytest.raises(UserError, match="web.orc has position deletes in orc files, .* rewrite its data files"):
-        read_source("iceberg:lake.web.orc", "text")
+        read_source("iceberg:lake.web.orc", ("text",))
     path.unlink()
     table = catalog.create_table("web.gone", schema=rows(1).schema)
     table.append(rows(1, 2, 3))
@@ -284,21 +284,21 @@ def test_deletes_that_pyiceberg_cannot_apply_are_refused(catalog: Catalog, tmp_p
     add_delete_file(table, path, DataFileContent.POSITION_DELETES, FileFormat.PARQUET)
     path.unlink()
     with pytest.raises(UserError, match="iceberg:lake.web.gone cannot be read"):
-        read_source("iceberg:lake.web.gone", "text")
+        read_source("iceberg:lake.web.gone", ("text",))
 
 
 def test_iceberg_tables_that_cannot_be_read(catalog: Catalog) -> None:
     catalog.create_table("web.empty", schema=rows(1).schema)
     with pytest.raises(UserError, match="does not name a table: give iceberg:CATALOG.NAMESPACE.TABLE"):
-        read_source("iceberg:pages", "text")
+        read_source("iceberg:pages", ("text",))
     with pytest.raises(UserError, match="The Iceberg catalogue nowhere cannot be loaded"):
-        read_source("iceberg:nowhere.web.pages", "text")
+        read_source("iceberg:nowhere.web.pages", ("text",))
     with pytest.raises(UserError, match="iceberg:lake.web.none cannot be read"):
-        read_source("iceberg:lake.web.none", "text")
+        read_source("iceberg:lake.web.none", ("text",))
     with pytest.raises(UserError, match="has no snapshot yet"):
-        read_source("iceberg:lake.web.empty", "text")
+        read_source("iceberg:lake.web.empty", ("text",))
     with pytest.raises(UserError, match="@5 has no such snapshot"):
-        read_source("iceberg:lake.web.empty@5", "text")
+        read_source("iceberg:lake.web.empty@5", ("text",))
 
 
 # --- names --------------------------------------------------------------------------------------------------------
@@ -344,7 +344,7 @@ def test_types_that_iceberg_has(catalog: Catalog) -> None:
         "flags": [{"on": True}],
     }
     table.append(pa.Table.from_pylist([{"id": 1, **values}, {"id": 2}], schema=schema))
-    source = read_source("iceberg:lake.web.types", "text")
+    source = read_source("iceberg:lake.web.types", ("text",))
     assert source.schema.equals(schema)
     rows = rows_of(source)
     assert rows[0]["map"] == [("k", ["v"])] and rows[0]["flags"] == [{"on": True}] and rows[0]["raw"] == b"\xff"

@@ -176,10 +176,10 @@ def test_conditions_that_do_not_fit_the_columns(text: str, reason: str) -> None:
 def chosen(directory: Path | str, text: str | None, limit: int | None = None) -> list[int]:
     """Returns the ids of the chosen rows."""
     choice = Choice(text and parse_where(text), limit)
-    source = read_source(str(directory), "text")
+    source = read_source(str(directory), ("text",))
     choice.check(source)
-    reader = SourceHandle.of(source, "text", ["id"]).open()
-    files = choice.rows(source, source.files, "text", 0)
+    reader = SourceHandle.of(source, ("text",), ["id"]).open()
+    files = choice.rows(source, source.files, ("text",), 0)
     return [row for file in files for batch in reader.read(file.whole()) for row in batch["id"].to_pylist()]
 
 
@@ -299,9 +299,9 @@ class Whole:
 
 def request(directory: Path, text: str | None, limit: int | None = None, output: str = "out") -> Request:
     return Request(
-        source=read_source(str(directory / "in"), "text"),
+        source=read_source(str(directory / "in"), ("text",)),
         output=locate(str(directory / output)),
-        text_column="text",
+        text_columns=("text",),
         settings=Settings.make(["a"]),
         model_name="m",
         model_fingerprint="f",

@@ -23,8 +23,8 @@ def read(directory: Path, *tables: pa.Table | dict[str, Any]) -> tuple[Source, l
         if "text" not in table.column_names:
             table = table.append_column("text", pa.array(["t"] * table.num_rows))
         pq.write_table(table, directory / f"{number}.parquet")
-    source = read_source(str(directory), "text")
-    reader = SourceHandle.of(source, "text").open()
+    source = read_source(str(directory), ("text",))
+    reader = SourceHandle.of(source, ("text",)).open()
     units = [unit for file in source.files for unit in cut(file, 10)]
     return source, [row for unit in units for batch in reader.read(unit) for row in batch.to_pylist()]
 
