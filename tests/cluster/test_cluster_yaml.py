@@ -1,7 +1,7 @@
-"""Ray's cluster launcher accepts cluster.yaml, and the files that it names exist."""
+"""Ray's cluster launcher accepts cluster.yaml and its variants, and the files that they name exist."""
 
-import copy
 import re
+from pathlib import Path
 from typing import Any
 
 import jsonschema
@@ -10,15 +10,23 @@ import yaml
 from commands import ROOT
 from ray.autoscaler._private.util import prepare_config, validate_config
 
-TEXT = (ROOT / "cluster.yaml").read_text(encoding="utf-8")
+CLOUDS = [ROOT / "cluster.yaml", *(ROOT / "deploy/clusters" / name for name in ("gcp.yaml", "azure.yaml"))]
+FILES = [*CLOUDS, ROOT / "deploy/clusters/on-premise.yaml"]
+of_clouds = pytest.mark.parametrize("file", CLOUDS, ids=lambda file: file.stem)
+of_all = pytest.mark.parametrize("file", FILES, ids=lambda file: file.stem)
 
 
-def config() -> dict[str, Any]:
-    return yaml.safe_load(TEXT)
+def config(file: Path) -> dict[str, Any]:
+    return yaml.safe_load(file.read_text(encoding="utf-8"))
 
 
-def test_ray_accepts_it() -> None:
-    validate_config(prepare_config(config()))
+def test_every_variant_is_tested() -> None:
+    assert {*FILES[1:]} == {*(ROOT / "deploy/clusters").iterdir()}
+
+
+@of_all
+def test_ray_accepts_it(file: Path) -> None:
+    validate_config(prepare_config(config(file)))
 
 
 @pytest.mark.parametrize(
@@ -30,29 +38,34 @@ def test_ray_accepts_it() -> None:
         lambda given: given.update(head_node_type="no-such-type"),
     ],
 )
-def test_ray_refuses_a_wrong_one(spoil: Any) -> None:
-    given = copy.deepcopy(config())
+@of_clouds
+def test_ray_refuses_a_wrong_one(file: Path, spoil: Any) -> None:
+    given = config(file)
     spoil(given)
     with pytest.raises((jsonschema.ValidationError, ValueError)):
         validate_config(prepare_config(given))
 
 
-def test_it_has_a_head_and_cpu_and_gpu_workers_that_start_on_demand() -> None:
-    types = config()["available_node_types"]
+@of_clouds
+def test_it_has_a_head_and_cpu_and_gpu_workers_that_start_on_demand(file: Path) -> None:
+    types = config(file)["available_node_types"]
     assert set(types) == {"head", "cpu-worker", "gpu-worker"}
     assert types["head"]["resources"] == {"CPU": 0}
     assert all(types[name]["min_workers"] == 0 < types[name]["max_workers"] for name in types if name != "head")
 
 
-def test_the_files_that_its_commands_name_are_there() -> None:
-    named = set(re.findall(r"\b(?:jobs|tools)/[\w./-]+|\bconstraints\.txt", TEXT))
-    assert named >= {"jobs/train.py", "jobs/extract.py", "tools/install.sh", "constraints.txt"}
+@of_all
+def test_the_files_that_its_commands_name_are_there(file: Path) -> None:
+    text = file.read_text(encoding="utf-8")
+    named = set(re.findall(r"\b(?:jobs|tools|deploy)/[\w./-]+|\bconstraints\.txt|\bcluster\.yaml", text))
+    assert named >= {"tools/install.sh", "cluster.yaml"}
     missing = [name for name in sorted(named) if not (ROOT / name).exists()]
     assert not missing, missing
 
 
-def test_it_installs_extras_that_the_package_has() -> None:
-    [extras] = re.findall(r"tools/install\.sh \S+ (\S+)", TEXT)
+@of_all
+def test_it_installs_extras_that_the_package_has(file: Path) -> None:
+    [extras] = re.findall(r"tools/install\.sh \S+ (\S+)", file.read_text(encoding="utf-8"))
     known = re.search(
         r"\[project\.optional-dependencies\]\n(.*?)\n\[", (ROOT / "pyproject.toml").read_text(), re.DOTALL
     )
