@@ -26,7 +26,7 @@ _REDACTED_COLUMN = "redacted_text"  # if there is one text column
 SOURCE_FILE, SOURCE_ROW = "source_file", "source_row"  # of a mention: its place in the source
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class ColumnEntity(Entity):
     """An entity in one of several text columns. Its offsets count in the text of that column."""
 

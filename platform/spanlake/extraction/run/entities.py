@@ -113,7 +113,15 @@ def _joined(found: list[tuple[int, list[Entity]]], text_columns: Sequence[str]) 
     if len(text_columns) == 1:
         return [entity for _, entities in found for entity in entities]
     return [
-        ColumnEntity(entity.start, entity.end, entity.text, entity.label, entity.score, text_columns[column])
+        ColumnEntity(
+            entity.start,
+            entity.end,
+            entity.text,
+            entity.label,
+            entity.score,
+            entity.source,
+            column=text_columns[column],
+        )
         for column, entities in sorted(found, key=lambda item: item[0])
         for entity in entities
     ]
