@@ -43,6 +43,7 @@ class ServeConfig(_Checked):
     redact_key_file: str | None = Field(
         default=None, description="a file with the key of redacted hashes; without one, SPANLAKE_REDACTION_KEY"
     )
+    audit_log: str | None = Field(default=None, description="a directory for files with a line for each request")
     cors_origins: tuple[str, ...] = Field(default=(), description="web origins whose pages may call this server")
 
 

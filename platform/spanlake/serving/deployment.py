@@ -22,6 +22,7 @@ from starlette.types import ASGIApp
 from spanlake.cluster import cluster
 from spanlake.errors import ShortfallError, one_line
 from spanlake.serving.app import make_app
+from spanlake.serving.audit import open_audit_log
 from spanlake.serving.config import ServeConfig, read_config
 from spanlake.serving.grpc_api.extraction_pb2 import ExtractRequest as ExtractMessage
 from spanlake.serving.grpc_api.service import ADD_TO_SERVER, extract
@@ -67,6 +68,8 @@ class Replica:
 
     async def __init__(self, config: ServeConfig) -> None:  # type: ignore[misc]
         _log_to_stderr()
+        if config.audit_log:
+            logging.getLogger("spanlake.access").addHandler(open_audit_log(Path(config.audit_log)))
         sys.setswitchinterval(_SWITCH_SECONDS)  # the process is the replica's own
         if config.threads is None:
             cpus = ray.get_runtime_context().get_assigned_resources().get("CPU", 1.0)

@@ -1,4 +1,5 @@
-"""API keys: stored as SHA-256, compared in constant time, each with a rate of its own.
+"""API keys: stored as SHA-256, compared in constant time, each with a rate of its own. A change of their file takes
+effect within a second, so keys are replaced without a restart.
 
 A key is 256 random bits. Nobody can guess such a value from its hash, so a salt and a slow hash, which protect secrets
 that people choose, would only cost time on every request.
@@ -8,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import hmac
+import logging
 import math
 import secrets
 import time
@@ -21,7 +23,9 @@ from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 from spanlake.errors import UserError, one_line, shown
 from spanlake.serving.errors import ApiError
 
+_log = logging.getLogger(__name__)
 _BURST_SECONDS = 10  # of a key's rate may be used at once
+_LOOK_SECONDS = 1.0  # between looks at the file
 
 
 class Key(BaseModel):
@@ -37,13 +41,20 @@ _FILE: TypeAdapter[dict[str, Key]] = TypeAdapter(dict[str, Key])
 class Keys:
     """The keys that are accepted. Not for several threads: a server asks on its event loop."""
 
-    def __init__(self, keys: dict[str, Key], clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(
+        self, keys: dict[str, Key], clock: Callable[[], float] = time.monotonic, file: Path | None = None
+    ) -> None:
+        """`file`: where the keys come from. It is read again when it changes."""
         self._keys = keys
         self._clock = clock
+        self._file = file
+        self._version = _version(file)
+        self._looked = clock()
         self._used: dict[str, tuple[float, float]] = {}  # by name: requests left, and when that was so
 
     def admit(self, presented: str | None) -> str:
         """The name of the key. Raises: ApiError 401 for none or an unknown one, 429 for one used too often."""
+        self._follow_file()
         digest = _digest(presented or "")
         names = [name for name, key in self._keys.items() if hmac.compare_digest(key.sha256, digest)]
         if not presented or not names:
@@ -53,6 +64,22 @@ class Keys:
         if rate is not None:
             self._take(names[0], rate / 60)
         return names[0]
+
+    def _follow_file(self) -> None:
+        """Reads the file again if it has changed. The keys stay as they are while it cannot be read."""
+        if self._file is None or self._clock() - self._looked < _LOOK_SECONDS:
+            return
+        self._looked = self._clock()
+        version = _version(self._file)
+        if version == self._version:
+            return
+        self._version = version
+        try:
+            self._keys = _read(self._file)
+        except UserError as error:
+            _log.error("the keys stay as they are: %s", error)
+            return
+        _log.info("%s was read again: %d keys", self._file, len(self._keys))
 
     def _take(self, name: str, per_second: float) -> None:
         burst = max(1.0, per_second * _BURST_SECONDS)
@@ -72,7 +99,7 @@ class Keys:
 
 def read_keys(path: Path) -> Keys:
     """Reads `name: {sha256: …, requests_per_minute: …}`. Raises: UserError."""
-    return Keys(_read(path))
+    return Keys(_read(path), file=path)
 
 
 def add_key(path: Path, name: str, requests_per_minute: float | None) -> str:
@@ -109,6 +136,15 @@ def _read(path: Path) -> dict[str, Key]:
         first = error.errors()[0]
         where = ".".join(map(str, first["loc"])) or "it"
         raise UserError(f"In the key file {path}, {where} is {shown(first['input'])}: {first['msg']}.") from error
+
+
+def _version(file: Path | None) -> tuple[int, int, int] | None:
+    """Returns what changes with the content of a file; None if there is no file."""
+    try:
+        found = file.stat() if file else None
+    except OSError:
+        return None
+    return (found.st_mtime_ns, found.st_size, found.st_ino) if found else None
 
 
 def _digest(key: str) -> str:

@@ -14,6 +14,7 @@ import time
 import uuid
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
+from datetime import datetime, timezone
 
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -65,7 +66,8 @@ def record_of(scope: Scope) -> RequestRecord:
 
 
 def log_access(record: RequestRecord) -> None:
-    _access.info(json.dumps(asdict(record) | {"seconds": round(record.seconds, 4)}))
+    answered = datetime.now(timezone.utc).isoformat(timespec="milliseconds")
+    _access.info(json.dumps({"time": answered, **asdict(record), "seconds": round(record.seconds, 4)}))
 
 
 class Envelope:
