@@ -14,6 +14,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from spanlake.annotation.command import add_commands as add_annotation_commands
 from spanlake.data.command import add_commands as add_data_commands
 from spanlake.errors import SpanlakeError
 from spanlake.evaluation.command import add_commands as add_evaluation_commands
@@ -41,6 +42,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     commands: _Commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND", parser_class=_Parser)
     _add_predict(commands)
     add_extraction_commands(commands)
+    add_annotation_commands(commands)
     add_data_commands(commands)
     add_training_commands(commands)
     add_evaluation_commands(commands)

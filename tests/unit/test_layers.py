@@ -24,6 +24,7 @@ LAYERS = (
     ("doctor", "cluster", "chat"),
     ("evaluation",),
     ("training", "extraction", "serving"),
+    ("annotation",),
     ("cli",),
     ("__main__",),
 )

@@ -5,7 +5,6 @@ from __future__ import annotations
 import ast
 import json
 import re
-from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 _LONGEST = 200_000  # characters
@@ -20,40 +19,56 @@ _NAMES = ("entity", "name", "text", "mention", "span", "string")
 _TYPES = ("types", "type", "label", "entity_type", "category")
 
 
-class Rows(NamedTuple):
-    """The rows of a list: a string, with the types that follow it."""
+Row = tuple[str, ...]  # a string, with the types that follow it; empty where the item is malformed
 
-    rows: list[tuple[str, ...]]
-    malformed: int  # rows that are neither strings nor made of strings
+
+class Rows(NamedTuple):
+    rows: list[Row]
+    malformed: int  # items that are neither strings nor made of strings
     whole: bool  # the list is well-formed to its end
 
 
-def read_rows(answer: str) -> Rows:
-    """Returns the rows of the list in an answer.
+class Lists(NamedTuple):
+    lists: list[list[Row]]
+    whole: bool
 
-    The list may be JSON or Python, of strings, tuples, lists or objects. Words and code fences around it are ignored.
-    Of a list that breaks off or is not well-formed, the rows that are whole are returned.
+
+def read_rows(answer: str) -> Rows:
+    """Returns the rows of the list in an answer: of the first list that has some, if there are several.
+
+    Raises ValueError where the answer holds no list.
+    """
+    lists, whole = read_lists(answer)
+    rows = next(filter(any, lists), lists[0])
+    return Rows([row for row in rows if row], rows.count(()), whole)
+
+
+def read_lists(answer: str) -> Lists:
+    """Returns the lists that stand beside each other in an answer.
+
+    They may be JSON or Python, of strings, tuples, lists or objects. Words and code fences around them are ignored.
+    Where a list breaks off or is not well-formed, the rows that are whole are returned as one list.
 
     Raises ValueError where the answer holds no list.
     """
     whole = len(answer) <= _LONGEST
     answer = _THOUGHT.sub("", answer[:_LONGEST]).strip()
     if answer.lower().strip(".") == "none":
-        return Rows([], 0, whole)
+        return Lists([[]], whole)
     for text in dict.fromkeys((answer, answer.translate(_QUOTES))):
-        lists = [[_row(item) for item in found] for found in _lists(text)]
-        if lists:
-            rows = next(filter(any, lists), lists[0])
-            return Rows([row for row in rows if row], sum(not row for row in rows), whole)
+        lists, closed = _lists(text)
+        if lists and closed:
+            return Lists(lists, whole)
     rows = [_row(_literal(f"({match[1]})")) for match in _ROW.finditer(answer.translate(_QUOTES))]
-    if not rows:
+    if not rows and not lists:
         raise ValueError("it holds no list")
-    return Rows([row for row in rows if row], sum(not row for row in rows), False)
+    return Lists([rows] if rows else lists, False)
 
 
-def _lists(text: str) -> Iterator[list[Any]]:
-    """Yields the lists that stand beside each other in a text."""
-    depth = start = stop = 0
+def _lists(text: str) -> tuple[list[list[Row]], bool]:
+    """Returns the lists, and whether all that could be one is read and ends."""
+    lists: list[list[Row]] = []
+    depth = start = stop = broken = 0
     while token := (_TOKEN.search(text, stop) if depth else _OPEN.search(text, stop)):
         stop = token.end()
         if token[0] == "[":
@@ -61,9 +76,13 @@ def _lists(text: str) -> Iterator[list[Any]]:
             depth += 1
         elif token[0] == "]":
             depth -= 1
-            found = _literal(text[start:stop]) if depth == 0 else None
+            if depth:
+                continue
+            found = _literal(text[start:stop])
             if isinstance(found, list):
-                yield found
+                lists.append([_row(item) for item in found])
+            broken += found is None and any(quote in text[start:stop] for quote in "\"'")
+    return lists, not depth and not broken
 
 
 def _literal(text: str) -> Any:
@@ -76,7 +95,7 @@ def _literal(text: str) -> Any:
     return None
 
 
-def _row(item: Any) -> tuple[str, ...]:
+def _row(item: Any) -> Row:
     """Returns the strings of one row, none where it is malformed."""
     if isinstance(item, str):
         return (item,)

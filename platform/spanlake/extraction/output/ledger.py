@@ -176,10 +176,10 @@ def prepare(request: Request) -> Ledger:
     Raises UserError that names the difference, the change in the source, or the other content of the directory.
     """
     output, asked = request.output, request.manifest()
-    _check_apart(request)
+    check_apart(request.source, output)
     recorded = read_manifest(output)
     if recorded is None:
-        _check_free(output)
+        check_empty(output, "extract")
         chosen = request.choice.rows(request.source, request.source.files, request.text_columns, taken=0)
         first = plan_table(unit for file in chosen for unit in cut(file, request.unit_rows))
         if not first.num_rows:  # a unit without rows tells readers the columns of the output
@@ -275,14 +275,15 @@ def _read_plan(output: Place, manifest: dict[str, Any]) -> pa.Table:
 # --- what must be the same ----------------------------------------------------------------------------------------
 
 
-def _check_apart(request: Request) -> None:
-    source, output = request.source, request.output
+def check_apart(source: Source, output: Place) -> None:
+    """Raises UserError if the output lies in the source."""
     inside = f"{output.path.rstrip('/')}/".startswith(f"{source.root.path.rstrip('/')}/")
     if source.deep and inside and source.root.filesystem == output.filesystem:
         raise UserError(f"The output {output.uri} lies in the source {source.uri}: choose a directory outside it.")
 
 
-def _check_free(output: Place) -> None:
+def check_empty(output: Place, command: str) -> None:
+    """Raises UserError if a directory has content; `command` has not written it."""
     try:
         kind = output.kind()
         others = [name for name, _ in files_in(output)] if kind == fs.FileType.Directory else []
@@ -292,7 +293,7 @@ def _check_free(output: Place) -> None:
         raise UserError(f"{output.uri} is a file, and the output is a directory: choose another name.")
     if others:
         raise UserError(
-            f"{output.uri} is not empty (it holds {others[0]}) and not an output of `spanlake extract`: "
+            f"{output.uri} is not empty (it holds {others[0]}) and not an output of `spanlake {command}`: "
             "choose a new or empty directory."
         )
 
