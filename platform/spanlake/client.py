@@ -7,15 +7,16 @@ server is busy, starting or gone, and where the connection breaks before the las
 from __future__ import annotations
 
 import asyncio
+import gzip
 import json
 import random
 import time
 from collections import deque
 from collections.abc import AsyncIterable, AsyncIterator, Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from types import TracebackType
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar
 
 import httpx
 
@@ -29,8 +30,10 @@ _BUSY_KINDS = ("overloaded", "unavailable", "deadline")  # the same inside a str
 _JSON, _NDJSON = "application/json", "application/x-ndjson"
 _CHUNK_BYTES = 48 << 10  # of a stream in one request; small, because httpx sends all of it before it reads the answer
 _CHUNKS_AHEAD = 2
+_COMPRESSION = 4  # of 1 to 9; a higher level takes longer and saves little of JSON
 
 _T = TypeVar("_T")
+_Answer = TypeVar("_Answer", list[Entity], str)
 
 
 class RefusedError(UserError):
@@ -56,9 +59,12 @@ class TextError(ShortfallError):
 
 
 class PartialError(ShortfallError):
-    """Some texts of a request have no answer. `results` holds None for each of them; `errors` holds the reasons."""
+    """Some texts of a request have no answer. `results` holds None for each of them; `errors` holds the reasons.
 
-    def __init__(self, results: list[list[Entity] | None], errors: list[TextError]) -> None:
+    The other results are entities or, from `redact`, redacted texts.
+    """
+
+    def __init__(self, results: Sequence[list[Entity] | str | None], errors: list[TextError]) -> None:
         super().__init__(f"{len(errors)} of {len(results)} texts could not be answered; the first: {errors[0]}")
         self.results = results
         self.errors = errors
@@ -70,6 +76,18 @@ class Model:
 
     name: str
     fingerprint: str
+
+
+@dataclass(frozen=True)
+class ModelAbout:
+    """What a model of the server is good at, as far as its operator and its package say."""
+
+    name: str
+    description: str | None
+    labels: list[str]  # that it was trained on; it reads any others too
+    scores: dict[str, float]  # F1 in percent, by the set that was scored
+    license: str | None
+    is_loaded: bool
 
 
 class Client:
@@ -85,22 +103,25 @@ class Client:
         *,
         api_key: str | None = None,
         seconds: float = 60,
+        compress: bool = False,
         transport: httpx.BaseTransport | None = None,
     ) -> None:
         """Takes the address of the server; the first call connects to it.
 
-        A call, or a part of a stream, fails after `seconds`; this includes all repeated requests. `transport` sends the
-        requests, for callers that have proxies or certificates of their own.
+        A call, or a part of a stream, fails after `seconds`; this includes all repeated requests. `compress` sends
+        requests as gzip, for a slow network; answers come as gzip anyway. `transport` sends the requests, for callers
+        that have proxies or certificates of their own.
 
         Raises `UserError` where `url` is not a URL or `seconds` is not above 0.
         """
         self._seconds = _checked(seconds)
+        self._compress = compress
         self._http = httpx.Client(base_url=_checked_url(url), headers=_headers(api_key), transport=transport)
 
     def extract(
         self,
         texts: Sequence[str],
-        labels: Labels,
+        labels: Labels | Sequence[Labels],
         threshold: Threshold | None = None,
         nested: bool = False,
         multi_label: bool = False,
@@ -142,6 +163,28 @@ class Client:
                     yield _placed(result, answered)
                     answered += 1
 
+    def redact(
+        self,
+        texts: Sequence[str],
+        labels: Labels | Sequence[Labels],
+        style: Literal["label", "hash", "mask"] = "label",
+        threshold: Threshold | None = None,
+        nested: bool = False,
+        multi_label: bool = False,
+        model: str | None = None,
+    ) -> list[str]:
+        """Returns the texts with their entities replaced: by `[LABEL]`, by `[LABEL:keyed hash]`, or by a fixed mask.
+
+        The key of hashes is the server's. Raises as `extract` does.
+        """
+        question = _question(labels, threshold, nested, multi_label, model)
+        body = json.dumps({"texts": _listed(texts), **question, "redact": style})
+        return _redacted(self._send("POST", "v1/extract", body, _json), len(texts))
+
+    def models(self) -> list[ModelAbout]:
+        """Returns the models that calls may name, the default first. Raises as `extract` does."""
+        return _abouts(self._send("GET", "v1/models", None, _json))
+
     def model(self) -> Model:
         """Returns the model that answers calls without a `model`. Raises as `extract` does."""
         return _model(self._send("GET", "v1/model", None, _json))
@@ -167,9 +210,10 @@ class Client:
 
     def _send(self, method: str, path: str, body: str | None, read: Callable[[httpx.Response], _T]) -> _T:
         attempts = _Attempts(self._seconds)
+        content = _content(path, body, self._compress)
         while True:
             try:
-                return read(self._http.request(method, path, content=body, headers=_type(path), timeout=attempts.left))
+                return read(self._http.request(method, path, **content, timeout=attempts.left))
             except (_AgainError, httpx.TransportError) as error:
                 time.sleep(attempts.pause(error))
 
@@ -183,16 +227,18 @@ class AsyncClient:
         *,
         api_key: str | None = None,
         seconds: float = 60,
+        compress: bool = False,
         transport: httpx.AsyncBaseTransport | None = None,
     ) -> None:
         """Takes the arguments of `Client`."""
         self._seconds = _checked(seconds)
+        self._compress = compress
         self._http = httpx.AsyncClient(base_url=_checked_url(url), headers=_headers(api_key), transport=transport)
 
     async def extract(
         self,
         texts: Sequence[str],
-        labels: Labels,
+        labels: Labels | Sequence[Labels],
         threshold: Threshold | None = None,
         nested: bool = False,
         multi_label: bool = False,
@@ -230,6 +276,25 @@ class AsyncClient:
             for task in ahead:
                 task.cancel()
 
+    async def redact(
+        self,
+        texts: Sequence[str],
+        labels: Labels | Sequence[Labels],
+        style: Literal["label", "hash", "mask"] = "label",
+        threshold: Threshold | None = None,
+        nested: bool = False,
+        multi_label: bool = False,
+        model: str | None = None,
+    ) -> list[str]:
+        """Does what `Client.redact` does."""
+        question = _question(labels, threshold, nested, multi_label, model)
+        body = json.dumps({"texts": _listed(texts), **question, "redact": style})
+        return _redacted(await self._send("POST", "v1/extract", body, _json), len(texts))
+
+    async def models(self) -> list[ModelAbout]:
+        """Does what `Client.models` does."""
+        return _abouts(await self._send("GET", "v1/models", None, _json))
+
     async def model(self) -> Model:
         """Does what `Client.model` does."""
         return _model(await self._send("GET", "v1/model", None, _json))
@@ -257,12 +322,10 @@ class AsyncClient:
 
     async def _send(self, method: str, path: str, body: str | None, read: Callable[[httpx.Response], _T]) -> _T:
         attempts = _Attempts(self._seconds)
+        content = _content(path, body, self._compress)
         while True:
             try:
-                response = await self._http.request(
-                    method, path, content=body, headers=_type(path), timeout=attempts.left
-                )
-                return read(response)
+                return read(await self._http.request(method, path, **content, timeout=attempts.left))
             except (_AgainError, httpx.TransportError) as error:
                 await asyncio.sleep(attempts.pause(error))
 
@@ -271,17 +334,28 @@ class AsyncClient:
 
 
 def _question(
-    labels: Labels, threshold: Threshold | None, nested: bool, multi_label: bool, model: str | None
+    labels: Labels | Sequence[Labels],
+    threshold: Threshold | None,
+    nested: bool,
+    multi_label: bool,
+    model: str | None,
 ) -> dict[str, Any]:
     if isinstance(labels, str):
         raise UserError(f"The labels are the single string {shown(labels)}; give a list of names.")
-    names: Any = dict(labels) if isinstance(labels, Mapping) else list(labels)
+    names: Any = dict(labels) if isinstance(labels, Mapping) else [_plain(each) for each in labels]
     if isinstance(threshold, Mapping):
         threshold = dict(threshold)
     elif not isinstance(threshold, (int, float, type(None))):
         threshold = list(threshold)
     asked = {} if threshold is None else {"threshold": threshold}
     return {"labels": names, **asked, "nested": nested, "multi_label": multi_label, "model": model}
+
+
+def _plain(labels: str | Labels) -> Any:
+    """Returns a name as it is, or the labels of one text in a form that JSON has."""
+    if isinstance(labels, str):
+        return labels
+    return dict(labels) if isinstance(labels, Mapping) else list(labels)
 
 
 def _listed(texts: Sequence[str]) -> list[str]:
@@ -336,8 +410,13 @@ def _headers(api_key: str | None) -> dict[str, str]:
     return {} if api_key is None else {"Authorization": f"Bearer {api_key}"}
 
 
-def _type(path: str) -> dict[str, str]:
-    return {"Content-Type": _NDJSON if path.endswith("/stream") else _JSON}
+def _content(path: str, body: str | None, compress: bool) -> dict[str, Any]:
+    """Returns what httpx needs to send a body."""
+    headers = {"Content-Type": _NDJSON if path.endswith("/stream") else _JSON}
+    if body is None or not compress:
+        return {"content": body, "headers": headers}
+    packed = gzip.compress(body.encode(), _COMPRESSION)
+    return {"content": packed, "headers": headers | {"Content-Encoding": "gzip"}}
 
 
 def _checked(seconds: float) -> float:
@@ -466,6 +545,16 @@ def _placed(result: list[Entity] | TextError, index: int) -> list[Entity] | Text
 
 def _results(body: Any, count: int) -> list[list[Entity]]:
     found = [None if each is None else [Entity(**entity) for entity in each] for each in body["results"]]
+    return _whole(found, body, count)
+
+
+def _redacted(body: Any, count: int) -> list[str]:
+    if "redacted" not in body:
+        raise NoAnswerError("The server answered without redacted texts; it has an older version of Spanlake.")
+    return _whole(body["redacted"], body, count)
+
+
+def _whole(found: Sequence[_Answer | None], body: Any, count: int) -> list[_Answer]:
     if len(found) != count:
         raise NoAnswerError(f"The server answered {len(found)} of {count} texts.")
     errors = [TextError(error["index"], error["type"], error["message"]) for error in body.get("errors") or []]
@@ -473,6 +562,11 @@ def _results(body: Any, count: int) -> list[list[Entity]]:
     if errors or len(answered) < count:
         raise PartialError(found, errors)
     return answered
+
+
+def _abouts(body: Any) -> list[ModelAbout]:
+    names = [field.name for field in fields(ModelAbout)]
+    return [ModelAbout(**{name: each[name] for name in names}) for each in body["about"]]
 
 
 def _model(body: Any) -> Model:

@@ -180,6 +180,16 @@ def describe_model(model: str) -> dict[str, Any]:
     }
 
 
+def peek_metadata(model: str) -> dict[str, Any]:
+    """Returns the metadata of a package on this machine, without a check of its files; {} where there is none."""
+    directory = EMBEDDED / model if "/" not in model and (EMBEDDED / model).is_dir() else Path(model)
+    try:
+        manifest = json.loads((directory / MANIFEST).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return manifest if isinstance(manifest, dict) else {}
+
+
 def repack(package: Package, directory: Path, *, name: str, int8: bool, **metadata: Any) -> str:
     """Writes a loaded package again, under `name` and in int8 if asked, and returns the new fingerprint.
 

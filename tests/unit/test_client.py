@@ -11,6 +11,7 @@ import pytest
 from spanlake import Entity, Extractor
 from spanlake.client import AsyncClient, Client, NoAnswerError, PartialError, RefusedError, TextError
 from spanlake.errors import UserError
+from spanlake.redaction import Redaction
 
 TEXTS = [
     "Ada met Alain at McGill University in Montreal",
@@ -38,6 +39,22 @@ def test_extract_gives_what_the_extractor_gives(url: str, expected: list[list[En
         assert any(expected)
         assert client.model().name == "tiny"
         assert client.is_ready()
+
+
+def test_labels_of_each_text_and_redaction(url: str, tiny_model_dir: Path):
+    own = [["person"], {"where": "place"}, ("place",), ["person"]]
+    extractor = Extractor.load(str(tiny_model_dir), device="cpu", precision="float32")
+    expected = extractor.extract(TEXTS, own, 0.4)
+    redacted = [Redaction("mask").text(text, found) for text, found in zip(TEXTS, expected, strict=True)]
+
+    async def ask() -> list[str]:
+        async with AsyncClient(url, compress=True) as client:
+            assert [model.name for model in await client.models()] == ["tiny"]
+            return await client.redact(TEXTS, own, "mask", 0.4)
+
+    with Client(url) as client:
+        assert same(client.extract(TEXTS, own, 0.4), expected)
+        assert client.redact(TEXTS, own, "mask", 0.4) == asyncio.run(ask()) == redacted != TEXTS
 
 
 def test_async_extract_gives_what_the_extractor_gives(url: str, expected: list[list[Entity]]):

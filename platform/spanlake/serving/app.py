@@ -11,6 +11,7 @@ from starlette.applications import Starlette
 from starlette.concurrency import run_in_threadpool
 from starlette.exceptions import HTTPException
 from starlette.middleware.cors import CORSMiddleware
+from starlette.middleware.gzip import GZipMiddleware
 from starlette.requests import Request
 from starlette.responses import FileResponse, HTMLResponse, JSONResponse, Response
 from starlette.routing import Route
@@ -23,13 +24,17 @@ from spanlake.serving.encoding import answer_json
 from spanlake.serving.errors import ApiError, Gone
 from spanlake.serving.keys import Keys
 from spanlake.serving.middleware import Envelope, Observer, failure, log_access, record_of, send_error
-from spanlake.serving.openapi import JSON, NDJSON, openapi_document
+from spanlake.serving.openapi import JSON, NDJSON, OPERATIONS, openapi_document
 from spanlake.serving.reference import reference_page
 from spanlake.serving.service import Service
 from spanlake.serving.stream import StreamResponse
 
 _PAGE = Path(__file__).parent / "page"
 _TYPES = {".css": "text/css", ".js": "text/javascript", ".svg": "image/svg+xml"}
+
+_TRACE_HEADERS = ("traceparent", "tracestate", "baggage")  # that a browser's OpenTelemetry adds to every request
+_COMPRESSED_BYTES = 2000  # shorter answers gain less than they cost
+_COMPRESSION = 4  # of 1 to 9; a higher level takes longer and saves little of JSON
 
 Metrics = Callable[[], tuple[bytes, str]]
 Endpoint = Callable[[Request], Awaitable[Response]]
@@ -59,15 +64,23 @@ def make_app(
             Exception: _report_failure,
         },
     )
-    answering = Envelope(app, keys, [log_access, *observers], echo_request_id)
+    compressed = GZipMiddleware(app, minimum_size=_COMPRESSED_BYTES, compresslevel=_COMPRESSION)
+    answering = Envelope(compressed, keys, [log_access, *observers], echo_request_id)
     if not config.cors_origins:
         return answering
     # Outermost: a browser asks whether it may call before it sends a key, and shows no refusal without these headers.
     return CORSMiddleware(
         answering,
         allow_origins=config.cors_origins,
-        allow_methods=["GET", "POST"],
-        allow_headers=["Authorization", "Content-Type", "X-API-Key", "X-Request-ID"],
+        allow_methods=["GET", "HEAD", "POST"],
+        allow_headers=[
+            "Authorization",
+            "Content-Encoding",
+            "Content-Type",
+            "X-API-Key",
+            "X-Request-ID",
+            *_TRACE_HEADERS,
+        ],
         expose_headers=["Retry-After", "X-Request-ID"],
     )
 
@@ -75,14 +88,10 @@ def make_app(
 # --- routes -----------------------------------------------------------------------------------------------------------
 
 
-def _route(method: str, path: str, endpoint: Endpoint) -> Route:
-    route = Route(path, endpoint)
-    route.methods = {method}  # Starlette adds HEAD to GET, which the API does not take
-    return route
-
-
 def _api_routes(service: Service) -> list[Route]:
-    """Those that `openapi` describes."""
+    """Returns those that `openapi` describes, each also with a slash at its end: many clients do not follow a redirect
+    of a POST. Starlette adds HEAD to GET.
+    """
     limits = service.config.limits
 
     async def extract(request: Request) -> Response:
@@ -107,7 +116,7 @@ def _api_routes(service: Service) -> list[Route]:
         return _json(service.info().model_dump())
 
     async def models(_: Request) -> Response:
-        return _json({"default": service.names[0], "models": service.names})
+        return _json(service.list_models().model_dump())
 
     async def health(_: Request) -> Response:
         return _json({"status": "ok"})
@@ -116,13 +125,12 @@ def _api_routes(service: Service) -> list[Route]:
         service.check()
         return _json({"status": "ready"})
 
+    endpoints = (extract, stream, model, models, health, ready)
+    by_name: dict[str, Endpoint] = {endpoint.__name__: endpoint for endpoint in endpoints}
     return [
-        _route("POST", "/v1/extract", extract),
-        _route("POST", "/v1/extract/stream", stream),
-        _route("GET", "/v1/model", model),
-        _route("GET", "/v1/models", models),
-        _route("GET", "/health", health),
-        _route("GET", "/ready", ready),
+        Route(path, by_name[operation.name], methods=[operation.method])
+        for operation in OPERATIONS
+        for path in (operation.path, f"{operation.path}/")
     ]
 
 
@@ -146,9 +154,9 @@ def _page_routes(document: dict[str, Any]) -> list[Route]:
 
     return [
         Route("/openapi.json", openapi),
-        _route("GET", "/docs", docs),
-        _route("GET", "/", page),
-        _route("GET", "/page/{name}", page_file),
+        Route("/docs", docs),
+        Route("/", page),
+        Route("/page/{name}", page_file),
     ]
 
 
@@ -157,7 +165,7 @@ def _metrics_routes(metrics: Metrics) -> list[Route]:
         content, kind = await run_in_threadpool(metrics)  # it asks other machines
         return Response(content, media_type=kind)
 
-    return [_route("GET", "/metrics", metrics_page)]
+    return [Route("/metrics", metrics_page)]
 
 
 def _json(values: dict[str, Any]) -> Response:
@@ -188,7 +196,7 @@ async def _refuse_route(request: Request, error: Exception) -> Response:
     if error.status_code == 404:
         return _Refusal(ApiError(404, "not_found", f"There is nothing at {path}; GET /docs lists what there is."))
     if error.status_code == 405:
-        allowed = (error.headers or {}).get("Allow", "")
+        allowed = ", ".join(sorted((error.headers or {}).get("Allow", "").split(", ")))
         message = f"{path} does not take {request.method[:20]}; it takes {allowed}."
         refusal = ApiError(405, "method_not_allowed", message)
         refusal.allow = allowed

@@ -16,6 +16,7 @@ from starlette.types import Receive
 from spanlake.errors import shown
 from spanlake.serving.config import Limits
 from spanlake.serving.errors import ApiError, Gone, malformed, too_large
+from spanlake.serving.inflating import inflated, over
 from spanlake.serving.schema import parse
 
 _SHORT_BYTES = 64 << 10  # of JSON, which is read within a millisecond or two
@@ -33,11 +34,26 @@ def require_type(request: Request, expected: str) -> None:
         raise ApiError(415, "unsupported_type", f"The content type is {shown(given)}; send {expected} in UTF-8.")
 
 
-async def read_chunks(request: Request, limit: int) -> AsyncIterator[bytes]:
-    """Raises: ApiError 413 as soon as more than `limit` bytes are announced or have come; Gone."""
+def read_chunks(request: Request, limit: int) -> AsyncIterator[bytes]:
+    """Returns the body in pieces, inflated where it comes as gzip.
+
+    Raises: ApiError 413 as soon as more than `limit` bytes are announced, have come or have been inflated, 415 for
+    another encoding, 400 for damaged gzip; Gone.
+    """
+    encoding = request.headers.get("content-encoding", "identity").strip().lower()
+    if encoding == "identity":
+        return _received(request, limit)
+    if encoding not in ("gzip", "x-gzip"):
+        raise ApiError(
+            415, "unsupported_encoding", f"The content encoding is {shown(encoding)}; send gzip, or no encoding."
+        )
+    return inflated(_received(request, limit), limit)
+
+
+async def _received(request: Request, limit: int) -> AsyncIterator[bytes]:
     announced = request.headers.get("content-length", "")
     if announced.isdecimal() and len(announced) < 19 and int(announced) > limit:
-        raise _over(limit)
+        raise over(limit)
     size = 0
     more = True
     while more:
@@ -46,7 +62,7 @@ async def read_chunks(request: Request, limit: int) -> AsyncIterator[bytes]:
             raise Gone
         size += len(message.get("body", b""))
         if size > limit:
-            raise _over(limit)
+            raise over(limit)
         yield message.get("body", b"")
         more = message.get("more_body", False)
 
@@ -134,7 +150,3 @@ async def unless_gone(work: Awaitable[_T], receive: Receive) -> _T:
 async def _disconnected(receive: Receive) -> None:
     while (await receive())["type"] != "http.disconnect":
         pass
-
-
-def _over(limit: int) -> ApiError:
-    return too_large(f"The body has more than {limit} bytes; that is the most allowed.")

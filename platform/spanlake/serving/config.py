@@ -32,6 +32,9 @@ class Limits(_Checked):
 class ServeConfig(_Checked):
     model: str = Field(default="mini", description="the default: a name, a directory, a URI, or a Hub id")
     models: dict[str, str] = Field(default={}, description="more models that a request may name, by the name it gives")
+    descriptions: dict[str, str] = Field(
+        default={}, description="what models are good at, by the name of the model; GET /v1/models shows it"
+    )
     loaded_models: int = Field(default=2, ge=1, description="of `models` in memory at once")
     device: str = "auto"
     precision: Precision = "auto"

@@ -25,7 +25,7 @@ from spanlake.serving.keys import Keys
 _log = logging.getLogger(__name__)
 _access = logging.getLogger("spanlake.access")
 
-_OPEN_PATHS = ("/health",)  # that need no key
+_OPEN_PATHS = ("/health", "/health/")  # that need no key
 _REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,128}")
 _HEADERS = {
     "X-Content-Type-Options": "nosniff",
@@ -94,7 +94,7 @@ class Envelope:
             finished = True
             record.seconds = time.monotonic() - began
             if route := scope.get("route"):
-                record.route = getattr(route, "path", record.route)
+                record.route = getattr(route, "path", record.route).rstrip("/") or "/"
             for observe in self._observers:
                 observe(record)
 

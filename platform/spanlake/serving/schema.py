@@ -191,9 +191,21 @@ class ModelInfo(ModelName):
     labels: list[str] = Field(description="That it was trained on, as its package says; it reads any others too.")
 
 
+class ModelAbout(_Strict):
+    """What a model is good at, as far as the server's operator and the model's package say."""
+
+    name: str
+    description: str | None = Field(description="Of the server's operator.")
+    labels: list[str] = Field(description="That it was trained on, as its package says; it reads any others too.")
+    scores: dict[str, float] = Field(description="F1 in percent on sets with gold entities, as its package says.")
+    license: str | None
+    is_loaded: bool = Field(description="A request for another model waits until it is loaded.")
+
+
 class ModelList(_Strict):
     default: str
-    models: list[str]
+    models: list[str] = Field(description="The names that a request may give, the default first.")
+    about: list[ModelAbout] = Field(description="In the same order.")
 
 
 class Status(_Strict):

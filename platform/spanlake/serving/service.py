@@ -10,9 +10,11 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 
 from spanlake.decoding import Entity
-from spanlake.errors import UserError
+from spanlake.errors import UserError, shown
 from spanlake.inference.settings import Settings
+from spanlake.package import peek_metadata
 from spanlake.redaction import Redaction, read_key
+from spanlake.serving.about import about, trained_labels
 from spanlake.serving.config import ServeConfig
 from spanlake.serving.errors import ApiError, invalid, unavailable
 from spanlake.serving.found import Form, Found
@@ -22,6 +24,7 @@ from spanlake.serving.runner import Observer
 from spanlake.serving.schema import (
     ExtractRequest,
     ModelInfo,
+    ModelList,
     ModelName,
     Offsets,
     Question,
@@ -62,6 +65,7 @@ class Service:
         self.config = config
         self._models = models
         self._redact_key = redact_key
+        self._peeked = {name: peek_metadata(model) for name, model in config.models.items()}  # of those not loaded
         self._draining = False
 
     @classmethod
@@ -73,6 +77,9 @@ class Service:
         redact_key = read_key(config.redact_key_file)
         models = Models(config, observe_pass)
         await models.load_default()
+        if unknown := [name for name in config.descriptions if name not in models.names]:
+            names = ", ".join(models.names)
+            raise UserError(f"There is a description of the model {shown(unknown[0])}; the models are {names}.")
         return cls(config, models, redact_key)
 
     # --- answers ----------------------------------------------------------------------------------------------------
@@ -176,20 +183,27 @@ class Service:
     def info(self) -> ModelInfo:
         model = self._models.default
         package = model.extractor.package
-        labels = package.metadata.get("labels")
         return ModelInfo(
             name=model.name,
             fingerprint=package.fingerprint,
             device=str(model.extractor.device),
             precision=str(model.extractor.precision).removeprefix("torch."),
             max_width=package.config.max_width,
-            labels=[label for label in labels if isinstance(label, str)] if isinstance(labels, list) else [],
+            labels=trained_labels(package.metadata),
         )
 
-    @property
-    def names(self) -> list[str]:
-        """Of the models that a request may name, the default first."""
-        return self._models.names
+    def list_models(self) -> ModelList:
+        """Returns the models that a request may name, the default first."""
+        loaded = {model.name: model.extractor.package.metadata for model in self._models.loaded}
+        known = self._peeked | loaded
+        return ModelList(
+            default=self._models.names[0],
+            models=self._models.names,
+            about=[
+                about(name, known[name], self.config.descriptions.get(name), name in loaded)
+                for name in self._models.names
+            ],
+        )
 
     @property
     def batch_tokens(self) -> int:

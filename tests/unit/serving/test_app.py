@@ -160,7 +160,12 @@ def test_state(client: httpx.Client) -> None:
     assert client.get("/health").json() == {"status": "ok"}
     assert client.get("/ready").json() == {"status": "ready"}
     assert client.get("/v1/model").json()["name"] == "tiny"
-    assert client.get("/v1/models").json() == {"default": "tiny", "models": ["tiny"]}
+    listed = client.get("/v1/models").json()
+    assert (listed["default"], listed["models"], [each["name"] for each in listed["about"]]) == (
+        "tiny",
+        ["tiny"],
+        ["tiny"],
+    )
     document = client.get("/openapi.json").json()
     assert document["paths"]["/v1/extract"]["post"]["requestBody"]["content"]["application/json"]
     assert "ExtractRequest" in client.get("/docs").text
@@ -466,7 +471,7 @@ def test_with_keys_only_health_answers_without_one(settings: dict[str, Any], tmp
     key, slow = add_key(file, "team", None), add_key(file, "slow", 6)
     assert key not in file.read_text() and file.stat().st_mode & 0o077 == 0
     with server(read_config(settings), read_keys(file)) as (client, _):
-        paths = ["/", "/docs", "/openapi.json", "/ready", "/v1/model", "/v1/models", "/metrics", "/nowhere", "/health/"]
+        paths = ["/", "/docs", "/openapi.json", "/ready", "/v1/model", "/v1/models", "/metrics", "/nowhere"]
         for path in paths:
             for headers in ({}, {"Authorization": f"Bearer {key}x"}, {"X-API-Key": ""}, {"Authorization": "Basic ??"}):
                 refused = client.get(path, headers=headers)
@@ -474,7 +479,7 @@ def test_with_keys_only_health_answers_without_one(settings: dict[str, Any], tmp
                 assert "Basic" in refused.headers["www-authenticate"]
         for path in ("/v1/extract", "/v1/extract/stream"):
             assert_error(client.post(path, json=GOOD), 401, "unauthorized")
-        assert client.get("/health").status_code == 200
+        assert client.get("/health").status_code == client.head("/health/").status_code == 200
         basic = base64.b64encode(f"me:{key}".encode()).decode()
         for headers in ({"Authorization": f"Bearer {key}"}, {"X-API-Key": key}, {"Authorization": f"Basic {basic}"}):
             assert client.post("/v1/extract", json=GOOD, headers=headers).status_code == 200
