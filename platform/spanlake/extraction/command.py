@@ -18,7 +18,14 @@ from spanlake.extraction.options import (
     read_layout,
     read_text_columns,
 )
-from spanlake.options import add_labels_option, add_model_options, add_selection_options, add_threshold_option, positive
+from spanlake.options import (
+    add_labels_option,
+    add_model_options,
+    add_rules_option,
+    add_selection_options,
+    add_threshold_option,
+    positive,
+)
 
 if TYPE_CHECKING:
     from spanlake.extraction.output.ledger import Request
@@ -57,6 +64,7 @@ def _add_extract(parser: argparse.ArgumentParser) -> None:
     add_text_options(parser)
     add_threshold_option(parser)
     add_selection_options(parser)
+    add_rules_option(parser)
     parser.add_argument(
         "--workers",
         type=_range,
@@ -189,7 +197,7 @@ def _request(args: argparse.Namespace) -> "Request":
             f"The device {args.device!r} is unknown: give one of {', '.join(_DEVICES)}. Ray chooses the GPU."
         )
     (settings, row_labels), text_columns = read_labels(args), read_text_columns(args)
-    layout, choice = read_layout(args), read_choice(args)
+    layout, choice = read_layout(args, sourced=settings.rules is not None), read_choice(args)
     output = locate(args.output)
     begun = read_manifest(output)
     uri = pinned(args.source, begun["source"]["uri"] if begun else None)

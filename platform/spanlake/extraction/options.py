@@ -70,19 +70,20 @@ def read_labels(args: argparse.Namespace) -> "tuple[Settings, RowLabels | None]"
     Raises UserError if there are neither labels nor a column, and for values that are not allowed.
     """
     from spanlake.extraction.output.row_labels import RowLabels
-    from spanlake.inference.settings import Settings, read_settings
+    from spanlake.inference.settings import Settings, read_rules, read_settings
 
     if args.labels_column is None:
         if args.labels is None:
             raise UserError("There are no labels: give --labels, or --labels-column for the labels of each row.")
-        return read_settings(args.labels, args.threshold, args.nested, args.multi_label), None
+        return read_settings(args.labels, args.threshold, args.nested, args.multi_label, args.rules), None
     threshold, by_label = parse_thresholds(args.threshold)
     Settings.make(list(by_label) or ["any"], threshold).with_thresholds(by_label)  # refuses wrong thresholds
     row_labels = RowLabels(args.labels_column, threshold, by_label)
+    rules = read_rules(args.rules) if args.rules else None
     if args.labels is None:
-        return Settings((), (), (), args.nested, args.multi_label), row_labels
+        return Settings((), (), (), args.nested, args.multi_label, rules=rules), row_labels
     found = parse_labels(args.labels)
-    settings = Settings.make(found.labels, threshold, args.nested, args.multi_label)
+    settings = Settings.make(found.labels, threshold, args.nested, args.multi_label, rules)
     own = {name: value for name, value in {**found.thresholds, **by_label}.items() if name in settings.names}
     return settings.with_thresholds(own), row_labels
 
@@ -103,8 +104,8 @@ def read_choice(args: argparse.Namespace) -> "Choice":
     return Choice(None if args.where is None else parse_where(args.where), args.limit)
 
 
-def read_layout(args: argparse.Namespace) -> "Layout":
-    """Returns the layout that the options describe.
+def read_layout(args: argparse.Namespace, sourced: bool = False) -> "Layout":
+    """Returns the layout that the options describe. With `sourced`, entities say what has found them.
 
     Raises UserError for options that do not go together, and for a key that cannot be used.
     """
@@ -122,4 +123,4 @@ def read_layout(args: argparse.Namespace) -> "Layout":
         columns = tuple(dict.fromkeys(split_names(args.columns, "column")))
         if not all(columns):
             raise UserError(f"--columns {shown(args.columns)} lacks a name: give names with commas between them.")
-    return Layout(args.layout, tuple(dict.fromkeys(args.key)), redaction, args.drop_text, columns)
+    return Layout(args.layout, tuple(dict.fromkeys(args.key)), redaction, args.drop_text, columns, sourced)

@@ -36,6 +36,9 @@ class Candidates:
             yield Candidates(self.text[own], self.start[own], self.end[own], self.label[own], self.score[own])
 
 
+_NO_INDEX = np.zeros(0, np.int64)
+NONE = Candidates(_NO_INDEX, _NO_INDEX, _NO_INDEX, _NO_INDEX, np.zeros(0, np.float32))
+
 _FIRST = 2.0  # as a score, above that of every entity of the model
 
 

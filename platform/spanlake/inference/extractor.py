@@ -15,7 +15,7 @@ import torch
 from spanlake.calibration import Calibration
 from spanlake.decoding import Entity
 from spanlake.errors import UserError, shown
-from spanlake.inference.candidates import Candidates, choose, join
+from spanlake.inference.candidates import NONE, Candidates, choose, join
 from spanlake.inference.hardware import choose_device, choose_precision
 from spanlake.inference.planning import LabelGroup, Row, group_labels, plan_batches, plan_rows
 from spanlake.inference.scoring import Pass, Scorer
@@ -238,10 +238,7 @@ def _group(
 
 
 def _choose_all(texts: Sequence[tuple[CutText, Settings]], found: Sequence[Candidates]) -> Iterator[list[Entity]]:
-    if not found:
-        yield from ([] for _ in texts)
-        return
-    for (cut, settings), own in zip(texts, join(found).by_text(range(len(texts))), strict=True):
+    for (cut, settings), own in zip(texts, join([NONE, *found]).by_text(range(len(texts))), strict=True):
         yield choose(cut, settings, own)
 
 

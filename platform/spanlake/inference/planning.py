@@ -50,6 +50,8 @@ def group_labels(settings: Settings, tokenizer: PromptTokenizer, config: ModelCo
 
     Raises `UserError` for a label so long that a pass has no room for words.
     """
+    if not settings.names:
+        return []
     room = config.max_tokens - tokenizer.special_tokens
     share = int(room * _PROMPT_SHARE)
     cut = [tokenizer.label(label) for label in settings.prompts]

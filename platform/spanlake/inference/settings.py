@@ -128,11 +128,12 @@ def read_settings(
     """
     found = parse_labels(labels)
     threshold, by_label = parse_thresholds(thresholds)
-    settings = Settings.make(found.labels, threshold, nested, multi_label, _read_rules(rules) if rules else None)
+    settings = Settings.make(found.labels, threshold, nested, multi_label, read_rules(rules) if rules else None)
     return settings.with_thresholds({**found.thresholds, **by_label})
 
 
-def _read_rules(path: str) -> Rules:
+def read_rules(path: str) -> Rules:
+    """Returns the rules of a file. Raises `UserError` as `Rules.read` does, and where a library is missing."""
     from spanlake.rules import Rules
 
     return Rules.read(path)

@@ -14,7 +14,7 @@ from pyarrow import fs
 
 from spanlake.errors import UserError, one_line
 from spanlake.extraction.output.layout import SOURCE_FILE, SOURCE_ROW
-from spanlake.extraction.output.ledger import SUFFIX, Ledger, files_in
+from spanlake.extraction.output.ledger import SUFFIX, Ledger, files_in, labels_of
 from spanlake.extraction.output.plan import units_of
 from spanlake.extraction.output.rows import unit_footer
 from spanlake.extraction.source.model import Unit
@@ -60,7 +60,7 @@ class Audit:
 
 def audit(ledger: Ledger) -> Audit:
     """Compares the files of an output with its plan. Reads each file completely and verifies its checksums."""
-    result = Audit(by_label=Counter(dict.fromkeys(ledger.manifest["settings"]["labels"], 0)))
+    result = Audit(by_label=Counter(dict.fromkeys(labels_of(ledger.manifest), 0)))
     files = dict(files_in(ledger.output))
     sources: set[str] = set()  # digests of the planned source files
     absent: set[str] = set()  # names of units without a file of their own

@@ -22,6 +22,7 @@ ENTITY = pa.struct(
     ]
 )
 _COLUMN = pa.field("column", pa.string())  # the text column of an entity, if there are several
+_SOURCE = pa.field("source", pa.string())  # what has found an entity: "model" or "rule"
 _REDACTED_COLUMN = "redacted_text"  # if there is one text column
 SOURCE_FILE, SOURCE_ROW = "source_file", "source_row"  # of a mention: its place in the source
 
@@ -33,9 +34,9 @@ class ColumnEntity(Entity):
     column: str
 
 
-def entity_type(text_columns: Sequence[str]) -> pa.StructType:
+def _entity_type(text_columns: Sequence[str], sourced: bool) -> pa.StructType:
     """Returns the type of an entity in the output."""
-    return pa.struct([_COLUMN, *ENTITY]) if len(text_columns) > 1 else ENTITY
+    return pa.struct([*([_COLUMN] if len(text_columns) > 1 else []), *ENTITY, *([_SOURCE] if sourced else [])])
 
 
 def of_column(entities: Sequence[Entity], name: str) -> list[Entity]:
@@ -64,6 +65,7 @@ class Layout:
     redaction: Redaction | None = None
     drop_text: bool = False  # only with a redaction: leave out the text column and the texts of entities
     columns: tuple[str, ...] | None = None  # of the source, in the nested layout; None for all
+    sourced: bool = False  # with rules: each entity says whether the model or a rule has found it
 
     def __post_init__(self) -> None:
         if self.keys and self.kind != "mentions":
@@ -85,7 +87,8 @@ class Layout:
             raise UserError(
                 f"--key {missing[0]} is not a column of the source: give one of {', '.join(source.names) or 'none'}."
             )
-        added = [*entity_type(text_columns).names, SOURCE_FILE, SOURCE_ROW, "error"] if self.kind == "mentions" else []
+        fields = _entity_type(text_columns, self.sourced).names
+        added = [*fields, SOURCE_FILE, SOURCE_ROW, "error"] if self.kind == "mentions" else []
         added += redacted_columns(text_columns) if self.kind == "nested" and self.redaction else []
         taken = [name for name in self._kept(source) if name in added]
         if taken:
@@ -103,10 +106,11 @@ class Layout:
         if self.kind == "mentions":
             place = [pa.field(SOURCE_FILE, pa.string()), pa.field(SOURCE_ROW, pa.int64())]
             kept = [source.field(key) for key in self.keys]
-            return pa.schema([*place, *kept, *entity_type(text_columns), pa.field("error", pa.string())])
+            fields = list(_entity_type(text_columns, self.sourced))
+            return pa.schema([*place, *kept, *fields, pa.field("error", pa.string())])
         kept = [source.field(name) for name in self._kept(source) if not (self.drop_text and name in text_columns)]
         redacted = redacted_columns(text_columns) if self.redaction else []
-        entities = pa.list_(pa.field("element", entity_type(text_columns)))  # as Parquet names it
+        entities = pa.list_(pa.field("element", _entity_type(text_columns, self.sourced)))  # as Parquet names it
         added = [*(pa.field(name, pa.string()) for name in redacted), pa.field("entities", entities)]
         added.append(pa.field("error", pa.string()))
         return pa.schema([*kept, *added], metadata=None if self.drop_text or self.columns else source.metadata)
@@ -133,7 +137,7 @@ class Layout:
         return self._mentions(part, schema) if self.kind == "mentions" else self._nested(part, schema)
 
     def _nested(self, part: "Part", schema: pa.Schema) -> pa.Table:
-        entity = entity_type(part.text_columns)
+        entity = _entity_type(part.text_columns, self.sourced)
         columns = {"entities": self._lists(part.entities, entity), "error": pa.array(part.errors, pa.string())}
         if self.redaction:
             columns |= _redacted(self.redaction, part)
@@ -143,7 +147,7 @@ class Layout:
     def _mentions(self, part: "Part", schema: pa.Schema) -> pa.Table:
         rows = [row for row, found in enumerate(part.entities) for _ in ([None] if found is None else found)]
         mentions = [entity for found in part.entities for entity in ([None] if found is None else found)]
-        entity = entity_type(part.text_columns)
+        entity = _entity_type(part.text_columns, self.sourced)
         columns = dict(zip(entity.names, self._fields(mentions, entity), strict=True))
         columns[SOURCE_FILE] = pa.array([part.path] * len(rows), pa.string())
         columns[SOURCE_ROW] = pa.array([part.places[row] for row in rows], pa.int64())

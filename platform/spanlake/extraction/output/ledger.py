@@ -237,6 +237,12 @@ def _rows(plan: pa.Table) -> int:
     return pc.sum(plan.column("rows")).as_py() or 0
 
 
+def labels_of(manifest: dict[str, Any]) -> list[str]:
+    """Returns the labels that an entity of the output can have: those of the model, then the others of the rules."""
+    settings = manifest["settings"]
+    return list(settings["rules"]["labels"] if "rules" in settings else settings["labels"])
+
+
 # --- reading ------------------------------------------------------------------------------------------------------
 
 
@@ -328,6 +334,7 @@ def _named_values(manifest: dict[str, Any]) -> dict[str, str]:
         "threshold": str(min(thresholds.values())) if len(set(thresholds.values())) == 1 else json.dumps(thresholds),
         "nested": str(settings["nested"]).lower(),
         "multi-label": str(settings["multi_label"]).lower(),
+        "rules with digest": settings["rules"]["digest"][:16] if "rules" in settings else "none",
         "text column": ", ".join(_text_columns_of(manifest)),
         **_layout_values(manifest["layout"]),
         "precision": manifest["precision"],

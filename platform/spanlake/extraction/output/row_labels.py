@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import pyarrow as pa
@@ -42,8 +42,8 @@ class RowLabels:
     def read(self, batch: pa.RecordBatch, settings: Settings) -> list[Settings | str | None]:
         """Returns the settings of each row; None for a row without labels; the reason for one whose labels are wrong.
 
-        A null means the labels of `settings`, the settings of the run. An empty list means no labels. A label of the
-        run has its description and its threshold there.
+        A null means the labels of `settings`, the settings of the run. An empty list means no labels, so that only
+        rules find entities. A label of the run has its description and its threshold there.
         """
         known: dict[tuple[str, ...], Settings | str | None] = {}  # equal labels have the same settings
         found: list[Settings | str | None] = []
@@ -61,12 +61,11 @@ class RowLabels:
 
     def _settings(self, names: tuple[str, ...], settings: Settings) -> Settings | None:
         if not names:
-            return None
+            return replace(settings, names=(), prompts=(), thresholds=(), own=frozenset()) if settings.rules else None
         prompts = dict(zip(settings.names, settings.prompts, strict=True))
         thresholds = {**self.by_label, **dict(zip(settings.names, settings.thresholds, strict=True))}
-        made = Settings.make(
-            {name: prompts.get(name, name) for name in names}, self.threshold, settings.nested, settings.multi_label
-        )
+        described = {name: prompts.get(name, name) for name in names}
+        made = Settings.make(described, self.threshold, settings.nested, settings.multi_label, settings.rules)
         return made.with_thresholds({name: thresholds[name] for name in made.names if name in thresholds})
 
 

@@ -14,7 +14,7 @@ from rich.table import Table
 from rich.text import Text
 
 from spanlake.errors import UserError
-from spanlake.extraction.output.ledger import Ledger
+from spanlake.extraction.output.ledger import Ledger, labels_of
 from spanlake.extraction.output.passages import Passage, passages_of
 from spanlake.extraction.output.rows import batches, committed_units
 from spanlake.extraction.source.texts import decoded, text_path, text_type, text_values
@@ -47,7 +47,7 @@ def glance(ledger: Ledger, examples: int) -> Glance:
         raise UserError(
             f"{ledger.output.uri} has no column {lacking[0]}, which `spanlake show` reads: use `spanlake report`."
         )
-    found = Glance(forms={label: Counter() for label in ledger.manifest["settings"]["labels"]})
+    found = Glance(forms={label: Counter() for label in labels_of(ledger.manifest)})
     columns = [*dict.fromkeys(text_path(ledger.schema.names, name)[0] for name in names), "entities"]
     for batch in chain.from_iterable(batches(ledger, unit, columns) for unit in committed_units(ledger)):
         _count_forms(found, batch.column("entities"))

@@ -13,7 +13,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from spanlake.extraction.output.ledger import SUFFIX, Ledger
+from spanlake.extraction.output.ledger import SUFFIX, Ledger, labels_of
 from spanlake.extraction.output.passages import Passage, passages_of
 from spanlake.extraction.output.rows import batches, committed_units, unit_footer
 from spanlake.extraction.source.texts import decoded, text_path, text_type, text_values
@@ -184,7 +184,7 @@ def gather(ledger: Ledger) -> Statistics:
 
 def _labels(ledger: Ledger) -> tuple[list[str], int]:
     """Returns the labels to count: all of the run, and the most frequent ones of single rows. And how many are left."""
-    labels: list[str] = list(ledger.manifest["settings"]["labels"])
+    labels: list[str] = labels_of(ledger.manifest)
     if "labels_column" not in ledger.manifest:
         return labels, 0
     counts: Counter[str] = Counter()

@@ -73,7 +73,7 @@ def sample(request: Request, extractor: Extractor) -> Sample:
     ledger = prepare(request)
     pending = ledger.pending(ledger.committed())
     taken = Sample(ledger.manifest["source"]["rows"], pc.sum(pending.column("rows")).as_py() or 0, pending.num_rows)
-    taken.by_label.update(dict.fromkeys(request.settings.names, 0))
+    taken.by_label.update(dict.fromkeys(request.settings.labels, 0))
     parts = list(_parts(request, _spread(pending)))
     if not parts:
         return taken

@@ -13,7 +13,7 @@ import pyarrow.parquet as pq
 
 from spanlake.errors import ShortfallError
 from spanlake.extraction.output.lease import check_free, held
-from spanlake.extraction.output.ledger import SUFFIX, Ledger, Request, prepare
+from spanlake.extraction.output.ledger import SUFFIX, Ledger, Request, labels_of, prepare
 from spanlake.extraction.output.rows import unit_footer
 from spanlake.extraction.run import pipeline
 from spanlake.extraction.run.board import State
@@ -186,5 +186,5 @@ def _begin(ledger: Ledger, files_not_read: tuple[str, ...], pending: pa.Table) -
         files_not_read=files_not_read,
         resumed_rows=manifest["source"]["rows"] - pending_rows,
         resumed_units=manifest["units"] - pending.num_rows,
-        by_label=Counter(dict.fromkeys(manifest["settings"]["labels"], 0)),
+        by_label=Counter(dict.fromkeys(labels_of(manifest), 0)),
     )

@@ -58,7 +58,7 @@ class Job:
 
 @dataclass
 class UnitCounts:
-    """The counts of one unit. `by_label` has every requested label, with 0 if none was found."""
+    """The counts of one unit. `by_label` has every label of the settings, with 0 if none was found."""
 
     rows: int = 0
     failed_rows: int = 0
@@ -101,7 +101,7 @@ class UnitRunner:
         if the output cannot be written.
         """
         job, started = self._job, time.monotonic()
-        counts = UnitCounts(by_label=Counter(dict.fromkeys(job.settings.names, 0)))
+        counts = UnitCounts(by_label=Counter(dict.fromkeys(job.settings.labels, 0)))
         places = unit.places()
         name = unit.name + SUFFIX
         draft = f"{job.temporary}/{uuid.uuid4().hex}-{os.getpid()}{SUFFIX}"

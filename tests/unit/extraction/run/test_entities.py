@@ -24,7 +24,7 @@ from spanlake.extraction.output.show import glance
 from spanlake.extraction.source.open import read_source
 from spanlake.inference.extractor import Extractor
 from spanlake.inference.settings import Settings
-from spanlake.options import add_labels_option, add_selection_options, add_threshold_option
+from spanlake.options import add_labels_option, add_rules_option, add_selection_options, add_threshold_option
 from spanlake.redaction import Redaction
 from spanlake.storage import locate
 
@@ -238,6 +238,7 @@ def options(*arguments: str) -> Namespace:
     add_text_options(parser)
     add_threshold_option(parser)
     add_selection_options(parser)
+    add_rules_option(parser)
     return parser.parse_args(arguments)
 
 
