@@ -186,10 +186,13 @@ def _dry_run(request: "Request", args: argparse.Namespace) -> int:
 
 def _request(args: argparse.Namespace) -> "Request":
     """Returns the request of a call, after every check that is possible before anything is written."""
+    from spanlake.extraction.output.history import find_since
     from spanlake.extraction.output.ledger import Request, read_manifest
     from spanlake.extraction.output.plan import default_unit_rows
+    from spanlake.extraction.source.changes import read_changes
+    from spanlake.extraction.source.model import CHANGE
     from spanlake.extraction.source.open import read_source
-    from spanlake.extraction.source.tables import pinned
+    from spanlake.extraction.source.tables import TableName, pinned
     from spanlake.storage import locate
 
     if args.device not in _DEVICES:
@@ -199,11 +202,20 @@ def _request(args: argparse.Namespace) -> "Request":
     (settings, row_labels), text_columns = read_labels(args), read_text_columns(args)
     layout, choice = read_layout(args, sourced=settings.rules is not None), read_choice(args)
     output = locate(args.output)
-    begun = read_manifest(output)
+    begun = None if args.overwrite else read_manifest(output)
     uri = pinned(args.source, begun["source"]["uri"] if begun else None)
     columns = [] if row_labels is None else [row_labels.column]
     wanted = None if layout.columns is None else choice.columns.union(columns, layout.columns)
-    source = read_source(uri, text_columns, wanted)
+    if args.since is None:
+        if begun and "since" in begun["source"]:
+            raise UserError(f"{output.uri} began with --since: give it again, or choose another output directory.")
+        source = read_source(uri, text_columns, wanted)
+    else:
+        since = find_since(uri, args.since, output, begun, args.into)
+        if since is None:
+            _say(f"there is no earlier output of {uri} in {args.since}, so all rows count as added")
+        source = read_changes(TableName.of(uri, "--since"), since, text_columns, wanted)
+        layout = layout.with_column(CHANGE)
     layout.check(source.schema, text_columns)
     choice.check(source)
     if row_labels:

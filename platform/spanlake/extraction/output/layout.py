@@ -1,7 +1,7 @@
 """The layouts of an output: the rows of the source with their entities, or one row for each entity."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import accumulate
 from typing import Any
 
@@ -57,7 +57,8 @@ class Layout:
     for each row of the source. With several text columns, each has its own redacted column, such as `redacted_title`,
     and each entity begins with the name of its column.
     mentions: `source_file`, `source_row` (from 0), the `keys`, the fields of an entity, `error`; one row for each
-    entity, one for each row that could not be read, and none for a row without entities.
+    entity, one for each row that could not be read or that was deleted from its table, and none for a row without
+    entities.
     """
 
     kind: str = "nested"
@@ -79,6 +80,12 @@ class Layout:
             )
         if self.drop_text and not self.redaction:
             raise UserError("--drop-text leaves out what --redact replaces: give --redact too.")
+
+    def with_column(self, name: str) -> "Layout":
+        """Returns the layout with one more column of the source, unless it has all of them."""
+        if self.kind == "mentions":
+            return replace(self, keys=(*self.keys, name))
+        return self if self.columns is None else replace(self, columns=(*self.columns, name))
 
     def check(self, source: pa.Schema, text_columns: tuple[str, ...]) -> None:
         """Raises UserError if this layout cannot write the columns of the source."""
@@ -183,7 +190,7 @@ class Part:
     batch: pa.RecordBatch
     text_columns: tuple[str, ...]
     texts: Sequence[Texts]
-    entities: Sequence[Sequence[Entity] | None]  # None where the row could not be read
+    entities: Sequence[Sequence[Entity] | None]  # None where the row could not be read, or was deleted
     errors: Sequence[str | None]  # why; None for the other rows
 
 

@@ -83,7 +83,12 @@ class Request:
         return decisive | {
             "id": uuid.uuid4().hex,  # of the output that begins with this manifest
             "run": sha256(json.dumps(by_result).encode()).hexdigest(),  # the order of labels matters
-            "source": {"uri": self.source.uri, "files": len(self.source.files), "rows": self.source.rows},
+            "source": {
+                "uri": self.source.uri,
+                "files": len(self.source.files),
+                "rows": self.source.rows,
+                **({"since": self.source.since} if self.source.changes else {}),
+            },
             "unit_rows": self.unit_rows,
             "versions": _versions(),
             "created": datetime.now(timezone.utc).isoformat(timespec="seconds"),

@@ -52,15 +52,13 @@ def open_target(uri: str, schema: pa.Schema, source: str = "") -> Target:
 
     Raises UserError for a table that cannot be reached, cannot hold these columns, or is the source of the output.
     """
-    name = TableName.parse(uri)
-    if name is None or name.version is not None:
-        raise UserError(f"--into {uri} does not name a table: give delta:PATH or iceberg:CATALOG.NAMESPACE.TABLE.")
+    target = target_named(uri)
+    name = target.name
     read = TableName.parse(source)
     if read and (read.kind, read.table) == (name.kind, name.table):
         raise UserError(
             f"--into {uri} is the source itself, which would then have its rows twice: choose another table."
         )
-    target: Target = _Delta(name) if name.kind == "delta" else _Iceberg(name)
     try:
         target.fitted(schema)
     except UserError:
@@ -68,6 +66,19 @@ def open_target(uri: str, schema: pa.Schema, source: str = "") -> Target:
     except Exception as error:  # of many kinds
         raise UserError(f"{name} cannot take the output ({one_line(error)}).") from error
     return target
+
+
+def target_named(uri: str) -> Target:
+    """Returns the table that a URI names. Raises UserError if it names none."""
+    name = TableName.parse(uri)
+    if name is None or name.version is not None:
+        raise UserError(f"--into {uri} does not name a table: give delta:PATH or iceberg:CATALOG.NAMESPACE.TABLE.")
+    return _Delta(name) if name.kind == "delta" else _Iceberg(name)
+
+
+def published(ledger: Ledger, target: Target) -> bool:
+    """Returns whether a table has all rows of an output."""
+    return target.holds(_mark(ledger, ledger.manifest["plan"]))
 
 
 def publish(ledger: Ledger, target: Target) -> int:

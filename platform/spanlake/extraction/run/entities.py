@@ -31,6 +31,7 @@ class Row(NamedTuple):
     texts: Texts
     settings: Settings | None  # None if the row has no labels
     error: str | None  # why it cannot be read; it then has no texts
+    deleted: bool = False  # from its table: it has no texts then, and its entities are None
 
 
 class Found(NamedTuple):
@@ -63,6 +64,11 @@ def read_rows(
     return rows
 
 
+def deleted_rows(count: int, text_columns: Sequence[str]) -> list[Row]:
+    """Returns rows that were deleted from their table, in which nothing is looked for."""
+    return [Row((None,) * len(text_columns), None, None, deleted=True)] * count
+
+
 def find(
     extractor: TextExtractor,
     text_columns: Sequence[str],
@@ -71,6 +77,7 @@ def find(
 ) -> Found:
     """Returns the entities of each row, or its error: that of reading it, or that of the model.
 
+    Deleted rows have neither.
     `on_pass` receives the number of sub-words of each forward pass.
     Raises ShortfallError if the extractor fails on every text, because the rows are then not at fault.
     """
@@ -86,7 +93,10 @@ def find(
             errors[request.row] = errors[request.row] or located(request.column, answer, text_columns)
         else:
             found[request.row].append((text_columns.index(request.column), answer))
-    entities = [_joined(own, text_columns) if error is None else None for own, error in zip(found, errors, strict=True)]
+    entities = [
+        None if error or row.deleted else _joined(own, text_columns)
+        for row, own, error in zip(rows, found, errors, strict=True)
+    ]
     return Found(entities, errors)
 
 

@@ -16,7 +16,17 @@ from spanlake.extraction.output.layout import Layout, Part
 from spanlake.extraction.output.ledger import SUFFIX, Ledger, Request
 from spanlake.extraction.output.row_labels import RowLabels
 from spanlake.extraction.output.rows import FOOTER_KEY
-from spanlake.extraction.run.entities import ALL_ROWS, Found, Row, TextExtractor, find, find_warily, read_rows
+from spanlake.extraction.run.entities import (
+    ALL_ROWS,
+    Found,
+    Row,
+    TextExtractor,
+    deleted_rows,
+    find,
+    find_warily,
+    read_rows,
+)
+from spanlake.extraction.source.changes import is_deleted
 from spanlake.extraction.source.model import Unit
 from spanlake.extraction.source.open import SourceHandle
 from spanlake.inference.settings import Settings
@@ -39,6 +49,7 @@ class Job:
     model: dict[str, str]  # name, fingerprint
     layout: Layout = Layout()
     row_labels: RowLabels | None = None  # if a column has the labels of each row
+    changes: bool = False  # whether the source has the changes of a table
 
     @staticmethod
     def of(request: Request, ledger: Ledger) -> "Job":
@@ -50,6 +61,7 @@ class Job:
             schema=request.output_schema,
             settings=request.settings,
             row_labels=request.row_labels,
+            changes=request.source.changes,
             request_digest=ledger.request_digest,
             model=ledger.manifest["model"],
             layout=request.layout,
@@ -109,7 +121,10 @@ class UnitRunner:
             on_stage("reading")
             for batch in self._reader.read(unit):
                 on_stage("scoring")
-                rows = read_rows(batch, job.text_columns, job.settings, job.row_labels)
+                if job.changes and is_deleted(unit):
+                    rows = deleted_rows(batch.num_rows, job.text_columns)
+                else:
+                    rows = read_rows(batch, job.text_columns, job.settings, job.row_labels)
                 entities, errors = self._find(rows, counts, may_read)
                 inside = places[counts.rows : counts.rows + batch.num_rows]
                 texts = [row.texts for row in rows]

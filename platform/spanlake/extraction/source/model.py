@@ -12,6 +12,8 @@ from spanlake.extraction.source.selection import Packed, pack, packed_length, un
 from spanlake.extraction.source.texts import is_bytes, is_text, text_columns, text_path, text_type
 from spanlake.storage import Place
 
+CHANGE = "_change_type"  # the name in Delta's change data feed
+INSERTED, DELETED = "insert", "delete"  # its values
 ADDED_COLUMNS = ("entities", "error")  # in every output, in addition to the columns of the source
 BATCH_ROWS = 512  # the most rows that a reader returns at once
 BATCH_BYTES = 16 << 20  # about the most bytes
@@ -85,6 +87,8 @@ class Source:
     ignored: tuple[str, ...]  # paths of files that are not read, because of their names or first bytes
     deep: bool  # whether files in all directories below the root belong to it
     format: str = "parquet"  # or jsonl, json, csv, tsv, table
+    changes: bool = False  # whether it has only the changes of a table, each marked in the column CHANGE
+    since: int | None = None  # the version or snapshot from which they are; None for all rows
 
     @property
     def rows(self) -> int:

@@ -227,7 +227,7 @@ class RowReader:
             done += int(mask[done:].argmax())  # to the next kept row
             self._seek(unit.first + done)
             count = int(np.flatnonzero(mask[done : done + limit])[-1]) + 1
-            part = self._take_all(count).filter(pa.array(mask[done : done + count]))
+            part = _without_views(self._take_all(count)).filter(pa.array(mask[done : done + count]))
             done += count
             if sum(batch.num_rows for batch in waiting) + part.num_rows > limit:
                 yield pa.concat_batches(waiting)
@@ -294,6 +294,27 @@ class RowReader:
         self._held = batch.slice(limit) if batch.num_rows > limit else None
         self._next_row += min(limit, batch.num_rows)
         return batch.slice(0, limit)
+
+
+def _without_views(batch: pa.RecordBatch) -> pa.RecordBatch:
+    """Returns the batch with plain strings and bytes in place of views, which Arrow cannot filter."""
+    return batch.cast(pa.schema([field.with_type(_plain_of_view(field.type)) for field in batch.schema]))
+
+
+def _plain_of_view(kind: pa.DataType) -> pa.DataType:
+    if pa.types.is_string_view(kind):
+        return pa.large_string()
+    if pa.types.is_binary_view(kind):
+        return pa.large_binary()
+    if pa.types.is_struct(kind):
+        return pa.struct([field.with_type(_plain_of_view(field.type)) for field in kind])
+    if pa.types.is_list(kind):
+        return pa.list_(kind.value_field.with_type(_plain_of_view(kind.value_type)))
+    if pa.types.is_large_list(kind):
+        return pa.large_list(kind.value_field.with_type(_plain_of_view(kind.value_type)))
+    if pa.types.is_map(kind):
+        return pa.map_(_plain_of_view(kind.key_type), _plain_of_view(kind.item_type))
+    return kind
 
 
 def _batch_rows(metadata: pq.FileMetaData) -> int:

@@ -7,6 +7,7 @@ uses the libraries of the tables.
 
 import os
 import re
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from importlib.util import find_spec
@@ -70,6 +71,14 @@ class TableName:
             raise UserError(f"{uri} does not name a table: give iceberg:CATALOG.NAMESPACE.TABLE.")
         return TableName(kind, table, None if version is None else int(version))
 
+    @staticmethod
+    def of(uri: str, option: str) -> "TableName":
+        """Returns the table that a URI names. Raises UserError if it names none, because the option needs one."""
+        name = TableName.parse(uri)
+        if name is None:
+            raise UserError(f"{option} needs a table, not {uri}: give delta:PATH or iceberg:CATALOG.NAMESPACE.TABLE.")
+        return name
+
 
 def pinned(uri: str, recorded: str | None) -> str:
     """Returns the source to read. If `recorded`, from an existing output, is the same table, it gives the version.
@@ -91,15 +100,38 @@ def read_table(name: TableName, text_columns: tuple[str, ...], wanted: Wanted) -
 
     Raises UserError for a table that cannot be reached, has no such version, or has features that cannot be read.
     """
-    snapshot = _delta_snapshot(name) if name.kind == "delta" else _iceberg_snapshot(name)
+    snapshot = open_snapshot(name)
+    schema = schema_of(snapshot, text_columns, wanted)
+    files = describe_files(snapshot, schema, snapshot.files)
+    return Source(str(snapshot.name), snapshot.root, sort_files(files), schema, (), deep=True, format="table")
+
+
+def open_snapshot(name: TableName, columns_of: "Snapshot | None" = None) -> "Snapshot":
+    """Returns the files of a snapshot. `columns_of` is another snapshot of the table, whose columns they should have.
+
+    Raises UserError as `read_table` does.
+    """
+    if name.kind == "delta":
+        snapshot = _delta_snapshot(name)
+        return replace(snapshot, schema=columns_of.schema) if columns_of else snapshot
+    return _iceberg_snapshot(name, columns_of.name.version if columns_of else None)
+
+
+def schema_of(snapshot: "Snapshot", text_columns: tuple[str, ...], wanted: Wanted) -> pa.Schema:
+    """Returns the columns to read. Raises UserError as `read_table` does."""
     everything = pa.schema([field.remove_metadata() for field in plain(snapshot.schema)])
-    check_names(str(name), everything, text_columns, wanted)
-    check_wanted(str(name), wanted, everything.names)
+    check_names(str(snapshot.name), everything, text_columns, wanted)
+    check_wanted(str(snapshot.name), wanted, everything.names)
     schema = narrowed(everything, text_columns, wanted)
     check_text_type(schema, text_columns)
+    return schema
+
+
+def describe_files(snapshot: "Snapshot", schema: pa.Schema, files: Sequence["TableFile"]) -> list[SourceFile]:
+    """Returns the descriptions of some files of a snapshot, from their footers, with the places of these columns."""
     snapshot = replace(snapshot, schema=pa.schema([snapshot.schema.field(column) for column in schema.names]))
 
-    def read(file: "_File") -> SourceFile:
+    def read(file: TableFile) -> SourceFile:
         try:
             footer = read_footer(snapshot.root.filesystem, snapshot.root.child(file.path))
         except OSError as error:
@@ -111,26 +143,27 @@ def read_table(name: TableName, text_columns: tuple[str, ...], wanted: Wanted) -
         return replace(described, columns=columns, kept=kept_rows(described.rows, file.deleted))
 
     with ThreadPoolExecutor(_FOOTERS_AT_ONCE) as pool:
-        files = list(pool.map(read, snapshot.files))
-    return Source(str(snapshot.name), snapshot.root, sort_files(files), schema, (), deep=True, format="table")
+        return list(pool.map(read, files))
 
 
 @dataclass(frozen=True)
-class _File:
+class TableFile:
+    """A data file of a table."""
+
     path: str  # relative to the snapshot's root
     constants: dict[str, str | None]  # values of columns that the file may lack, as strings
     deleted: np.ndarray  # numbers of rows
 
 
 @dataclass(frozen=True)
-class _Snapshot:
+class Snapshot:
     name: TableName  # with its version
     root: Place
     schema: pa.Schema  # with field ids if the format has them
-    files: list[_File]
+    files: list[TableFile]
 
 
-def _columns(file: _File, schema: pa.Schema, snapshot: _Snapshot) -> ColumnPlaces:
+def _columns(file: TableFile, schema: pa.Schema, snapshot: Snapshot) -> ColumnPlaces:
     """Returns the places of the table's columns that do not have their own names in a file."""
     by_id = {field.metadata[_FIELD_ID]: field for field in schema if _FIELD_ID in (field.metadata or {})}
     found: dict[str, FileColumn | Constant] = {}
@@ -187,10 +220,30 @@ def _inner_ids(kind: pa.DataType, path: str = "") -> dict[str, bytes]:
     return found
 
 
+def check_ancestor(name: TableName, since: int) -> None:
+    """Raises UserError unless a version or snapshot comes before another one in the history of the table."""
+    assert name.version is not None
+    if name.kind == "delta":
+        before = since <= name.version
+    else:
+        from pyiceberg.table.snapshots import ancestors_of
+
+        catalog, identifier = load_iceberg(name)
+        metadata = catalog.load_table(identifier).metadata
+        before = any(
+            found.snapshot_id == since for found in ancestors_of(metadata.snapshot_by_id(name.version), metadata)
+        )
+    if not before:
+        raise UserError(
+            f"--since {since} does not come before {name} in the history of the table: "
+            "give an earlier version, or extract without --since."
+        )
+
+
 # --- Delta --------------------------------------------------------------------------------------------------------
 
 
-def _delta_snapshot(name: TableName) -> _Snapshot:
+def _delta_snapshot(name: TableName) -> Snapshot:
     import deltalake
     from deltalake.exceptions import DeltaError
 
@@ -216,10 +269,10 @@ def _delta_snapshot(name: TableName) -> _Snapshot:
     if outside:
         raise UserError(f"{name} has files outside its directory ({outside[0]}), which cannot be read: copy it first.")
     files = [
-        _File(path, {key: values[row] for key, values in parts.items()}, deleted.get(encoded[row], _NO_ROWS))
+        TableFile(path, {key: values[row] for key, values in parts.items()}, deleted.get(encoded[row], _NO_ROWS))
         for row, path in enumerate(paths)
     ]
-    return _Snapshot(replace(name, version=table.version()), root, schema, files)
+    return Snapshot(replace(name, version=table.version()), root, schema, files)
 
 
 def _check_delta(table: Any, name: TableName) -> None:
@@ -244,7 +297,7 @@ def load_iceberg(name: TableName) -> tuple[Any, str]:
         raise UserError(f"The Iceberg catalogue {catalog} cannot be loaded ({one_line(error)}).") from error
 
 
-def _iceberg_snapshot(name: TableName) -> _Snapshot:
+def _iceberg_snapshot(name: TableName, columns_of: int | None) -> Snapshot:
     from pyiceberg.io.pyarrow import schema_to_pyarrow
 
     catalog, identifier = load_iceberg(name)
@@ -260,7 +313,8 @@ def _iceberg_snapshot(name: TableName) -> _Snapshot:
             else f"{name} has no snapshot yet, so there is nothing to read: write rows to it first."
         )
     scan = table.scan(snapshot_id=snapshot.snapshot_id)
-    schema, root = scan.projection(), locate(table.location())
+    schema = table.scan(snapshot_id=columns_of).projection() if columns_of else scan.projection()
+    root = locate(table.location())
     try:
         tasks = list(scan.plan_files())
         deleted = iceberg_deletes(str(name), table.io, tasks)
@@ -274,7 +328,7 @@ def _iceberg_snapshot(name: TableName) -> _Snapshot:
             ) from error
         raise UserError(f"{name} cannot be read ({one_line(error)}).") from error
     files = [_iceberg_file(task, table, schema, name, deleted[task.file.file_path]) for task in tasks]
-    return _Snapshot(
+    return Snapshot(
         replace(name, version=snapshot.snapshot_id), root, schema_to_pyarrow(schema, include_field_ids=True), files
     )
 
@@ -286,7 +340,7 @@ def _has_equality_deletes(table: Any, snapshot: Any) -> bool:
     return any(entry.data_file.content == DataFileContent.EQUALITY_DELETES for entry in entries)
 
 
-def _iceberg_file(task: Any, table: Any, schema: Any, name: TableName, deleted: np.ndarray) -> _File:
+def _iceberg_file(task: Any, table: Any, schema: Any, name: TableName, deleted: np.ndarray) -> TableFile:
     file, location = task.file, table.location().rstrip("/") + "/"
     if file.file_format.value.lower() != "parquet":
         raise UserError(
@@ -300,7 +354,7 @@ def _iceberg_file(task: Any, table: Any, schema: Any, name: TableName, deleted: 
     for position, field in enumerate(table.specs()[file.spec_id].fields):
         if str(field.transform) == "identity" and field.source_id in schema.field_ids:
             constants[schema.find_column_name(field.source_id)] = file.partition[position]
-    return _File(
+    return TableFile(
         file.file_path.removeprefix(location),
         {key: None if value is None else str(value) for key, value in constants.items()},
         deleted,

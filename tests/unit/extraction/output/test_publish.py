@@ -18,9 +18,8 @@ import pyarrow.parquet as pq
 import pytest
 from deltalake import DeltaTable, write_deltalake
 from pyarrow import fs
-from pyiceberg.catalog import Catalog, load_catalog
+from pyiceberg.catalog import Catalog
 from pyiceberg.exceptions import NoSuchTableError
-from pyiceberg.utils.config import Config
 from units import run_units
 
 from spanlake.decoding import Entity
@@ -44,17 +43,6 @@ class Whole:
 
     def stream(self, requests, on_pass=None):
         return ([Entity(0, len(text), text, "a", 0.5)] if text else [] for text, _ in requests)
-
-
-@pytest.fixture
-def catalog(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Catalog:
-    (tmp_path / "warehouse").mkdir()
-    monkeypatch.setenv("PYICEBERG_CATALOG__LAKE__URI", f"sqlite:///{tmp_path}/catalog.db")
-    monkeypatch.setenv("PYICEBERG_CATALOG__LAKE__WAREHOUSE", f"file://{tmp_path}/warehouse")
-    monkeypatch.setattr("pyiceberg.catalog._ENV_CONFIG", Config())  # it read the environment when it was imported
-    catalog = load_catalog("lake")
-    catalog.create_namespace("web")
-    return catalog
 
 
 @pytest.fixture(params=KINDS)

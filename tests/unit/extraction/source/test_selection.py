@@ -173,3 +173,18 @@ def test_a_plan_of_an_earlier_version_keeps_every_row(tmp_path: Path) -> None:
     write(tmp_path / "a.parquet", [10])
     units = list(cut(read_source(str(tmp_path), ("text",)).files[0], 4))
     assert list(units_of(complete_plan(plan_table(units).drop_columns("kept")))) == units
+
+
+def test_views_of_strings_can_be_chosen(tmp_path: Path) -> None:
+    """Delta's own writer makes such files when it changes rows."""
+    view, strings = pa.string_view(), ["a", "b", "c"]
+    columns = {
+        "text": pa.array(strings, view),
+        "tags": pa.array([[text] for text in strings], pa.list_(view)),
+        "page": pa.array([{"raw": text.encode()} for text in strings], pa.struct([("raw", pa.binary_view())])),
+        "of": pa.array([[(text, text)] for text in strings], pa.map_(pa.string(), view)),
+    }
+    pq.write_table(pa.table(columns), tmp_path / "a.parquet")
+    source = choose(read_source(str(tmp_path), ("text",)), [True, False, True])
+    (batch,) = SourceHandle.of(source, ("text",)).open().read(source.files[0].whole())
+    assert batch.to_pylist() == [row for row in pa.table(columns).to_pylist() if row["text"] != "b"]

@@ -2,7 +2,6 @@
 
 import json
 import shutil
-import struct
 import zlib
 from pathlib import Path
 from typing import Any
@@ -10,30 +9,18 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from delta import delete_from_delta
 from deltalake import DeltaTable, write_deltalake
-from pyiceberg.catalog import Catalog, load_catalog
+from pyiceberg.catalog import Catalog
 from pyiceberg.manifest import DataFile, DataFileContent, FileFormat
 from pyiceberg.typedef import Record
 from pyiceberg.types import LongType, StringType
-from pyiceberg.utils.config import Config
 
 from spanlake.errors import UserError
 from spanlake.extraction.output.plan import cut
 from spanlake.extraction.source.model import Source
 from spanlake.extraction.source.open import SourceHandle, read_source
 from spanlake.extraction.source.tables import TableName, pinned
-
-
-@pytest.fixture
-def catalog(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Catalog:
-    """Returns a local SQL catalogue that pyiceberg knows as `lake`."""
-    (tmp_path / "warehouse").mkdir()
-    monkeypatch.setenv("PYICEBERG_CATALOG__LAKE__URI", f"sqlite:///{tmp_path}/catalog.db")
-    monkeypatch.setenv("PYICEBERG_CATALOG__LAKE__WAREHOUSE", f"file://{tmp_path}/warehouse")
-    monkeypatch.setattr("pyiceberg.catalog._ENV_CONFIG", Config())  # it read the environment when it was imported
-    catalog = load_catalog("lake")
-    catalog.create_namespace("web")
-    return catalog
 
 
 def rows_of(source: Source, unit_rows: int = 2) -> list[dict[str, Any]]:
@@ -77,28 +64,6 @@ def test_delta_types_of_partitions(tmp_path: Path) -> None:
     assert rows_of(read_source(f"delta:{tmp_path}/table", ("text",))) == expected
 
 
-def delete_from_delta(path: Path, number: int, places: list[int]) -> None:
-    """Deletes rows in the only file of a version with an inline deletion vector, as the protocol describes it."""
-    import pyroaring
-
-    log = path / "_delta_log" / f"{number:020}.json"
-    actions = [json.loads(line) for line in log.read_text().splitlines()]
-    bitmap = struct.pack("<IqI", 1681511377, 1, 0) + pyroaring.BitMap(places).serialize()
-    vector = {
-        "storageType": "i",
-        "pathOrInlineDv": z85(bitmap),
-        "sizeInBytes": len(bitmap),
-        "cardinality": len(places),
-    }
-    features = {"readerFeatures": ["deletionVectors"], "writerFeatures": ["deletionVectors"]}
-    for action in actions:
-        if "protocol" in action:
-            action["protocol"] = {"minReaderVersion": 3, "minWriterVersion": 7, **features}
-        if "add" in action:
-            action["add"]["deletionVector"] = vector
-    log.write_text("".join(json.dumps(action) + "\n" for action in actions))
-
-
 @pytest.mark.parametrize("name", ["table", "a table+100%"])
 def test_rows_of_delta_deletion_vectors_are_not_read(tmp_path: Path, name: str) -> None:
     path = tmp_path / name
@@ -119,32 +84,6 @@ def test_a_delta_file_may_have_no_row_left(tmp_path: Path) -> None:
     delete_from_delta(tmp_path / "table", 0, [0, 1])
     source = read_source(f"delta:{tmp_path}/table", ("text",))
     assert source.rows == 0 and rows_of(source) == []
-
-
-def z85(content: bytes) -> str:
-    digits = "0123456789abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ.-:+=^!/*?&<>()[]{}@%$#"
-    content += bytes(-len(content) % 4)
-    blocks = [int.from_bytes(content[at : at + 4], "big") for at in range(0, len(content), 4)]
-    return "".join(digits[block // 85**power % 85] for block in blocks for power in (4, 3, 2, 1, 0))
-
-
-def test_delta_tables_that_cannot_be_read(tmp_path: Path) -> None:
-    path = tmp_path / "table"
-    write_deltalake(path, rows(1))
-    with pytest.raises(UserError, match=r"delta:.*none cannot be read"):
-        read_source(f"delta:{tmp_path}/none", ("text",))
-    with pytest.raises(UserError, match=r"table@7 cannot be read"):
-        read_source(f"delta:{path}@7", ("text",))
-    with pytest.raises(UserError, match=r"no column called body.*\(text\)"):
-        read_source(f"delta:{path}", ("body",))
-    with pytest.raises(UserError, match="id holds int64"):
-        read_source(f"delta:{path}", ("id",))
-    write_deltalake(tmp_path / "found", rows(1, error="none"))
-    with pytest.raises(UserError, match="already has a column called error"):
-        read_source(f"delta:{tmp_path}/found", ("text",))
-    next(path.glob("*.parquet")).unlink()
-    with pytest.raises(UserError, match="was the table vacuumed"):
-        read_source(f"delta:{path}", ("text",))
 
 
 # --- Iceberg ------------------------------------------------------------------------------------------------------
