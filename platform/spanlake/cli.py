@@ -144,6 +144,11 @@ def _add_package(commands: _Commands) -> None:
     export = actions.add_parser("export", help="write a package in the form that the gliner library loads")
     export.add_argument("model")
     export.add_argument("directory", type=Path, help="where to write the checkpoint")
+    export.add_argument(
+        "--whitespace-words",
+        action="store_true",
+        help="export a model with the splitter unicode too, though gliner cuts words only at whitespace and signs",
+    )
     export.set_defaults(run=_package_export)
 
 
@@ -177,7 +182,7 @@ def _package_export(args: argparse.Namespace) -> int:
 
     refuse_existing(args.directory)
     package = open_package(args.model)
-    write_gliner(args.directory, package.model, package.tokenizer.backend)
+    write_gliner(args.directory, package.model, package.tokenizer.backend, whitespace_words=args.whitespace_words)
     print(f"{args.directory} holds the checkpoint; GLiNER.from_pretrained reads it.")
     return 0
 

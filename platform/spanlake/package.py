@@ -69,12 +69,14 @@ class Package:
 
 
 def prompt_tokenizer(tokenizer: Tokenizer, config: ModelConfig) -> PromptTokenizer:
+    """Raises `PackageError` and `UserError` as `PromptTokenizer` does."""
     return PromptTokenizer(
         tokenizer,
         entity_token=config.entity_token,
         separator_token=config.separator_token,
         entity_token_id=config.entity_token_id,
         type_vector_at_entity_token=config.type_vector_at_entity_token,
+        splitter=config.splitter,
     )
 
 

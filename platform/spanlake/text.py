@@ -22,15 +22,15 @@ _JOINING = regex.compile(
 )
 
 
-def _codes(characters: str) -> NDArray[np.uint32]:
+def code_points(characters: str) -> NDArray[np.uint32]:
     """Returns the code points of a string, surrogates included."""
     return np.frombuffer(characters.encode("utf-32-le", "surrogatepass"), dtype="<u4")
 
 
-_SPACED_ENDERS = _codes(".!?…‼⁇⁈⁉؟۔।॥።၊။។՞։")  # end a sentence when whitespace follows
-_UNSPACED_ENDERS = _codes("。！？｡．")  # end a sentence in any case: these scripts have no spaces
-_CLOSERS = _codes("\"'”’»›)]}」』）】》〉］｝〕｣")
-_LINE_BREAKS = _codes("\n\r\v\f\x1c\x1d\x1e\x85\u2028\u2029")  # where str.splitlines() cuts
+_SPACED_ENDERS = code_points(".!?…‼⁇⁈⁉؟۔।॥።၊။។՞։")  # end a sentence when whitespace follows
+_UNSPACED_ENDERS = code_points("。！？｡．")  # end a sentence in any case: these scripts have no spaces
+_CLOSERS = code_points("\"'”’»›)]}」』）】》〉］｝〕｣")
+_LINE_BREAKS = code_points("\n\r\v\f\x1c\x1d\x1e\x85\u2028\u2029")  # where str.splitlines() cuts
 
 
 def word_offsets(text: str) -> IntArray:
@@ -43,17 +43,27 @@ def word_offsets(text: str) -> IntArray:
     return flat.reshape(-1, 2)
 
 
+def cluster_edges(text: str) -> IntArray | None:
+    """Returns where each grapheme cluster of a text ends (UAX 29), int64; None if every code point is a cluster.
+
+    In the second case, a line break of two code points is still one cluster.
+    """
+    if text.isascii() or not _JOINING.search(text):
+        return None
+    return np.fromiter((cluster.end() for cluster in _CLUSTER.finditer(text)), dtype=np.int64)
+
+
 def whole_characters(text: str, offsets: IntArray) -> IntArray:
     """Moves the edges of words outwards to those of grapheme clusters, the characters that a reader sees (UAX 29).
 
-    offsets: [W, 2] as word_offsets(text) returns them, where a combining mark is a word.
+    offsets: [W, 2] as a splitter returns them. To some splitters, a combining mark is a word.
 
     Returns int64 [W, 2], in which words that share a cluster overlap. Returns `offsets` itself where no word begins or
     ends inside a cluster.
     """
-    if text.isascii() or not _JOINING.search(text):
+    ends = cluster_edges(text)
+    if ends is None:
         return offsets
-    ends = np.fromiter((cluster.end() for cluster in _CLUSTER.finditer(text)), dtype=np.int64)
     starts = np.concatenate(([0], ends[:-1]))
     first = starts[np.searchsorted(starts, offsets[:, 0], side="right") - 1]
     stop = ends[np.searchsorted(ends, offsets[:, 1])]
@@ -80,12 +90,12 @@ def sentence_starts(text: str, offsets: IntArray) -> BoolArray:
     A sentence begins at the first word and after a line break. It also begins after sentence-ending punctuation, with
     any closing quotes and brackets, where whitespace follows. Chinese and Japanese full stops need no whitespace.
 
-    offsets: [W, 2] as word_offsets(text) returns them.
+    offsets: [W, 2] as a splitter returns them.
     """
     count = len(offsets)
     if count == 0:
         return np.zeros(0, dtype=np.bool_)
-    codes = _codes(text)
+    codes = code_points(text)
     first, stop = offsets[:, 0], offsets[:, 1]
     sign = np.where(stop - first == 1, codes[first], 0)  # punctuation is always a word of one character
     closer = np.isin(sign, _CLOSERS)

@@ -125,7 +125,7 @@ REFUSED = {
     "relations_layer": ["biaffine"],
     "span_encoder_config": [{"model_type": "rnn"}],
     "precomputed_prompts_mode": [True],
-    "words_splitter_type": ["spacy"],
+    "words_splitter_type": ["unicode", "no such splitter"],
     "num_rnn_layers": [2],
     "model_type": ["gliner_bi_encoder_span", "gliner_streaming_span"],
     "hidden_size": ["512", 0],

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 
 import pytest
 import torch
@@ -101,3 +102,21 @@ def test_a_place_that_cannot_be_written_is_named(deberta, workshop, tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(PackageError, match="file/checkpoint cannot be written"):
         write_gliner(tmp_path / "file" / "checkpoint", package.model, package.tokenizer.backend)
+
+
+def test_a_splitter_of_the_library_is_read_and_written(deberta, changed, tmp_path):
+    """Any of the library's splitters, whether it is installed or not."""
+    model, tokenizer = read_gliner(changed(deberta.directory, words_splitter_type="janome"))
+    assert model.config.splitter == "janome"
+    write_gliner(tmp_path / "written", model, tokenizer)
+    assert json.loads((tmp_path / "written" / "gliner_config.json").read_text())["words_splitter_type"] == "janome"
+
+
+def test_the_splitter_unicode_is_written_only_on_demand(deberta, workshop, tmp_path):
+    package = workshop.ours(deberta.directory).package
+    model = SpanModel(replace(package.config, splitter="unicode"))
+    with pytest.raises(PackageError, match=r"the splitter 'unicode', which the gliner library does not have; .*\."):
+        write_gliner(tmp_path / "none", model, package.tokenizer.backend)
+    assert not (tmp_path / "none").exists()
+    write_gliner(tmp_path / "written", model, package.tokenizer.backend, whitespace_words=True)
+    assert json.loads((tmp_path / "written" / "gliner_config.json").read_text())["words_splitter_type"] == "whitespace"

@@ -16,7 +16,7 @@ SOURCE_ROOT = ROOT / "platform"
 LAYERS = (
     ("errors",),
     ("text", "decoding", "storage", "calibration"),
-    ("labels", "redaction", "rules"),
+    ("labels", "redaction", "rules", "splitters"),
     ("modeling", "client", "options"),
     ("package",),
     ("inference", "data"),

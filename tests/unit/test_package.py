@@ -20,8 +20,8 @@ from moto.server import ThreadedMotoServer
 from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer
 
-from spanlake import Extractor, package
-from spanlake.errors import PackageError
+from spanlake import Entity, Extractor, package
+from spanlake.errors import PackageError, UserError
 from spanlake.modeling.model import SpanModel, unfilled_model
 from spanlake.package import Package, load_package, open_package, repack, save_package
 
@@ -465,3 +465,34 @@ def test_a_package_in_object_storage(tiny_model_dir: Path, tiny: Package, monkey
         assert "s3://models/a/none" in refusal(open_package, "s3://models/a/none" + where)
     finally:
         server.stop()
+
+
+# --- the splitter -----------------------------------------------------------------------------------------------------
+
+
+def test_the_splitter_is_part_of_the_fingerprint_and_of_what_is_found(tiny: Package, tmp_path: Path):
+    assert "splitter" not in tiny.config.to_dict()  # so that packages of before keep their fingerprints
+    model = SpanModel(replace(tiny.config, splitter="unicode"))
+    model.load_state_dict(tiny.model.state_dict())
+    fingerprint = save(tmp_path / "unicode", tiny, model=model)
+    assert fingerprint != tiny.fingerprint
+    loaded = load_package(tmp_path / "unicode")
+    assert loaded.config.splitter == loaded.tokenizer.splitter == "unicode"
+    text = "田中さんはパリに行きました"
+    words = {(word.start, word.end) for word in found_words(tmp_path / "unicode", text)}
+    assert (text.index("パリ"), text.index("パリ") + 2) in words
+
+
+def found_words(directory: Path, text: str) -> list[Entity]:
+    with Extractor.load(str(directory), device="cpu", precision="float32") as extractor:
+        return extractor.extract([text], ["person", "place"], threshold=0.0, nested=True, multi_label=True)[0]
+
+
+def test_a_splitter_that_is_unknown_or_not_installed_is_named(copy: Path, monkeypatch: pytest.MonkeyPatch):
+    manifest = json.loads((copy / "spanlake.json").read_text())
+    for splitter, says in (("thai", "'thai' is unknown"), ("stanza", "run `pip install stanza langdetect`")):
+        edit_manifest(copy, architecture={**manifest["architecture"], "splitter": splitter})
+        reseal(copy)
+        monkeypatch.setitem(sys.modules, "stanza", None)
+        with pytest.raises(UserError, match=says):
+            load_package(copy)

@@ -6,6 +6,7 @@ from dataclasses import asdict, dataclass, fields
 from typing import Any, Literal, get_args
 
 from spanlake.errors import PackageError, shown
+from spanlake.splitters.find import SPLITTERS
 
 SpanHeadKind = Literal["paper", "marker_v0", "marker"]
 
@@ -34,11 +35,16 @@ class ModelConfig:
     max_words: int = 384  # words in one window
     max_labels: int | None = 25  # labels in one prompt; None: as many as fit
     type_vector_at_entity_token: bool = True  # otherwise at the token that follows it
+    splitter: str = "gliner"  # cuts texts into words; a name of spanlake.splitters
 
     def __post_init__(self) -> None:
         if self.span_head not in get_args(SpanHeadKind):
             allowed = ", ".join(get_args(SpanHeadKind))
             raise PackageError(f"The span head {shown(self.span_head)} is unknown; this version reads {allowed}.")
+        if self.splitter not in SPLITTERS:
+            raise PackageError(
+                f"The splitter {shown(self.splitter)} is unknown; this version has {', '.join(SPLITTERS)}."
+            )
         for name, kind in (("encoder", dict), ("entity_token", str), ("separator_token", str)):
             if not isinstance(getattr(self, name), kind):
                 raise PackageError(f"The model's {name} is {shown(getattr(self, name))}; it must be a {kind.__name__}.")
@@ -75,7 +81,14 @@ class ModelConfig:
         return deberta and not self.encoder.get("position_biased_input", True)
 
     def to_dict(self) -> dict[str, Any]:
-        return asdict(self)
+        """Returns the values, which a fingerprint is made of.
+
+        The splitter `gliner` is left out, because packages without that value have it: their fingerprints hold.
+        """
+        values = asdict(self)
+        if self.splitter == "gliner":
+            del values["splitter"]
+        return values
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> ModelConfig:

@@ -15,7 +15,8 @@ import numpy as np
 from spanlake.modeling.config import ModelConfig
 from spanlake.modeling.tokens import PromptTokenizer
 from spanlake.modeling.words import Words
-from spanlake.text import BoolArray, IntArray, Window, plan_windows, replace_surrogates, sentence_starts, word_offsets
+from spanlake.splitters.find import find_splitter
+from spanlake.text import BoolArray, IntArray, Window, plan_windows, replace_surrogates, sentence_starts
 
 # Neighbouring windows overlap by the widest span and this many more words, which give context.
 _CONTEXT = 20
@@ -57,7 +58,7 @@ def cut_text(text: str, tokenizer: PromptTokenizer) -> CutText:
 
     It leaves out words that the tokenizer cannot see, such as a zero-width character.
     """
-    offsets = word_offsets(text)
+    offsets = find_splitter(tokenizer.splitter)(text)
     readable = replace_surrogates(text)
     words = tokenizer.words([readable[start:end] for start, end in offsets.tolist()])
     return CutText(text, offsets[words.lengths > 0], words.without_empty())

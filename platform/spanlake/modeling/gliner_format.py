@@ -28,6 +28,7 @@ from spanlake.modeling.model import SpanModel, encoder_config, encoder_values, u
 from spanlake.modeling.pretrained import pretrained_tokenizer
 from spanlake.modeling.tokens import unknown_token
 from spanlake.modeling.weights import load_weights
+from spanlake.splitters.libraries import LIBRARIES
 
 CONFIG = "gliner_config.json"
 WEIGHTS = "model.safetensors"
@@ -35,6 +36,7 @@ OLD_WEIGHTS = "pytorch_model.bin"
 TOKENIZER = "tokenizer.json"
 TOKENIZER_CONFIG = "tokenizer_config.json"
 
+_SPLITTERS = {"whitespace": "gliner"}  # other names are the same in both libraries
 _SPAN_MODES: dict[str, SpanHeadKind] = {"markerV0": "marker_v0", "marker": "marker"}
 
 # The values of settings that a checkpoint leaves out. A null in a checkpoint counts as left out.
@@ -50,6 +52,7 @@ _DEFAULTS: dict[str, Any] = {
     "class_token_index": -1,
     "vocab_size": -1,
     "embed_ent_token": True,
+    "words_splitter_type": "whitespace",
 }
 
 # Settings that change what a checkpoint computes, and their values for the architecture of this module. All other
@@ -58,7 +61,7 @@ _SUPPORTED: dict[str, tuple[Any, ...]] = {
     "model_type": (None, "gliner", "gliner_base", "gliner_uni_encoder", "gliner_uni_encoder_span"),
     "span_mode": tuple(_SPAN_MODES),
     "subtoken_pooling": (None, "first"),
-    "words_splitter_type": (None, "whitespace"),
+    "words_splitter_type": ("whitespace", *LIBRARIES),
     "fuse_layers": (None, False),
     "labels_encoder": (None,),
     "labels_decoder": (None,),
@@ -122,6 +125,7 @@ def read_gliner(directory: Path) -> tuple[SpanModel, Tokenizer]:
         max_words=settings["max_len"],
         max_labels=None,  # the published models read every label in one prompt
         type_vector_at_entity_token=settings["embed_ent_token"],
+        splitter=_SPLITTERS.get(settings["words_splitter_type"], settings["words_splitter_type"]),
     )
     model = unfilled_model(config)
     _check_vocabulary(model, tokenizer, tensors, directory)
@@ -129,11 +133,14 @@ def read_gliner(directory: Path) -> tuple[SpanModel, Tokenizer]:
     return model, tokenizer
 
 
-def write_gliner(directory: Path, model: SpanModel, tokenizer: Tokenizer) -> None:
+def write_gliner(directory: Path, model: SpanModel, tokenizer: Tokenizer, *, whitespace_words: bool = False) -> None:
     """Writes `model` into `directory` in the gliner library's format, complete, so that it loads without a network.
 
-    Raises `PackageError` for the `paper` head, which that format does not have, and for a directory that is not empty
-    or cannot be written.
+    That format has no splitter `unicode`. A model with it is written only if `whitespace_words` is true; the gliner
+    library then cuts other words than the model was trained on.
+
+    Raises `PackageError` for the splitter `unicode` otherwise, for the `paper` head, which that format does not have,
+    and for a directory that is not empty or cannot be written.
     """
     directory = Path(directory)
     config = model.config
@@ -142,6 +149,12 @@ def write_gliner(directory: Path, model: SpanModel, tokenizer: Tokenizer) -> Non
         raise PackageError(
             f"The span head {config.span_head!r} has no published form; only {' and '.join(_SPAN_MODES.values())} have "
             "one, so train with one of them or keep the model as a package."
+        )
+    if config.splitter == "unicode" and not whitespace_words:
+        raise PackageError(
+            "The model cuts words with the splitter 'unicode', which the gliner library does not have; keep it as a "
+            "package, or export it with --whitespace-words: gliner then finds nothing inside a clause of a script "
+            "without spaces, and other entities around hyphens, numbers and combining marks."
         )
     settings = {
         "model_type": "gliner_uni_encoder_span",
@@ -160,7 +173,7 @@ def write_gliner(directory: Path, model: SpanModel, tokenizer: Tokenizer) -> Non
         "vocab_size": config.encoder["vocab_size"],
         "embed_ent_token": config.type_vector_at_entity_token,
         "subtoken_pooling": "first",
-        "words_splitter_type": "whitespace",
+        "words_splitter_type": "whitespace" if config.splitter in ("gliner", "unicode") else config.splitter,
     }
     names = _gliner_names(model)
     tensors = {names[key]: tensor.detach().cpu().float().contiguous() for key, tensor in model.state_dict().items()}

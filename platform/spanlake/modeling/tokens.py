@@ -18,6 +18,7 @@ from tokenizers import Tokenizer
 
 from spanlake.errors import PackageError, UserError, shown
 from spanlake.modeling.words import Words
+from spanlake.splitters.find import find_splitter
 
 # The cache of cut words. It leaves out longer words, which are rare and could fill the memory.
 _CACHED_WORDS = 200_000
@@ -65,8 +66,14 @@ class PromptTokenizer:
         separator_token: str,
         entity_token_id: int,
         type_vector_at_entity_token: bool = True,
+        splitter: str = "gliner",
     ) -> None:
-        """Takes over `tokenizer`. Raises `PackageError` where it does not hold the prompt's two tokens."""
+        """Takes over `tokenizer`. `splitter` is the name of what cuts texts into words.
+
+        Raises `PackageError` where `tokenizer` does not hold the prompt's two tokens, and `UserError` where the
+        splitter's library is not installed.
+        """
+        find_splitter(splitter)
         tokenizer.no_truncation()
         tokenizer.no_padding()
         separator_id = tokenizer.token_to_id(separator_token)
@@ -77,6 +84,7 @@ class PromptTokenizer:
                 f"{separator_id}; the model expects {entity_token_id} for the first and some number for the second."
             )
         self.backend = tokenizer
+        self.splitter = splitter
         self._entity_id = entity_token_id
         self._separator_id = separator_id
         self._vector_offset = 0 if type_vector_at_entity_token else 1

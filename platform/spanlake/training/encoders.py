@@ -56,6 +56,7 @@ def model_config(section: ModelSection, encoder: PretrainedConfig, tokenizer: To
         max_words=section.max_words,
         lstm=section.lstm,
         dropout=section.dropout,
+        splitter=section.splitter,
     )
 
 

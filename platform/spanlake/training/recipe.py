@@ -14,6 +14,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationEr
 from spanlake.data.sampling import Sampling, Share
 from spanlake.errors import UserError, one_line, shown
 from spanlake.modeling.config import SpanHeadKind
+from spanlake.splitters.find import SplitterName
 
 
 class _Section(BaseModel):
@@ -49,6 +50,7 @@ class ModelSection(_Section):
     max_width: int = Field(default=12, ge=1, le=1000, description="K, words")
     max_words: int = Field(default=384, ge=2, description="in one window; longer texts are read in several")
     lstm: bool = False
+    splitter: SplitterName = Field(default="unicode", description="what cuts texts into words")
     dropout: float = Field(default=0.4, ge=0, le=0.99, description="within the head")
     encoder_dropout: float = Field(default=0.1, ge=0, le=0.99)
 
