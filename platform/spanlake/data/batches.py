@@ -11,14 +11,13 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from spanlake.data.examples import Example
+from spanlake.data.examples import Example, edges_of_words
 from spanlake.data.sampling import SetTypes, Types, sample_levels, sample_types
 from spanlake.errors import UserError, shown
 from spanlake.modeling.config import ModelConfig
 from spanlake.modeling.cutting import cut_text
 from spanlake.modeling.tokens import Batch, Prompt, PromptTokenizer
 from spanlake.modeling.words import Words
-from spanlake.text import whole_characters
 
 # The share of a window that is reserved for the prompt. A text that fills less of the window leaves more.
 _PROMPT_SHARE = 0.25
@@ -54,9 +53,7 @@ def tokenize(
     A mention that begins or ends inside a word, or is wider than the widest span, is left out.
     """
     cut = cut_text(example.text, tokenizer)
-    starts, ends = whole_characters(example.text, cut.offsets).T.tolist()  # as for extracted entities
-    first = {start: place for place, start in reversed([*enumerate(starts)])}
-    last = {end: place for place, end in enumerate(ends)}
+    first, last = edges_of_words(example.text, cut.offsets)
     spans: list[tuple[int, int, Types]] = []
     unplaced = set[str]()
     for mention in example.mentions:

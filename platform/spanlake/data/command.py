@@ -39,6 +39,12 @@ def add_commands(subparsers: "argparse._SubParsersAction[Any]") -> None:
         "--max-width", type=int, default=12, metavar="K", help="words in the longest span (default: 12)"
     )
     prepare.add_argument(
+        "--splitter",
+        default="gliner",
+        metavar="NAME",
+        help="what cuts words: gliner, unicode (for every script) or another that models have (default: gliner)",
+    )
+    prepare.add_argument(
         "--max-bad-rate",
         type=float,
         default=0.01,
@@ -63,6 +69,7 @@ def _prepare(args: argparse.Namespace) -> int:
         max_width=args.max_width,
         max_bad_rate=args.max_bad_rate,
         renamed=dict(map(_renaming, args.rename)),
+        splitter=args.splitter,
     )
     if args.json:
         print(json.dumps(statistics))

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from spanlake.errors import UserError, one_line, shown
-from spanlake.text import sentence_starts, word_offsets
+from spanlake.text import IntArray, sentence_starts, whole_characters, word_offsets
 
 _SHORTEST_SENTENCE = 3  # words
 
@@ -128,6 +128,16 @@ def _part(example: Example, start: int, end: int) -> Example:
         example.negatives,
         tuple(sorted({*example.elsewhere, *named} - here)),
     )
+
+
+def edges_of_words(text: str, offsets: IntArray) -> tuple[dict[int, int], dict[int, int]]:
+    """Returns the word that begins at each place of a text where one does, and the word that ends there.
+
+    offsets: [W, 2], the words. Words that share a character are edges of an entity only together, as in extraction.
+    """
+    starts, ends = whole_characters(text, offsets).T.tolist()
+    first = {start: word for word, start in reversed([*enumerate(starts)])}
+    return first, {end: word for word, end in enumerate(ends)}
 
 
 def read_sentences(path: Path) -> list[Example]:

@@ -8,13 +8,14 @@ from collections import Counter
 from collections.abc import Iterable, Iterator
 
 from spanlake.data.examples import Mention
+from spanlake.splitters.find import Splitter
 from spanlake.text import word_offsets
 
 
 def find_mentions(
-    text: str, wanted: Iterable[tuple[str, str]], *, nested: bool = False
+    text: str, wanted: Iterable[tuple[str, str]], *, nested: bool = False, split: Splitter = word_offsets
 ) -> tuple[tuple[Mention, ...], Counter[str]]:
-    """Returns all places at word boundaries where one of the `wanted` pairs (label, string) occurs.
+    """Returns all places at boundaries of the words of `split` where one of the `wanted` pairs (label, string) occurs.
 
     It looks for a string in its own case first. If the string does not occur in that case, it ignores case. A run of
     whitespace in the string matches any run of whitespace. Where places overlap, the longest stays, then the first. One
@@ -23,7 +24,7 @@ def find_mentions(
     Returns the mentions in order of the text, and counts what it dropped: strings that are `empty`, `not_found`, or
     found only `inside_a_word`, and places that were `overlapping` longer ones.
     """
-    offsets = word_offsets(text)
+    offsets = split(text)
     starts, ends = {*offsets[:, 0].tolist()}, {*offsets[:, 1].tolist()}
     dropped = Counter[str]()
     places: set[tuple[int, int, str]] = set()

@@ -18,6 +18,7 @@ from spanlake.data.readers import BadRecord, files_in, read_source
 from spanlake.data.records import Format
 from spanlake.data.statistics import SourceStatistics
 from spanlake.errors import UserError, one_line, shown
+from spanlake.splitters.find import Splitter, find_splitter
 from spanlake.storage import Place
 from spanlake.text import replace_surrogates
 
@@ -36,14 +37,16 @@ def prepare(
     max_width: int = 12,
     max_bad_rate: float = 0.01,
     renamed: Mapping[str, str] | None = None,
+    splitter: str = "gliner",
 ) -> dict[str, Any]:
     """Writes the sources to a directory, and returns its statistics.
 
-    The statistics count mentions wider than `max_width` words. These mentions are kept, so that scores count them as
-    missed. `renamed` maps labels to their new names. A directory with the same preparation stays as it is.
+    The statistics count mentions wider than `max_width` words of `splitter`. These mentions are kept, so that scores
+    count them as missed. Mentions that are given as strings are found at the edges of these words. `renamed` maps
+    labels to their new names. A directory with the same preparation stays as it is.
 
     Raises `UserError` for a source that cannot be read, for a source with a larger share of bad records than
-    `max_bad_rate`, and for a directory with other content.
+    `max_bad_rate`, for a directory with other content, and for a splitter that is unknown or not installed.
     """
     if not sources:
         raise UserError("There are no sources; give files, directories or Hub ids.")
@@ -51,6 +54,7 @@ def prepare(
         raise UserError(
             f"max_width is {max_width} and max_bad_rate {max_bad_rate}; give at least 1 and a number from 0 to 1."
         )
+    find_splitter(splitter)
     renamed = dict(renamed or {})
     request = {
         "format_version": FORMAT_VERSION,
@@ -58,6 +62,7 @@ def prepare(
         "format": form,
         "max_width": max_width,
         "renamed": renamed,
+        "splitter": splitter,
     }
     finished = _prepared_before(place, request)
     if finished is not None:
@@ -67,7 +72,7 @@ def prepare(
         place.filesystem.create_dir(place.path, recursive=True)
         place.write(_UNFINISHED, _json(request))
         found = [
-            _write_source(place, name, source, form, max_width, max_bad_rate, renamed)
+            _write_source(place, name, source, form, max_width, max_bad_rate, renamed, splitter)
             for name, source in zip(names, sources, strict=True)
         ]
         statistics = _summary(found, request)
@@ -86,12 +91,13 @@ def _write_source(
     max_width: int,
     max_bad_rate: float,
     renamed: Mapping[str, str],
+    splitter: str,
 ) -> SourceStatistics:
     statistics = SourceStatistics(name, source)
     if Path(source).is_dir():
         statistics.files_not_read = [str(file) for file in files_in(Path(source))[1]]
-    outcomes = read_source(source, form)
-    rows = _rows(outcomes, statistics, max_width, max_bad_rate, renamed)
+    outcomes = read_source(source, form, splitter)
+    rows = _rows(outcomes, statistics, max_width, max_bad_rate, renamed, find_splitter(splitter))
     number, ended = 0, False
     while not ended:
         path = place.child(f"{name}-{number:05d}.parquet")
@@ -116,6 +122,7 @@ def _rows(
     max_width: int,
     max_bad_rate: float,
     renamed: Mapping[str, str],
+    split: Splitter,
 ) -> Iterator[dict[str, Any]]:
     """Yields the rows of one source, and counts them."""
     for outcome in outcomes:
@@ -127,7 +134,7 @@ def _rows(
                 _judge(statistics, max_bad_rate)
             continue
         example = _clean(outcome.example, renamed)
-        statistics.add(example, max_width)
+        statistics.add(example, max_width, split)
         statistics.dropped.update(outcome.dropped)
         mentions = [{"start": m.start, "end": m.end, "types": list(m.types)} for m in example.mentions]
         yield {
@@ -220,7 +227,7 @@ def _prepared_before(place: Place, request: Mapping[str, Any]) -> dict[str, Any]
     statistics = read_statistics(place) if STATISTICS in names else None
     if statistics is None:
         raise UserError(f"The directory {place.uri} has other content ({sorted(names)[0]}); give a new directory.")
-    before = statistics["request"]
+    before = {"splitter": "gliner", **statistics["request"]}  # older preparations do not name it
     different = [key for key in request if before.get(key) != request[key] and key != "format_version"]
     if different:
         raise UserError(

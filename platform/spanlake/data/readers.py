@@ -11,14 +11,14 @@ import gzip
 import json
 import re
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import IO, Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from spanlake.data.records import TAG_COLUMNS, Format, NoExample, Parsed, parse_record
+from spanlake.data.records import TAG_COLUMNS, Format, NoExample, Parsed, Reading, parse_record
 from spanlake.data.tags import read_tag_lines
 from spanlake.errors import UserError, one_line
 
@@ -36,20 +36,22 @@ class BadRecord:
     reason: str
 
 
-def read_source(source: str, form: Format = "auto") -> Iterator[Parsed | BadRecord]:
+def read_source(source: str, form: Format = "auto", splitter: str = "gliner") -> Iterator[Parsed | BadRecord]:
     """Yields the content of each record in `source`, in order.
 
     `source` is a file, a directory of files, a directory written by `datasets`, or the Hub id of a data set. The last
-    two take `:SPLIT` for another split than `train`.
+    two take `:SPLIT` for another split than `train`. Mentions that are given as strings are found at the edges of the
+    words of `splitter`.
 
     Raises `UserError` for a source that cannot be read at all.
     """
+    reading = Reading(form, splitter)
     path = Path(source)
     name, _, split = source.rpartition(":")
     if path.is_file():
-        yield from _read_file(path, form)
+        yield from _read_file(path, reading)
     elif is_saved(path):
-        yield from _read_saved(path, "train", form)
+        yield from _read_saved(path, "train", reading)
     elif path.is_dir():
         readable, _ = files_in(path)
         if not readable:
@@ -57,11 +59,11 @@ def read_source(source: str, form: Format = "auto") -> Iterator[Parsed | BadReco
                 f"The directory {source} has no file whose name ends in {', '.join((*_JSON, *_PARQUET, *_TAG_LINES))}."
             )
         for file in readable:
-            yield from _read_file(file, form)
+            yield from _read_file(file, reading)
     elif name and is_saved(Path(name)):
-        yield from _read_saved(Path(name), split, form)
+        yield from _read_saved(Path(name), split, reading)
     elif _HUB_ID.fullmatch(name or source) and not _kind(path) and not path.parent.is_dir():
-        yield from _read_hub(name or source, split if name else "train", form)
+        yield from _read_hub(name or source, split if name else "train", reading)
     else:
         raise UserError(f"There is no file or directory {source!r}; give one, or a Hub id such as owner/name.")
 
@@ -84,7 +86,7 @@ def _kind(path: Path) -> str:
 # --- files -----------------------------------------------------------------------------------------------------------
 
 
-def _read_file(path: Path, form: Format) -> Iterator[Parsed | BadRecord]:
+def _read_file(path: Path, reading: Reading) -> Iterator[Parsed | BadRecord]:
     kind = _kind(path)
     try:
         if kind in _PARQUET:
@@ -96,16 +98,16 @@ def _read_file(path: Path, form: Format) -> Iterator[Parsed | BadRecord]:
         else:
             raise UserError(f"The file {path} does not end in one of {', '.join((*_JSON, *_PARQUET, *_TAG_LINES))}.")
         for where, record in records:
-            yield _outcome(f"{path}, {where}", record, form)
+            yield _outcome(f"{path}, {where}", record, reading)
     except (OSError, EOFError, UnicodeDecodeError, pa.ArrowException) as error:
         raise UserError(f"The file {path} cannot be read ({one_line(error)}).") from error
 
 
-def _outcome(where: str, record: Any, form: Format, tag_names: Iterable[str] = ()) -> Parsed | BadRecord:
+def _outcome(where: str, record: Any, reading: Reading, tag_names: Iterable[str] = ()) -> Parsed | BadRecord:
     if isinstance(record, NoExample):
         return BadRecord(where, str(record))
     try:
-        return parse_record(record, form, tuple(tag_names))
+        return parse_record(record, replace(reading, tag_names=tuple(tag_names)))
     except NoExample as error:
         return BadRecord(where, str(error))
 
@@ -187,7 +189,7 @@ def is_saved(path: Path) -> bool:
     return any((path / name).is_file() for name in ("dataset_dict.json", "state.json"))
 
 
-def _read_saved(path: Path, split: str, form: Format) -> Iterator[Parsed | BadRecord]:
+def _read_saved(path: Path, split: str, reading: Reading) -> Iterator[Parsed | BadRecord]:
     datasets = _library()
     try:
         saved = datasets.load_from_disk(str(path))
@@ -197,10 +199,10 @@ def _read_saved(path: Path, split: str, form: Format) -> Iterator[Parsed | BadRe
         if split not in saved:
             raise UserError(f"The data set in {path} has no split {split!r}; it has {', '.join(saved)}.")
         saved = saved[split]
-    yield from _rows(saved, f"{path}:{split}", form)
+    yield from _rows(saved, f"{path}:{split}", reading)
 
 
-def _read_hub(name: str, split: str, form: Format) -> Iterator[Parsed | BadRecord]:
+def _read_hub(name: str, split: str, reading: Reading) -> Iterator[Parsed | BadRecord]:
     datasets = _library()
     try:
         loaded = datasets.load_dataset(name, split=split)
@@ -209,7 +211,7 @@ def _read_hub(name: str, split: str, form: Format) -> Iterator[Parsed | BadRecor
             f"There is no file or directory {name!r}, and the Hugging Face Hub did not give a data set of that name "
             f"and split {split!r} ({one_line(error)}); without a network, fetch its files and give their paths."
         ) from error
-    yield from _rows(loaded, f"{name}:{split}", form)
+    yield from _rows(loaded, f"{name}:{split}", reading)
 
 
 def _library() -> Any:
@@ -220,9 +222,9 @@ def _library() -> Any:
     return datasets
 
 
-def _rows(dataset: Any, where: str, form: Format) -> Iterator[Parsed | BadRecord]:
+def _rows(dataset: Any, where: str, reading: Reading) -> Iterator[Parsed | BadRecord]:
     column = next((name for name in TAG_COLUMNS if name in dataset.features), None)
     feature = dataset.features[column] if column else None
     names = getattr(getattr(feature, "feature", None), "names", ())
     for number, row in enumerate(dataset, 1):
-        yield _outcome(f"{where}, row {number}", row, form, names)
+        yield _outcome(f"{where}, row {number}", row, reading, names)

@@ -25,6 +25,7 @@ from spanlake.data.examples import Example, checked_label, checked_mention, exam
 from spanlake.data.mentions import find_mentions
 from spanlake.data.tags import check_tags, spans_of_tags
 from spanlake.errors import one_line, shown
+from spanlake.splitters.find import find_splitter
 
 Format = Literal["auto", "conversations", "gliner", "tagged", "spans", "sentences", "prepared"]
 
@@ -45,20 +46,29 @@ class Parsed:
     dropped: Counter[str] = field(default_factory=Counter)  # mentions without a place in the text, by reason
 
 
-def parse_record(record: Any, form: Format = "auto", tag_names: Sequence[str] = ()) -> Parsed:
-    """Returns the annotated text of a record. `tag_names` are the names of tags that are numbers.
+@dataclass(frozen=True)
+class Reading:
+    """How records are read."""
 
-    Raises `NoExample` for a record in a format other than `form`, or in an unknown format.
+    form: Format = "auto"
+    splitter: str = "gliner"  # mentions that are given as strings are found at the edges of its words
+    tag_names: tuple[str, ...] = ()  # the names of tags that are numbers
+
+
+def parse_record(record: Any, reading: Reading = Reading()) -> Parsed:  # noqa: B008 (it is frozen)
+    """Returns the annotated text of a record.
+
+    Raises `NoExample` for a record in another format than `reading` asks for, or in an unknown format.
     """
     if not isinstance(record, Mapping):
         raise NoExample(f"it is a {type(record).__name__}, not an object with keys")
     found = _form_of(record)
     if found is None:
         raise NoExample(f"its keys {shown(sorted(map(str, record)))} do not match any format: it has no mentions")
-    if form not in ("auto", found):
-        raise NoExample(f"it has the format {found}, not {form}")
+    if reading.form not in ("auto", found):
+        raise NoExample(f"it has the format {found}, not {reading.form}")
     try:
-        parsed = _PARSERS[found](record, tag_names)
+        parsed = _PARSERS[found](record, reading)
     except (KeyError, TypeError, ValueError, IndexError, AttributeError) as error:
         kind = "" if type(error) is ValueError else f"{type(error).__name__}: "
         raise NoExample(kind + one_line(error)) from error
@@ -83,7 +93,7 @@ def _column(record: Mapping[str, Any], names: Sequence[str]) -> str | None:
     return next((name for name in names if name in record), None)
 
 
-def _conversation(record: Mapping[str, Any], _: Sequence[str]) -> Parsed:
+def _conversation(record: Mapping[str, Any], reading: Reading) -> Parsed:
     turns = record["conversations"]
     values = [turn["value"] for turn in turns]
     if [turn["from"] for turn in turns] != ["human", "gpt"] * (len(turns) // 2) or not turns:
@@ -103,16 +113,16 @@ def _conversation(record: Mapping[str, Any], _: Sequence[str]) -> Parsed:
         wanted += [(label, string) for string in strings]
         if not strings:
             negatives.append(label)
-    mentions, dropped = find_mentions(text, wanted)
+    mentions, dropped = find_mentions(text, wanted, split=find_splitter(reading.splitter))
     answered = {label for label, _ in wanted}
     return Parsed(Example(text, mentions, tuple(label for label in negatives if label not in answered)), dropped)
 
 
-def _gliner(record: Mapping[str, Any], _: Sequence[str]) -> Parsed:
+def _gliner(record: Mapping[str, Any], _: Reading) -> Parsed:
     return Parsed(example_of_words(record))
 
 
-def _tagged(record: Mapping[str, Any], tag_names: Sequence[str]) -> Parsed:
+def _tagged(record: Mapping[str, Any], reading: Reading) -> Parsed:
     words = list(record[_column(record, TOKEN_COLUMNS) or ""])
     tags = list(record[_column(record, TAG_COLUMNS) or ""])
     if len(words) != len(tags):
@@ -122,13 +132,13 @@ def _tagged(record: Mapping[str, Any], tag_names: Sequence[str]) -> Parsed:
         raise ValueError("its words have different numbers of tags")
     spans: dict[tuple[int, int, str], None] = {}
     for level in zip(*rows, strict=True):
-        names = [_tag_name(tag, tag_names) for tag in level]
+        names = [_tag_name(tag, reading.tag_names) for tag in level]
         check_tags(names)
         spans |= dict.fromkeys(spans_of_tags(names))
     return Parsed(example_of_words({"tokenized_text": words, "ner": spans}))
 
 
-def _spans(record: Mapping[str, Any], _: Sequence[str]) -> Parsed:
+def _spans(record: Mapping[str, Any], _: Reading) -> Parsed:
     spans = [(span["start"], span["end"] - 1, span["type"]) for span in record["entities"]]
     return Parsed(example_of_words({"tokenized_text": record[_column(record, TOKEN_COLUMNS) or ""], "ner": spans}))
 
@@ -145,11 +155,11 @@ def _tag_name(tag: Any, names: Sequence[str]) -> str:
     return names[tag]
 
 
-def _sentence(record: Mapping[str, Any], _: Sequence[str]) -> Parsed:
+def _sentence(record: Mapping[str, Any], _: Reading) -> Parsed:
     return Parsed(example_of_sentence(record))
 
 
-def _prepared(record: Mapping[str, Any], _: Sequence[str]) -> Parsed:
+def _prepared(record: Mapping[str, Any], _: Reading) -> Parsed:
     text = record["text"]
     if not isinstance(text, str):
         raise ValueError(f"its text is {shown(text)}")
@@ -170,7 +180,7 @@ def _parts(mention: Any) -> tuple[int, int, Any, Any]:
     return start, end, types, None
 
 
-_PARSERS: dict[str, Callable[[Mapping[str, Any], Sequence[str]], Parsed]] = {
+_PARSERS: dict[str, Callable[[Mapping[str, Any], Reading], Parsed]] = {
     "conversations": _conversation,
     "gliner": _gliner,
     "tagged": _tagged,

@@ -6,7 +6,8 @@ from collections import Counter
 from dataclasses import dataclass, field, fields
 from typing import Any
 
-from spanlake.data.examples import Example
+from spanlake.data.examples import Example, edges_of_words
+from spanlake.splitters.find import Splitter
 from spanlake.text import word_offsets
 
 
@@ -35,10 +36,10 @@ class SourceStatistics:
     def records(self) -> int:
         return self.examples + self.bad_records
 
-    def add(self, example: Example, max_width: int) -> None:
-        offsets = word_offsets(example.text)
-        first = {start: place for place, start in enumerate(offsets[:, 0].tolist())}
-        last = {end: place for place, end in enumerate(offsets[:, 1].tolist())}
+    def add(self, example: Example, max_width: int, split: Splitter = word_offsets) -> None:
+        """Counts a text, which `split` cuts into words."""
+        offsets = split(example.text)
+        first, last = edges_of_words(example.text, offsets)
         self.examples += 1
         self.mentions += len(example.mentions)
         self.examples_without_mentions += not example.mentions

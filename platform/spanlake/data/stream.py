@@ -12,7 +12,7 @@ import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from itertools import count
 from typing import TypeAlias
 
@@ -23,9 +23,11 @@ import pyarrow.parquet as pq
 from spanlake.data.batches import TokenizedExample, plan_epoch, tokenize
 from spanlake.data.examples import Example, mention_of, sentences_of
 from spanlake.data.prepared import examples_of, read_statistics
+from spanlake.data.statistics import SourceStatistics
 from spanlake.errors import UserError, one_line
 from spanlake.modeling.config import ModelConfig
 from spanlake.modeling.tokens import PromptTokenizer
+from spanlake.splitters.find import find_splitter
 from spanlake.storage import Place
 
 _POOL_ROWS = 4096
@@ -41,6 +43,8 @@ class PreparedSet:
     groups: tuple[tuple[str, int, int], ...]  # file, row group in it, rows
     types: Mapping[str, int]  # number of mentions of each type
     mention_widths: Mapping[int, int]  # width in words -> number of mentions
+    inside_words: int = 0  # mentions that begin or end inside a word
+    splitter: str = "gliner"  # which cut the words
 
     @property
     def rows(self) -> int:
@@ -63,6 +67,22 @@ class PreparedSet:
                     found += examples_of(files.row_group(file, group).take(wanted))
                 at += size
         return found
+
+    def counted_in(self, splitter: str) -> PreparedSet:
+        """Returns the set with its mentions counted in the words of this splitter. It reads every text if need be."""
+        if splitter == self.splitter:
+            return self
+        counts = SourceStatistics(self.name, self.place.uri)
+        with _Files(self.place) as files:
+            for file, group, _ in self.groups:
+                for example in examples_of(files.row_group(file, group)):
+                    counts.add(example, 1, find_splitter(splitter))
+        return replace(
+            self,
+            mention_widths=counts.mention_widths,
+            inside_words=counts.unusable["inside_a_word"],
+            splitter=splitter,
+        )
 
 
 def open_prepared(place: Place) -> list[PreparedSet]:
@@ -87,7 +107,15 @@ def open_prepared(place: Place) -> list[PreparedSet]:
     sets = []
     for source in statistics["sources"]:
         widths = {int(width): number for width, number in source["mention_widths"].items()}
-        prepared = PreparedSet(source["name"], place, tuple(groups.get(source["name"], ())), source["types"], widths)
+        prepared = PreparedSet(
+            source["name"],
+            place,
+            tuple(groups.get(source["name"], ())),
+            source["types"],
+            widths,
+            source["unusable"].get("inside_a_word", 0),
+            statistics["request"].get("splitter", "gliner"),
+        )
         if prepared.rows != source["examples"]:
             raise UserError(
                 f"The prepared data set {place.uri} lacks rows of {source['name']}: it has {prepared.rows} of "

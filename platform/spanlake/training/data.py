@@ -20,6 +20,7 @@ from spanlake.errors import UserError, one_line, shown
 from spanlake.modeling.config import ModelConfig
 from spanlake.modeling.tokens import PromptTokenizer
 from spanlake.storage import Place, locate
+from spanlake.training.encoders import words_of
 from spanlake.training.recipe import DataSection, Recipe
 
 _DEV_TYPES = 50  # asked of a text when the dev score is taken
@@ -69,6 +70,11 @@ class RecipeData:
             mentions for data in self.sets for width, mentions in data.mention_widths.items() if width > max_width
         )
 
+    @property
+    def inside_words(self) -> int:
+        """How many mentions begin or end inside a word of the model, so that nothing can be trained to find them."""
+        return sum(data.inside_words for data in self.sets)
+
     def stream(self, recipe: Recipe, tokenizer: PromptTokenizer, config: ModelConfig) -> ExampleStream:
         """Raises `UserError` for a type or description that the tokenizer cannot read, and where every mention is too
         wide for the model to learn.
@@ -104,13 +110,14 @@ def recipe_data(recipe: Recipe, cache: Place) -> RecipeData:
     Raises `UserError` for data that cannot be found or read, or that holds nothing to train on.
     """
     section = recipe.data
+    splitter, max_width = words_of(recipe.model)
     sets: list[PreparedSet] = []
     weights: list[float] = []
     set_types: list[SetTypes] = []
     ignored = frozenset(section.ignored_types)
     described = _descriptions(section)
     for name in section.train:
-        opened = _opened(name, section, recipe.model.max_width, cache)
+        opened = [data.counted_in(splitter) for data in _opened(name, section, max_width, splitter, cache)]
         sets += opened
         weights += [_weight(data, section.weights.get(name, 1.0), section.max_per_set) for data in opened]
         sampling = recipe.sampling_of(name)
@@ -119,7 +126,7 @@ def recipe_data(recipe: Recipe, cache: Place) -> RecipeData:
     if not any(set(data.types) - ignored for data in sets):
         raise UserError(f"The data sets {', '.join(section.train)} mention no type; there is nothing to train on.")
     if section.dev:
-        named = [data for name in section.dev for data in _opened(name, section, recipe.model.max_width, cache)]
+        named = [data for name in section.dev for data in _opened(name, section, max_width, splitter, cache)]
         dev = [_dev_set(data, None, ignored) for data in named]
     else:
         dev = [_dev_set(data, data.held_out(section.held_out, recipe.seed), ignored) for data in sets]
@@ -144,7 +151,7 @@ def _dev_set(data: PreparedSet, rows: frozenset[int] | None, ignored: frozenset[
     return DevSet(data.name, sorted(set(data.types) - ignored), examples)
 
 
-def _opened(name: str, section: DataSection, max_width: int, cache: Place) -> list[PreparedSet]:
+def _opened(name: str, section: DataSection, max_width: int, splitter: str, cache: Place) -> list[PreparedSet]:
     if "://" in name:
         return open_prepared(locate(name))
     path = Path(section.root, name)
@@ -158,7 +165,7 @@ def _opened(name: str, section: DataSection, max_width: int, cache: Place) -> li
         )
     output = cache.inside(re.sub(r"[^A-Za-z0-9.-]+", "_", name))
     source = str(path) if base.exists() else name
-    prepare([source], output, max_width=max_width, max_bad_rate=section.max_bad_rate)
+    prepare([source], output, max_width=max_width, max_bad_rate=section.max_bad_rate, splitter=splitter)
     return open_prepared(output)
 
 

@@ -41,6 +41,17 @@ def starting_model(section: ModelSection) -> tuple[Tokenizer, SpanModel]:
     return tokenizer, SpanModel(model_config(section, encoder.config, tokenizer), encoder)
 
 
+def words_of(section: ModelSection) -> tuple[str, int]:
+    """The splitter of the model and K: the recipe's, or those of the package that the run begins with.
+
+    Raises `UserError` for a package that cannot be had.
+    """
+    if not section.start:
+        return section.splitter, section.max_width
+    config = open_package(section.start).config
+    return config.splitter, config.max_width
+
+
 def model_config(section: ModelSection, encoder: PretrainedConfig, tokenizer: Tokenizer | None) -> ModelConfig:
     """The architecture that a recipe describes; without a tokenizer, the number of the entity token is a guess."""
     entity_id = tokenizer.token_to_id(PROMPT_TOKENS[1]) if tokenizer else 1

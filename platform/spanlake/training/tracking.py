@@ -173,6 +173,8 @@ class _Display:
         if "texts_to_train_on" in values:
             line += f", {values['texts_to_train_on']:,} texts to train on"
             line += f", {values['mentions_wider_than_max_width']:,} mentions too wide to be found"
+            if values["mentions_inside_a_word"]:
+                line += f", {values['mentions_inside_a_word']:,} that begin or end inside a word"
         if self._bar:
             self._bar.update(self._task, completed=step, line=line)
         else:

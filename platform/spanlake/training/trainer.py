@@ -256,4 +256,9 @@ def _metadata(recipe: Recipe, data: RecipeData) -> dict[str, Any]:
 def _of_data(data: RecipeData, package: Package) -> dict[str, Any]:
     texts = sum(prepared.rows for prepared in data.sets)
     wider = data.wider_than(package.config.max_width)
-    return {"step": 0, "texts_to_train_on": texts, "mentions_wider_than_max_width": wider}
+    return {
+        "step": 0,
+        "texts_to_train_on": texts,
+        "mentions_wider_than_max_width": wider,
+        "mentions_inside_a_word": data.inside_words,
+    }
