@@ -32,22 +32,3 @@ def z85(content: bytes) -> str:
     content += bytes(-len(content) % 4)
     blocks = [int.from_bytes(content[at : at + 4], "big") for at in range(0, len(content), 4)]
     return "".join(digits[block // 85**power % 85] for block in blocks for power in (4, 3, 2, 1, 0))
-
-
-def test_delta_tables_that_cannot_be_read(tmp_path: Path) -> None:
-    path = tmp_path / "table"
-    write_deltalake(path, rows(1))
-    with pytest.raises(UserError, match=r"delta:.*none cannot be read"):
-        read_source(f"delta:{tmp_path}/none", ("text",))
-    with pytest.raises(UserError, match=r"table@7 cannot be read"):
-        read_source(f"delta:{path}@7", ("text",))
-    with pytest.raises(UserError, match=r"no column called body.*\(text\)"):
-        read_source(f"delta:{path}", ("body",))
-    with pytest.raises(UserError, match="id holds int64"):
-        read_source(f"delta:{path}", ("id",))
-    write_deltalake(tmp_path / "found", rows(1, error="none"))
-    with pytest.raises(UserError, match="already has a column called error"):
-        read_source(f"delta:{tmp_path}/found", ("text",))
-    next(path.glob("*.parquet")).unlink()
-    with pytest.raises(UserError, match="was the table vacuumed"):
-        read_source(f"delta:{path}", ("text",))

@@ -86,6 +86,25 @@ def test_a_delta_file_may_have_no_row_left(tmp_path: Path) -> None:
     assert source.rows == 0 and rows_of(source) == []
 
 
+def test_delta_tables_that_cannot_be_read(tmp_path: Path) -> None:
+    path = tmp_path / "table"
+    write_deltalake(path, rows(1))
+    with pytest.raises(UserError, match=r"delta:.*none cannot be read"):
+        read_source(f"delta:{tmp_path}/none", ("text",))
+    with pytest.raises(UserError, match=r"table@7 cannot be read"):
+        read_source(f"delta:{path}@7", ("text",))
+    with pytest.raises(UserError, match=r"no column called body.*\(text\)"):
+        read_source(f"delta:{path}", ("body",))
+    with pytest.raises(UserError, match="id holds int64"):
+        read_source(f"delta:{path}", ("id",))
+    write_deltalake(tmp_path / "found", rows(1, error="none"))
+    with pytest.raises(UserError, match="already has a column called error"):
+        read_source(f"delta:{tmp_path}/found", ("text",))
+    next(path.glob("*.parquet")).unlink()
+    with pytest.raises(UserError, match="was the table vacuumed"):
+        read_source(f"delta:{path}", ("text",))
+
+
 # --- Iceberg ------------------------------------------------------------------------------------------------------
 
 
