@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -11,10 +12,12 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import httpx
 import pyarrow as pa
 import pyarrow.dataset as ds
 import pyarrow.parquet as pq
 import pytest
+import ray
 from commands import ROOT
 
 from spanlake import Entity, Extractor, cli
@@ -109,6 +112,24 @@ def test_every_row_once_and_as_the_extractor_finds_it(
 
     assert cli.main(["show", str(output), "--examples", "2"]) == 0
     assert "person" in capsys.readouterr().out
+
+
+def test_a_run_tells_prometheus_what_it_has_done(
+    cluster: None, source: Path, tiny_model_dir: Path, tmp_path: Path
+) -> None:
+    output = tmp_path / "out"
+    assert cli.main(call(source, output, model=tiny_model_dir)) == 0
+    [node] = ray.nodes()
+    address = f"http://{node['NodeManagerAddress']}:{node['MetricsExportPort']}/metrics"
+    wanted = re.compile(
+        rf'^ray_spanlake_extraction_(\w+){{.*output="{re.escape(str(output))}".*}} (\S+)$', re.MULTILINE
+    )
+    deadline = time.monotonic() + 100
+    while (found := dict(wanted.findall(httpx.get(address).text))).get("rows_total") != "750.0":
+        assert time.monotonic() < deadline, found
+        time.sleep(0.5)
+    assert found["failed_rows_total"] == "15.0" and found["pending_rows"] == "0.0"
+    assert float(found["entities_total"]) > 0
 
 
 def test_chosen_rows_and_columns(

@@ -1,23 +1,31 @@
-"""`spanlake serve` and `spanlake key`."""
+"""`spanlake serve`, `spanlake key` and `spanlake plan`."""
 
 from __future__ import annotations
 
 import argparse
+import json
+import math
 import os
+import sys
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import yaml
 
 from spanlake.errors import UserError, one_line
-from spanlake.options import add_model_options, positive
+from spanlake.options import add_labels_option, add_model_options, positive
+
+if TYPE_CHECKING:
+    from spanlake.serving.plan import Speed
 
 # Everything else is imported where it is used: `spanlake --help` waits for neither Ray nor torch.
 
+_PLAN_TEXTS = 500  # that are measured with, at most
+
 
 def add_commands(subparsers: argparse._SubParsersAction[Any]) -> None:
-    """Add the two commands; each sets `run`, a function from the parsed arguments to an exit code."""
+    """Add the three commands; each sets `run`, a function from the parsed arguments to an exit code."""
     serve = subparsers.add_parser("serve", help="answer over HTTP, on Ray Serve, with a page to try it on")
     add_model_options(serve)
     serve.set_defaults(model=None, device=None, precision=None)  # not given: those of --config
@@ -39,6 +47,27 @@ def add_commands(subparsers: argparse._SubParsersAction[Any]) -> None:
     key.add_argument("--file", type=Path, default=Path("keys.yaml"), help="(default: keys.yaml)")
     key.add_argument("--requests-per-minute", type=float, metavar="N", help="(default: any number)")
     key.set_defaults(run=_key)
+    plan = subparsers.add_parser("plan", help="how many replicas a load needs, and what they cost")
+    plan.add_argument("--texts-per-day", type=_above_zero, required=True, metavar="N", help="of all callers")
+    plan.add_argument("--peak", type=_above_zero, default=3.0, help="the busiest hour, in mean hours (default: 3)")
+    plan.add_argument("--p99", type=_above_zero, default=1.0, metavar="SECONDS", help="99 %% answered in (default: 1)")
+    plan.add_argument("--price", type=_above_zero, metavar="P", help="of one replica for an hour, in any currency")
+    plan.add_argument("--rate", type=_above_zero, metavar="R", help="texts/s of one replica (default: measured here)")
+    plan.add_argument("--texts", type=Path, metavar="FILE", help="typical texts to measure with, one a line")
+    add_labels_option(plan, required=False)
+    add_model_options(plan)
+    plan.add_argument("--json", action="store_true", help="print JSON")
+    plan.set_defaults(run=_plan)
+
+
+def _above_zero(text: str) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        value = 0.0
+    if not 0 < value < math.inf:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number above 0")
+    return value
 
 
 def _port(text: str) -> int:
@@ -103,3 +132,34 @@ def _key(args: argparse.Namespace) -> int:
 
     print(add_key(args.file, args.name, args.requests_per_minute))
     return 0
+
+
+def _plan(args: argparse.Namespace) -> int:
+    from spanlake.serving.plan import Speed, capacity, in_words
+
+    if args.rate is None and not (args.texts and args.labels):
+        raise UserError(
+            "The speed of a replica is neither given nor can it be measured; give --rate, or --texts and --labels."
+        )
+    speed = Speed(args.rate, 1 / args.rate) if args.rate else _measured(args)
+    found = capacity(speed, args.texts_per_day, args.peak, args.p99, args.price)
+    print(json.dumps(found.as_json()) if args.json else in_words(found))
+    return 0
+
+
+def _measured(args: argparse.Namespace) -> Speed:
+    from spanlake.inference.extractor import Extractor
+    from spanlake.inference.settings import read_settings
+    from spanlake.serving.plan import measure
+
+    settings = read_settings(args.labels, [], False, False)
+    try:
+        lines = args.texts.read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"The texts {args.texts} cannot be read ({one_line(error)}).") from error
+    texts = [line for line in lines if line.strip()][:_PLAN_TEXTS]
+    if not texts:
+        raise UserError(f"{args.texts} has no text; write typical texts into it, one a line.")
+    extractor = Extractor.load(args.model, device=args.device, precision=args.precision)
+    print(f"measuring {extractor.package.name} with {len(texts)} texts on this machine", file=sys.stderr)
+    return measure(lambda chosen: list(extractor.stream((text, settings) for text in chosen)), texts)

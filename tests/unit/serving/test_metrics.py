@@ -1,16 +1,15 @@
 """Metrics, their dashboard, and traces, without Ray: what is counted, and that what is shown exists."""
 
-import json
 import re
 import threading
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
 from commands import ROOT
+from metric_kinds import Kinds, shown_metrics
 
 from spanlake.errors import UserError
 from spanlake.serving import tracing
@@ -19,27 +18,6 @@ from spanlake.serving.middleware import RequestRecord
 from spanlake.serving.runner import PassReport
 
 DASHBOARD = ROOT / "deploy" / "grafana" / "serving.json"
-
-
-class Kinds:
-    """In place of ray.serve.metrics: keeps what is recorded, and refuses tags that were not announced, as Ray does."""
-
-    def __init__(self) -> None:
-        self.values: dict[tuple[str, ...], list[float]] = {}
-        self.tags: dict[str, tuple[str, ...]] = {}
-
-    def _kind(self, name: str, description: str, *rest: Any) -> Any:
-        tag_keys = next((each for each in rest if isinstance(each, tuple)), ())
-        assert description.endswith(".")
-        self.tags[name] = tag_keys
-
-        def record(value: float = 1, tags: dict[str, str] | None = None) -> None:
-            assert set(tags or {}) == set(tag_keys)
-            self.values.setdefault((name, *(tags or {}).values()), []).append(value)
-
-        return SimpleNamespace(inc=record, set=record, observe=record)
-
-    Counter = Gauge = Histogram = _kind
 
 
 def test_requests_passes_and_the_queue_are_counted():
@@ -74,11 +52,7 @@ def test_requests_passes_and_the_queue_are_counted():
 def test_every_metric_of_the_dashboard_is_one_of_ours_and_every_one_of_ours_is_shown():
     kinds = Kinds()
     Metrics(kinds)
-    panels = json.loads(DASHBOARD.read_text(encoding="utf-8"))["panels"]
-    queries = [target["expr"] for panel in panels for target in panel["targets"]]
-    shown = {name for query in queries for name in re.findall(r"\bray_\w+|\bspanlake_\w+", query)}
-    names = {re.sub("_(bucket|sum|count)$", "", name).removeprefix("ray_") for name in shown}
-    assert all(name.startswith("ray_spanlake_") for name in shown)
+    queries, names = shown_metrics(DASHBOARD)
     assert names == set(kinds.tags)
     for query in queries:  # a label that no metric has would show nothing
         labels = {label for group in re.findall(r"by \(([^)]*)\)|\{(\w+)=~", query) for label in group if label}

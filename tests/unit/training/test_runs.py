@@ -7,6 +7,8 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
+from commands import ROOT
+from metric_kinds import shown_metrics
 from pyarrow import fs
 
 from spanlake import cli
@@ -16,7 +18,7 @@ from spanlake.storage import locate
 from spanlake.training.command import _prepare
 from spanlake.training.processes import train_here
 from spanlake.training.recipe import Recipe, read_recipe
-from spanlake.training.tracking import Tracker
+from spanlake.training.tracking import Tracker, numbers
 
 STEPS = 6
 
@@ -68,6 +70,13 @@ def test_a_run_leaves_a_package_and_its_measurements(whole: Path, capsys: pytest
     assert max(record["dev_f1"] for record in records if "dev_f1" in record) == package.metadata["training"]["dev_f1"]
     assert json.loads((whole / "recipe.json").read_text())["name"] == "tiny"
     assert sorted(path.name for path in (whole / "checkpoints").iterdir()) == ["00000004", "00000006"]
+
+
+def test_the_dashboard_shows_what_a_run_measures(whole: Path) -> None:
+    records = [json.loads(line) for line in (whole / "metrics.jsonl").read_text().splitlines()]
+    measured = {f"spanlake_training_{name}" for record in records for name in numbers(record)}
+    _, shown = shown_metrics(ROOT / "deploy" / "grafana" / "training.json")
+    assert shown == measured
 
 
 class Stopped(Exception):

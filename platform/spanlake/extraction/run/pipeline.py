@@ -18,11 +18,13 @@ from typing import Any, Protocol
 import pyarrow as pa
 import ray
 from ray.data import ActorPoolStrategy, DataContext, Dataset
+from ray.util import metrics as metric_kinds
 
 from spanlake.cluster import cluster as ray_cluster
 from spanlake.errors import ShortfallError, UserError, described
 from spanlake.extraction.output.plan import plan_table, units_of
 from spanlake.extraction.run.board import Board, State, Turn
+from spanlake.extraction.run.metrics import RunMetrics
 from spanlake.extraction.run.unit import Job, UnitCounts, UnitRunner
 from spanlake.extraction.source.model import SourceReadError, Unit
 from spanlake.inference.extractor import Extractor
@@ -137,6 +139,7 @@ def run(
     """
     _quieten()
     problems: list[str] = []
+    metrics = RunMetrics(metric_kinds, job.output.uri, sum(plan.column("rows").to_pylist()))
     per_task = -(-plan.num_rows // _TASKS)
     # If its node dies, it restarts empty, and finds deadly rows again after as many deaths as before.
     board: Any = ray.remote(num_cpus=0, max_restarts=-1, max_task_retries=-1)(Board).remote(_ATTEMPTS)
@@ -160,7 +163,9 @@ def run(
         if "problem" in answer:
             problems.append(answer["problem"])
         else:
-            on_unit(UnitCounts(**answer), ray.get(board.state.remote()))
+            counts, state = UnitCounts(**answer), ray.get(board.state.remote())
+            metrics.add(counts, state)
+            on_unit(counts, state)
     return problems
 
 
