@@ -126,13 +126,15 @@ class Client:
         nested: bool = False,
         multi_label: bool = False,
         model: str | None = None,
+        rules: str | None = None,
     ) -> list[list[Entity]]:
-        """Returns the entities of each text, in the order of the texts. The arguments are those of `Extractor.extract`.
+        """Returns the entities of each text, in the order of the texts. The arguments are those of `Extractor.extract`,
+        but `rules` is the name of rules that the server has.
 
         Raises `RefusedError` where the server does not accept the request, `PartialError` where it answers only some of
         the texts, and `NoAnswerError` where it answers none of them in time.
         """
-        body = json.dumps({"texts": _listed(texts), **_question(labels, threshold, nested, multi_label, model)})
+        body = json.dumps({"texts": _listed(texts), **_question(labels, threshold, nested, multi_label, model, rules)})
         return _results(self._send("POST", "v1/extract", body, _json), len(texts))
 
     def stream(
@@ -143,12 +145,13 @@ class Client:
         nested: bool = False,
         multi_label: bool = False,
         model: str | None = None,
+        rules: str | None = None,
     ) -> Iterator[list[Entity] | TextError]:
         """Yields, for each text in turn, its entities or the error that says why it has no answer.
 
         The number of texts read ahead is bounded. Raises as `extract` does.
         """
-        question = _question(labels, threshold, nested, multi_label, model)
+        question = _question(labels, threshold, nested, multi_label, model, rules)
         answered = 0
         with ThreadPoolExecutor(_CHUNKS_AHEAD, thread_name_prefix="spanlake-client") as pool:
             ahead: deque[Future[list[list[Entity] | TextError]]] = deque()
@@ -172,12 +175,13 @@ class Client:
         nested: bool = False,
         multi_label: bool = False,
         model: str | None = None,
+        rules: str | None = None,
     ) -> list[str]:
         """Returns the texts with their entities replaced: by `[LABEL]`, by `[LABEL:keyed hash]`, or by a fixed mask.
 
         The key of hashes is the server's. Raises as `extract` does.
         """
-        question = _question(labels, threshold, nested, multi_label, model)
+        question = _question(labels, threshold, nested, multi_label, model, rules)
         body = json.dumps({"texts": _listed(texts), **question, "redact": style})
         return _redacted(self._send("POST", "v1/extract", body, _json), len(texts))
 
@@ -243,9 +247,10 @@ class AsyncClient:
         nested: bool = False,
         multi_label: bool = False,
         model: str | None = None,
+        rules: str | None = None,
     ) -> list[list[Entity]]:
         """Does what `Client.extract` does."""
-        body = json.dumps({"texts": _listed(texts), **_question(labels, threshold, nested, multi_label, model)})
+        body = json.dumps({"texts": _listed(texts), **_question(labels, threshold, nested, multi_label, model, rules)})
         return _results(await self._send("POST", "v1/extract", body, _json), len(texts))
 
     async def stream(
@@ -256,9 +261,10 @@ class AsyncClient:
         nested: bool = False,
         multi_label: bool = False,
         model: str | None = None,
+        rules: str | None = None,
     ) -> AsyncIterator[list[Entity] | TextError]:
         """Does what `Client.stream` does."""
-        question = _question(labels, threshold, nested, multi_label, model)
+        question = _question(labels, threshold, nested, multi_label, model, rules)
         answered = 0
         ahead: deque[asyncio.Task[list[list[Entity] | TextError]]] = deque()
         try:
@@ -285,9 +291,10 @@ class AsyncClient:
         nested: bool = False,
         multi_label: bool = False,
         model: str | None = None,
+        rules: str | None = None,
     ) -> list[str]:
         """Does what `Client.redact` does."""
-        question = _question(labels, threshold, nested, multi_label, model)
+        question = _question(labels, threshold, nested, multi_label, model, rules)
         body = json.dumps({"texts": _listed(texts), **question, "redact": style})
         return _redacted(await self._send("POST", "v1/extract", body, _json), len(texts))
 
@@ -339,6 +346,7 @@ def _question(
     nested: bool,
     multi_label: bool,
     model: str | None,
+    rules: str | None,
 ) -> dict[str, Any]:
     if isinstance(labels, str):
         raise UserError(f"The labels are the single string {shown(labels)}; give a list of names.")
@@ -347,7 +355,8 @@ def _question(
         threshold = dict(threshold)
     elif not isinstance(threshold, (int, float, type(None))):
         threshold = list(threshold)
-    asked = {} if threshold is None else {"threshold": threshold}
+    given = {"threshold": threshold, "rules": rules}
+    asked = {name: value for name, value in given.items() if value is not None}
     return {"labels": names, **asked, "nested": nested, "multi_label": multi_label, "model": model}
 
 

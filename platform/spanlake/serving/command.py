@@ -36,6 +36,14 @@ def add_commands(subparsers: argparse._SubParsersAction[Any]) -> None:
     serve.add_argument("--gpus", type=float, metavar="SHARE", help="of a GPU for each replica (1 with --device cuda)")
     serve.add_argument("--keys", metavar="FILE", help="the API keys to ask for, as `spanlake key` writes them")
     serve.add_argument(
+        "--rules",
+        type=_named_file,
+        action="append",
+        default=[],
+        metavar="NAME=FILE",
+        help="YAML with rules that a request may name; may be repeated",
+    )
+    serve.add_argument(
         "--redact-key-file",
         metavar="FILE",
         help="a file with the key of redacted hashes (default: the variable SPANLAKE_REDACTION_KEY)",
@@ -70,6 +78,13 @@ def _above_zero(text: str) -> float:
     return value
 
 
+def _named_file(text: str) -> tuple[str, str]:
+    name, equals, file = text.partition("=")
+    if not (name and equals and file):
+        raise argparse.ArgumentTypeError(f"{text!r} is not a name and a file, as in pii=pii.yaml")
+    return name, str(Path(file).absolute())
+
+
 def _port(text: str) -> int:
     if not text.isdecimal() or not 1 <= int(text) <= 65535:
         raise argparse.ArgumentTypeError(f"{text!r} is not a port from 1 to 65535")
@@ -80,6 +95,7 @@ def _serve(args: argparse.Namespace) -> int:
     missing = [name for name in ("ray", "fastapi") if find_spec(name) is None]
     if missing:
         raise UserError(f"`spanlake serve` needs {missing[0]}, which is not installed: pip install 'spanlake[serve]'.")
+    from spanlake.inference.settings import read_rules
     from spanlake.package import find_model
     from spanlake.redaction import read_key
     from spanlake.serving.config import read_config
@@ -88,6 +104,7 @@ def _serve(args: argparse.Namespace) -> int:
     given = {name: getattr(args, name) for name in ("model", "device", "precision", "keys")}
     keys = args.keys or os.environ.get("SPANLAKE_KEYS")
     given["keys"] = str(Path(keys).absolute()) if keys else None
+    given["rules"] = dict(args.rules) or None
     given["redact_key_file"] = str(Path(args.redact_key_file).absolute()) if args.redact_key_file else None
     config = read_config(_file(args.config) | {name: value for name, value in given.items() if value is not None})
     for model in (config.model, *config.models.values()):
@@ -95,6 +112,8 @@ def _serve(args: argparse.Namespace) -> int:
     if config.keys:
         read_keys(Path(config.keys))
     read_key(config.redact_key_file)
+    for rules in config.rules.values():
+        read_rules(rules)
     from spanlake.serving.deployment import serve_until_stopped
 
     cpus = max(1, (os.cpu_count() or 1) // args.replicas)

@@ -43,6 +43,7 @@ class ServeConfig(_Checked):
     stuck_seconds: float = Field(default=120, gt=0, description="after which a forward pass is taken for dead")
     limits: Limits = Limits()
     keys: str | None = Field(default=None, description="a file of API keys; without one, nobody needs a key")
+    rules: dict[str, str] = Field(default={}, description="files of rules that a request may name, by their names")
     redact_key_file: str | None = Field(
         default=None, description="a file with the key of redacted hashes; without one, SPANLAKE_REDACTION_KEY"
     )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal, TypeVar, cast
+from typing import TYPE_CHECKING, Any, Literal, TypeVar, cast
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
@@ -10,6 +10,9 @@ from spanlake.errors import UserError, shown
 from spanlake.inference.settings import Settings, settings_of_each
 from spanlake.serving.config import Limits
 from spanlake.serving.errors import ApiError, invalid, too_large
+
+if TYPE_CHECKING:
+    from spanlake.rules import Rules
 
 _EXAMPLE: Any = {
     "texts": ["Alain Farley works at McGill University"],
@@ -55,6 +58,11 @@ class _Options(_Strict):
         description="What `start` and `end` count: code points, or UTF-16 code units as strings of JavaScript, Java "
         "and C# do.",
     )
+    rules: str | None = Field(
+        default=None,
+        description="The name of rules that the server has, which find entities beside the model; each entity then "
+        "says its `source`.",
+    )
     redact: Style | None = Field(
         default=None,
         description="Return each text with its entities replaced, too: by [LABEL], by [LABEL:keyed hash], or by a "
@@ -70,13 +78,14 @@ class Question(_Options):
         examples=[["person", "organization"], {"drug": "name of a medicine"}],
     )
 
-    def settings(self, own: LabelSet | None = None) -> Settings:
-        """Returns the settings of a text that may have labels of its own.
+    def settings(self, rules: Rules | None, own: LabelSet | None = None) -> Settings:
+        """Returns the settings of a text that may have labels of its own. `rules` are those of the name `self.rules`.
 
         Raises: ApiError 422 for values that no model can use.
         """
         try:
-            return Settings.make(self.labels if own is None else own, self.threshold, self.nested, self.multi_label)
+            labels = self.labels if own is None else own
+            return Settings.make(labels, self.threshold, self.nested, self.multi_label, rules)
         except UserError as error:
             raise invalid(str(error)) from error
 
@@ -103,9 +112,12 @@ class ExtractRequest(_Options):
             return cast(list[LabelSet], self.labels)
         return [cast(LabelSet, self.labels)]
 
-    def settings(self) -> list[Settings]:
-        """Returns the settings of each text. Raises: ApiError 422 for values that no model can use."""
-        options = self.threshold, self.nested, self.multi_label
+    def settings(self, rules: Rules | None) -> list[Settings]:
+        """Returns the settings of each text. `rules` are those of the name `self.rules`.
+
+        Raises: ApiError 422 for values that no model can use.
+        """
+        options = self.threshold, self.nested, self.multi_label, rules
         sets = self.label_sets()
         try:
             if sets[0] is self.labels:
@@ -156,6 +168,9 @@ class FoundEntity(_Strict):
     text: str
     label: str
     score: float = Field(description="From 0 to 1.")
+    source: Literal["model", "rule"] | None = Field(
+        default=None, description="What has found it. Stands only where the request names rules."
+    )
 
 
 class ModelName(_Strict):

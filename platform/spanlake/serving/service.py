@@ -8,10 +8,11 @@ from collections import deque
 from collections.abc import AsyncIterator, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from spanlake.decoding import Entity
 from spanlake.errors import UserError, shown
-from spanlake.inference.settings import Settings
+from spanlake.inference.settings import Settings, read_rules
 from spanlake.package import peek_metadata
 from spanlake.redaction import Redaction, read_key
 from spanlake.serving.about import about, trained_labels
@@ -33,6 +34,9 @@ from spanlake.serving.schema import (
     check_labels,
 )
 from spanlake.serving.translation import translate
+
+if TYPE_CHECKING:
+    from spanlake.rules import Rules
 
 Result = Found | ApiError
 
@@ -65,6 +69,7 @@ class Service:
         self.config = config
         self._models = models
         self._redact_key = redact_key
+        self._rules = {name: read_rules(file) for name, file in config.rules.items()}
         self._peeked = {name: peek_metadata(model) for name, model in config.models.items()}  # of those not loaded
         self._draining = False
 
@@ -93,7 +98,7 @@ class Service:
         """Raises: ApiError 404, 413, 422, 429, 503, 504, or 500 where every text fails."""
         self.admit()
         request.check(self.config.limits)
-        settings = request.settings()
+        settings = request.settings(self._rules_of(request.rules))
         form = self._form(request.offsets, request.redact)
         seconds = self.config.limits.request_seconds
         try:
@@ -131,7 +136,8 @@ class Service:
         """
         self.admit()
         question.check(self.config.limits)
-        settings = question.settings()
+        rules = self._rules_of(question.rules)
+        settings = question.settings(rules)
         form = self._form(question.offsets, question.redact)
         limits = self.config.limits
         async with self._models.use(question.model) as model:
@@ -154,7 +160,7 @@ class Service:
                         search = of_all
                         if line.labels is not None:
                             check_labels(line.labels, limits)
-                            [search] = await runner.read([question.settings(line.labels)])
+                            [search] = await runner.read([question.settings(rules, line.labels)])
                         runner.queue.check_cost(search.cost(line.text))
                     except (ApiError, UserError) as error:  # of this text alone
                         waiting.append(translate(error))
@@ -168,6 +174,14 @@ class Service:
                 for each in waiting:
                     if not isinstance(each, ApiError):
                         each.answer.cancel()
+
+    def _rules_of(self, name: str | None) -> Rules | None:
+        if name is None:
+            return None
+        if name in self._rules:
+            return self._rules[name]
+        known = f"the rules are {', '.join(self._rules)}" if self._rules else "start it with --rules NAME=FILE"
+        raise invalid(f"The rules {shown(name)} are not on this server; {known}.", field="rules")
 
     def _form(self, offsets: Offsets, style: Style | None) -> Form:
         if style == "hash" and self._redact_key is None:

@@ -1,4 +1,4 @@
-"""What one request may ask for: labels of each text, offsets in UTF-16, redacted texts; over HTTP, streams and gRPC."""
+"""What one request may ask for: labels of each text, offsets in UTF-16, redacted texts, rules; over HTTP, streams and gRPC."""
 
 import json
 from collections.abc import Callable, Iterator
@@ -8,7 +8,8 @@ from typing import Any
 import httpx
 import pytest
 
-from spanlake import Entity, Extractor, UserError
+from spanlake import Entity, Extractor, Rules, UserError
+from spanlake.client import Client
 from spanlake.redaction import Redaction
 from spanlake.serving.found import in_utf16
 
@@ -20,6 +21,7 @@ TEXTS = [
 ]
 LABELS = ["person", "city"]
 KEY = b"0123456789abcdef"
+PII = {"rules": [{"label": "word", "pattern": r"\bto\b"}, {"label": "email", "kind": "email"}]}
 
 
 @pytest.fixture(scope="module")
@@ -28,7 +30,9 @@ def client(
 ) -> Iterator[httpx.Client]:
     key = tmp_path_factory.mktemp("key") / "key"
     key.write_bytes(KEY)
-    url = serve_app({"model": str(tiny_model_dir), "limits": {"labels": 3}, "redact_key_file": str(key)})
+    (key.parent / "pii.yaml").write_text(json.dumps(PII))
+    settings = {"model": str(tiny_model_dir), "limits": {"labels": 3}, "redact_key_file": str(key)}
+    url = serve_app(settings | {"rules": {"pii": str(key.parent / "pii.yaml")}})
     with httpx.Client(base_url=url, timeout=60) as client:
         yield client
 
@@ -168,3 +172,35 @@ def test_a_server_without_a_key_makes_no_hashes(
         assert refused.status_code == 422
         assert "has no key for hashes" in refused.json()["error"]["message"]
         assert ask(client, redact="mask").status_code == 200
+
+
+# --- rules ------------------------------------------------------------------------------------------------------------
+
+
+def test_rules_find_what_they_find_in_python(client: httpx.Client, extractor: Extractor):
+    texts = [*TEXTS, "Write to ada@example.org, Ada", "", "\u200b"]
+    found = extractor.extract(texts, LABELS, 0.3, rules=Rules(PII))
+    assert {entity.source for entities in found for entity in entities} == {"model", "rule"}
+    answer = ask(client, texts=texts, rules="pii", redact="label").json()
+    fields = [[(each["start"], each["label"], each["source"]) for each in own] for own in answer["results"]]
+    assert fields == [[(each.start, each.label, each.source) for each in own] for own in found]
+    assert answer["redacted"][len(TEXTS)].count("[EMAIL]") == 1
+    streamed = ask_stream(client, {"labels": LABELS, "threshold": 0.3, "rules": "pii"}, *texts)
+    assert [each["entities"] for each in streamed[1:-1]] == answer["results"]
+    without = ask(client).json()["results"]
+    assert any(without) and not any("source" in each for own in without for each in own)
+
+
+def test_rules_that_the_server_lacks_are_refused(client: httpx.Client):
+    refused = ask(client, rules="phi")
+    assert refused.status_code == 422
+    assert refused.json()["error"]["message"] == "The rules 'phi' are not on this server; the rules are pii."
+
+
+def test_the_client_names_rules(client: httpx.Client):
+    with Client(str(client.base_url)) as asker:
+        [found] = asker.extract(["Write to ada@example.org"], LABELS, 1.0, rules="pii")
+        assert [(entity.label, entity.source) for entity in found] == [("word", "rule"), ("email", "rule")]
+        assert asker.redact(["Write to ada@example.org"], LABELS, threshold=1.0, rules="pii") == [
+            "Write [WORD] [EMAIL]"
+        ]

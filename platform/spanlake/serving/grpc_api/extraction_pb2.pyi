@@ -15,7 +15,7 @@ CODE_POINTS: Offsets
 UTF16: Offsets
 
 class ExtractRequest(_message.Message):
-    __slots__ = ("texts", "labels", "threshold", "nested", "multi_label", "model", "offsets", "redact", "label_sets")
+    __slots__ = ("texts", "labels", "threshold", "nested", "multi_label", "model", "offsets", "redact", "label_sets", "rules")
     TEXTS_FIELD_NUMBER: _ClassVar[int]
     LABELS_FIELD_NUMBER: _ClassVar[int]
     THRESHOLD_FIELD_NUMBER: _ClassVar[int]
@@ -25,6 +25,7 @@ class ExtractRequest(_message.Message):
     OFFSETS_FIELD_NUMBER: _ClassVar[int]
     REDACT_FIELD_NUMBER: _ClassVar[int]
     LABEL_SETS_FIELD_NUMBER: _ClassVar[int]
+    RULES_FIELD_NUMBER: _ClassVar[int]
     texts: _containers.RepeatedScalarFieldContainer[str]
     labels: _containers.RepeatedCompositeFieldContainer[Label]
     threshold: float
@@ -34,7 +35,8 @@ class ExtractRequest(_message.Message):
     offsets: Offsets
     redact: str
     label_sets: _containers.RepeatedCompositeFieldContainer[LabelSet]
-    def __init__(self, texts: _Optional[_Iterable[str]] = ..., labels: _Optional[_Iterable[_Union[Label, _Mapping]]] = ..., threshold: _Optional[float] = ..., nested: _Optional[bool] = ..., multi_label: _Optional[bool] = ..., model: _Optional[str] = ..., offsets: _Optional[_Union[Offsets, str]] = ..., redact: _Optional[str] = ..., label_sets: _Optional[_Iterable[_Union[LabelSet, _Mapping]]] = ...) -> None: ...
+    rules: str
+    def __init__(self, texts: _Optional[_Iterable[str]] = ..., labels: _Optional[_Iterable[_Union[Label, _Mapping]]] = ..., threshold: _Optional[float] = ..., nested: _Optional[bool] = ..., multi_label: _Optional[bool] = ..., model: _Optional[str] = ..., offsets: _Optional[_Union[Offsets, str]] = ..., redact: _Optional[str] = ..., label_sets: _Optional[_Iterable[_Union[LabelSet, _Mapping]]] = ..., rules: _Optional[str] = ...) -> None: ...
 
 class LabelSet(_message.Message):
     __slots__ = ("labels",)
@@ -79,18 +81,20 @@ class Result(_message.Message):
     def __init__(self, entities: _Optional[_Iterable[_Union[Entity, _Mapping]]] = ..., error: _Optional[_Union[Error, _Mapping]] = ..., redacted: _Optional[str] = ...) -> None: ...
 
 class Entity(_message.Message):
-    __slots__ = ("start", "end", "text", "label", "score")
+    __slots__ = ("start", "end", "text", "label", "score", "source")
     START_FIELD_NUMBER: _ClassVar[int]
     END_FIELD_NUMBER: _ClassVar[int]
     TEXT_FIELD_NUMBER: _ClassVar[int]
     LABEL_FIELD_NUMBER: _ClassVar[int]
     SCORE_FIELD_NUMBER: _ClassVar[int]
+    SOURCE_FIELD_NUMBER: _ClassVar[int]
     start: int
     end: int
     text: str
     label: str
     score: float
-    def __init__(self, start: _Optional[int] = ..., end: _Optional[int] = ..., text: _Optional[str] = ..., label: _Optional[str] = ..., score: _Optional[float] = ...) -> None: ...
+    source: str
+    def __init__(self, start: _Optional[int] = ..., end: _Optional[int] = ..., text: _Optional[str] = ..., label: _Optional[str] = ..., score: _Optional[float] = ..., source: _Optional[str] = ...) -> None: ...
 
 class Error(_message.Message):
     __slots__ = ("type", "message")

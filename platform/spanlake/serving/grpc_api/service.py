@@ -88,6 +88,7 @@ def _asked(request: messages.ExtractRequest, record: RequestRecord, limits: Limi
         "multi_label": request.multi_label,
         "model": request.model if request.HasField("model") else None,
         "offsets": messages.Offsets.Name(request.offsets).lower(),
+        "rules": request.rules if request.HasField("rules") else None,
         "redact": request.redact if request.HasField("redact") else None,
     }
     record.labels, record.texts = sum(map(len, sets)), len(request.texts)
