@@ -21,8 +21,15 @@ def cluster() -> Iterator[None]:
         object_store_memory=150_000_000,
         include_dashboard=False,
         log_to_driver=False,
-        # By default, Serve kills a proxy that does not start within 5 s, and on a busy machine none would start.
-        runtime_env={"env_vars": {"PYTHONPATH": str(SOURCE_ROOT), "RAY_SERVE_PROXY_READY_CHECK_TIMEOUT_S": "60"}},
+        runtime_env={
+            "env_vars": {
+                "PYTHONPATH": str(SOURCE_ROOT),
+                # By default, Serve kills a proxy that does not start within 5 s, and on a busy machine none would start.
+                "RAY_SERVE_PROXY_READY_CHECK_TIMEOUT_S": "60",
+                # Ray Train looks for a dashboard at the end of each run, for twelve seconds if nothing answers.
+                "RAY_API_SERVER_ADDRESS": "http://127.0.0.1:9",
+            }
+        },
     )
     yield
     ray.shutdown()

@@ -93,6 +93,12 @@ def spanlake(*arguments: str) -> "subprocess.CompletedProcess[str]":
     return subprocess.run(command, env=environment(), capture_output=True, text=True, timeout=280)
 
 
+def torchrun(recipe: Path, run: Path, *changes: str) -> "subprocess.CompletedProcess[str]":
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    command += [str(ROOT / "jobs/train.py"), str(recipe), "--directory", str(run), *changes]
+    return subprocess.run(command, env=environment(), capture_output=True, text=True, timeout=280)
+
+
 def records(run: Path) -> list[dict]:
     path = run / "metrics.jsonl"
     return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
@@ -141,22 +147,11 @@ def training_processes() -> list[psutil.Process]:
 
 
 @pytest.mark.parametrize("stage", [0, 1, 2, 3])
-def test_two_workers_learn_what_one_process_learns(
-    stage: int, cluster: None, recipe_file: Path, alone: list[float], tmp_path: Path
+def test_two_processes_of_torchrun_learn_what_one_learns(
+    stage: int, recipe_file: Path, alone: list[float], tmp_path: Path
 ) -> None:
-    recipe = read_recipe(recipe_file, ["parallel.workers=2", f"parallel.zero_stage={stage}"])
-    train(recipe, tmp_path / "run")
-    assert losses(tmp_path / "run") == pytest.approx(alone, rel=1e-3)
-    assert Result.from_path(str(tmp_path / "run" / "ray")).metrics["loss"] == losses(tmp_path / "run")[-1]
-    package = load_package(tmp_path / "run" / "package")
-    assert package.metadata["training"]["step"] in (6, STEPS)
-
-
-@pytest.mark.parametrize("changes", [["parallel.zero_stage=2", "parallel.offload=cpu"], ["parallel.zero_stage=3"]])
-def test_torchrun_needs_no_ray(changes: list[str], recipe_file: Path, alone: list[float], tmp_path: Path) -> None:
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
-    command += [str(ROOT / "jobs/train.py"), str(recipe_file), "--directory", str(tmp_path / "run"), *changes]
-    done = subprocess.run(command, env=environment(), capture_output=True, text=True, timeout=280)
+    offload = "cpu" if stage == 2 else "none"
+    done = torchrun(recipe_file, tmp_path / "run", f"parallel.zero_stage={stage}", f"parallel.offload={offload}")
     assert done.returncode == 0, done.stderr
     assert losses(tmp_path / "run") == pytest.approx(alone, rel=1e-3)
     assert open_package(str(tmp_path / "run" / "package")).name == "tiny"
@@ -183,6 +178,8 @@ def test_a_killed_worker_changes_nothing(cluster: None, recipe_file: Path, alone
     assert losses(run) == pytest.approx(alone, rel=1e-3)
     steps = [record["step"] for record in records(run) if "loss" in record]
     assert steps == list(range(1, STEPS + 1))
+    assert Result.from_path(str(run / "ray")).metrics["loss"] == losses(run)[-1]
+    assert load_package(run / "package").metadata["training"]["step"] in (6, STEPS)
 
 
 def test_a_killed_driver_continues_when_started_again(recipe_file: Path, alone: list[float], tmp_path: Path) -> None:
@@ -295,7 +292,8 @@ def test_data_that_cannot_be_read_stop_every_worker(cluster: None, recipe_file: 
         launch(recipe, data, directory)
 
 
-def test_a_loss_that_is_not_finite_stops_every_worker(cluster: None, recipe_file: Path, tmp_path: Path) -> None:
-    recipe = read_recipe(recipe_file, ["parallel.workers=2", "optim.head_lr=1.0e+30", "schedule.warmup=0"])
-    with pytest.raises(ShortfallError, match=r"The loss of step \d+ is not finite .*sentences"):
-        train(recipe, tmp_path / "run")
+def test_a_loss_that_is_not_finite_stops_every_process(recipe_file: Path, tmp_path: Path) -> None:
+    done = torchrun(recipe_file, tmp_path / "run", "optim.head_lr=1.0e+30", "schedule.warmup=0")
+    assert done.returncode != 0
+    said = re.findall(r"The loss of step \d+ is not finite .*sentences", done.stderr)
+    assert len(said) == 2, done.stderr

@@ -39,6 +39,9 @@ _RESIZE_SECONDS = 60.0  # between looks at whether more workers fit
 _GROWTH_SECONDS = 1200.0  # that a cluster gets to grow until the fewest workers fit
 _OBJECT_STORE_BYTES = 300_000_000  # of a Ray of our own; a few pools of texts are there at a time
 _AHEAD = 2  # pools that are read while one is trained on
+# A Ray of our own has no dashboard. Without an address that refuses at once, Ray Train looks for one for twelve seconds
+# at the end of a run.
+_NO_DASHBOARD = {"RAY_API_SERVER_ADDRESS": "http://127.0.0.1:9"}
 _STOPPED = "stopped.json"  # why a run cannot go on, where trying again would not help
 
 
@@ -48,7 +51,7 @@ def launch(recipe: Recipe, data: RecipeData, run: Place, resize_seconds: float =
     Raises: UserError where the cluster has too little; ShortfallError where training cannot go on.
     """
     refuse_checkpoints(run, OWN_FOLDER)
-    with cluster(_OBJECT_STORE_BYTES):
+    with cluster(_OBJECT_STORE_BYTES, _NO_DASHBOARD):
         _wait_for_room(recipe)
         fewest, most = recipe.parallel.workers
         if run.read(_STOPPED) is not None:
