@@ -204,7 +204,9 @@ def test_a_run_shrinks_when_a_node_dies_and_grows_when_one_joins(recipe_file: Pa
     run, small = tmp_path / "run", tmp_path / "small"
     changes = ["schedule.steps=100000", "schedule.evaluate_every=100000", "checkpoint.every=5"]
     elastic = [*changes, "parallel.workers=[1, 2]", "parallel.zero_stage=2"]
-    head = {"num_cpus": 1, "object_store_memory": STORE, "metrics_export_port": free_port()}
+    # By default, a node that is dead counts as dead after half a minute.
+    system = {"health_check_initial_delay_ms": 1000, "health_check_period_ms": 1000, "health_check_failure_threshold": 3}
+    head = {"num_cpus": 1, "object_store_memory": STORE, "metrics_export_port": free_port(), "_system_config": system}
     nodes = Cluster(initialize_head=True, head_node_args=head)
     second = nodes.add_node(num_cpus=1, object_store_memory=STORE)
     script = "import sys; from pathlib import Path; from tests.cluster.test_training import *; "
