@@ -24,7 +24,7 @@ def cluster() -> Iterator[None]:
         runtime_env={
             "env_vars": {
                 "PYTHONPATH": str(SOURCE_ROOT),
-                # By default, Serve kills a proxy that does not start within 5 s, and on a busy machine none would start.
+                # By default, Serve kills a proxy that does not start within 5 s. On a busy machine none would start.
                 "RAY_SERVE_PROXY_READY_CHECK_TIMEOUT_S": "60",
                 # Ray Train looks for a dashboard at the end of each run, for twelve seconds if nothing answers.
                 "RAY_API_SERVER_ADDRESS": "http://127.0.0.1:9",

@@ -23,7 +23,7 @@ from commands import ROOT, free_port
 from ray.cluster_utils import Cluster
 from ray.train import Result
 
-from spanlake.errors import ShortfallError, UserError
+from spanlake.errors import UserError
 from spanlake.package import load_package, open_package
 from spanlake.storage import locate
 from spanlake.training import launch as launching
@@ -205,7 +205,7 @@ def test_a_run_shrinks_when_a_node_dies_and_grows_when_one_joins(recipe_file: Pa
     changes = ["schedule.steps=100000", "schedule.evaluate_every=100000", "checkpoint.every=5"]
     elastic = [*changes, "parallel.workers=[1, 2]", "parallel.zero_stage=2"]
     # By default, a node that is dead counts as dead after half a minute.
-    system = {"health_check_initial_delay_ms": 1000, "health_check_period_ms": 1000, "health_check_failure_threshold": 3}
+    system = {"health_check_initial_delay_ms": 500, "health_check_period_ms": 500, "health_check_failure_threshold": 4}
     head = {"num_cpus": 1, "object_store_memory": STORE, "metrics_export_port": free_port(), "_system_config": system}
     nodes = Cluster(initialize_head=True, head_node_args=head)
     second = nodes.add_node(num_cpus=1, object_store_memory=STORE)

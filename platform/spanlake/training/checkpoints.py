@@ -1,4 +1,4 @@
-"""What a checkpoint says of its run, and how another number of processes loads it."""
+"""The progress that a checkpoint records, and how another number of processes loads a checkpoint."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ from spanlake.training.worker import Worker
 
 @dataclass
 class Progress:
-    """How far a run has come; what randomness follows from the seed and the step."""
+    """How far a run has come. Random draws follow from the seed and the step, so they need no state."""
 
     step: int = 0
     position: Position = field(default_factory=Position)
     best: float = -1.0  # dev F1
-    waited: int = 0  # evaluations since
+    waited: int = 0  # evaluations since the best one
     texts: int = 0
     tokens: int = 0
     size: int = 1  # processes
@@ -39,9 +39,9 @@ class Progress:
 
 @contextmanager
 def loadable(found: Path, written_by: int, recipe: Recipe, worker: Worker) -> Iterator[Path]:
-    """Yields the checkpoint as these processes can load it: as it is, or converted, once on each machine.
+    """Yields a directory that these processes can load: the checkpoint, or a converted copy, made once on each machine.
 
-    `written_by`: how many processes have written it. Raises ShortfallError where it cannot be converted.
+    `written_by`: the number of processes that wrote it. Raises ShortfallError if it cannot be converted.
     """
     sharded = recipe.parallel.zero_stage > 0 and needs_deepspeed(recipe, worker.size)
     if not sharded or written_by == worker.size:
@@ -52,7 +52,7 @@ def loadable(found: Path, written_by: int, recipe: Recipe, worker: Worker) -> It
         if worker.local_rank == 0:
             converted = temporary.enter_context(TemporaryDirectory(prefix="spanlake-universal-"))
             make_universal(found, Path(converted))
-        # Several nodes of a cluster may be on one machine; they see the same files, so any copy will do.
+        # Several nodes of a cluster may share a machine. They see the same files, so any copy will do.
         machine = socket.gethostname()
         copies = worker.gather((machine, converted))
         yield Path(next(path for where, path in copies if where == machine and path))

@@ -17,13 +17,15 @@ if TYPE_CHECKING:
 
 
 def add_commands(subparsers: "argparse._SubParsersAction[Any]") -> None:
-    """Add `train`; it sets `run`, a function from the parsed arguments to an exit code."""
+    """Adds `train`. It sets `run`, a function from the parsed arguments to an exit code."""
     parser = subparsers.add_parser("train", help="train a model, in this process or on a Ray cluster")
-    parser.description = "Run a recipe, and leave the best package in DIR/package. Run again to go on after a failure."
+    parser.description = (
+        "Trains as the recipe says. The best package is DIR/package. The same command goes on after a failure."
+    )
     parser.add_argument("recipe", type=Path, metavar="RECIPE", help="a YAML file; see jobs/recipes")
-    parser.add_argument("changes", nargs="*", metavar="section.key=value", help="in place of the recipe's own")
-    parser.add_argument("--directory", metavar="DIR", help="where the run is written: a path or URI (runs/NAME)")
-    parser.add_argument("--dry-run", action="store_true", help="print the plan, and train nothing")
+    parser.add_argument("changes", nargs="*", metavar="section.key=value", help="replaces a value of the recipe")
+    parser.add_argument("--directory", metavar="DIR", help="directory of the run, a path or URI (default: runs/NAME)")
+    parser.add_argument("--dry-run", action="store_true", help="print the plan and stop")
     parser.set_defaults(run=_train)
 
 
@@ -42,7 +44,7 @@ def _train(args: argparse.Namespace) -> int:
     from spanlake.storage import child_uri, locate
     from spanlake.training.tracking import showing
 
-    logging.set_verbosity_error()  # it tells of new embeddings, which every run begins with
+    logging.set_verbosity_error()  # it reports new embeddings, and every run begins with some
     logging.disable_progress_bar()
     directory = args.directory or os.path.join("runs", recipe.name)
     run = locate(directory)
@@ -65,12 +67,12 @@ def _train(args: argparse.Namespace) -> int:
 
 
 def _is_ray_job() -> bool:
-    """Whether this process is the entrypoint of a Ray job, on a machine that may have no room for work."""
+    """Returns whether this process is the entrypoint of a Ray job, whose machine may have no room for work."""
     return "RAY_JOB_CONFIG_JSON_ENV_VAR" in os.environ
 
 
 def _prepare(recipe: "Recipe", run: "Place") -> "RecipeData":
-    """Make the directory the run's, and its data ready to be read."""
+    """Claims the directory and prepares the data."""
     from spanlake.training.data import recipe_data
     from spanlake.training.directory import claim
 

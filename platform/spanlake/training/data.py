@@ -23,20 +23,21 @@ from spanlake.storage import Place, locate
 from spanlake.training.encoders import words_of
 from spanlake.training.recipe import DataSection, Recipe
 
-_DEV_TYPES = 50  # asked of a text when the dev score is taken
+_DEV_TYPES = 50  # that a text is asked for when the dev score is taken
 
 
 @dataclass(frozen=True)
 class DevSet:
     name: str
-    types: list[str]  # all of the data set's
+    types: list[str]  # of the whole data set
     examples: list[Example]
 
     def asked(self, example: Example) -> list[str]:
-        """What a text is asked for: its own types and those it states as absent, or all types of its data set.
+        """Returns the types that a text is asked for.
 
-        Of a data set with very many types, as Pile-NER with thousands, it is asked for its own and some of the others,
-        always the same.
+        These are its own types and those it states as absent. A text that states none is asked for all types of its
+        data set. If the data set has very many types, as Pile-NER has, the text is asked for its own and a sample of
+        the others, the same at each call.
         """
         own = {mention.label for mention in example.mentions}
         if example.negatives:
@@ -50,7 +51,7 @@ class DevSet:
 
 @dataclass(frozen=True)
 class RecipeData:
-    """It can be pickled: the driver of a run makes it, and the workers read from it."""
+    """What a run trains on. It can be pickled: the driver makes it, and the workers read from it."""
 
     sets: tuple[PreparedSet, ...]
     weights: tuple[float, ...]  # one for each set
@@ -65,7 +66,7 @@ class RecipeData:
         return sorted({*self.frequencies} - {*ignored})
 
     def wider_than(self, max_width: int) -> int:
-        """How many mentions have more words than the widest span, so that nothing can be trained to find them."""
+        """Returns how many mentions have more words than the widest span. No model of this width can find them."""
         return sum(
             mentions for data in self.sets for width, mentions in data.mention_widths.items() if width > max_width
         )
@@ -76,8 +77,10 @@ class RecipeData:
         return sum(data.inside_words for data in self.sets)
 
     def stream(self, recipe: Recipe, tokenizer: PromptTokenizer, config: ModelConfig) -> ExampleStream:
-        """Raises `UserError` for a type or description that the tokenizer cannot read, and where every mention is too
-        wide for the model to learn.
+        """Returns the stream of batches.
+
+        Raises `UserError` for a type or description that the tokenizer cannot read, and if every mention is wider
+        than the model's widest span.
         """
         widths = {width for data in self.sets for width in data.mention_widths}
         if widths and min(widths) > config.max_width:
@@ -105,7 +108,7 @@ class RecipeData:
 
 
 def recipe_data(recipe: Recipe, cache: Place) -> RecipeData:
-    """Opens what the recipe names; what is not in the training format yet is prepared below the directory `cache`.
+    """Opens the data that the recipe names. Data in another format are prepared below the directory `cache`.
 
     Raises `UserError` for data that cannot be found or read, or that holds nothing to train on.
     """

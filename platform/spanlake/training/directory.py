@@ -1,12 +1,12 @@
 """Where a run is written: a directory on disk or in object storage.
 
-RUN/recipe.json      the recipe as resolved; a run of another one is refused
-RUN/metrics.jsonl    one record for each time something was measured
+RUN/recipe.json      the recipe with all its values; a run of another recipe is refused
+RUN/metrics.jsonl    one record for each measurement
 RUN/package/         the best package so far
 RUN/tensorboard/     the same measurements for TensorBoard
 RUN/ray/             checkpoints of a run on Ray
-RUN/checkpoints/     checkpoints of any other
-RUN/data/            data sets that the recipe names in another format, prepared
+RUN/checkpoints/     checkpoints of a run without Ray
+RUN/data/            prepared data, of data sets in other formats
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from spanlake.errors import UserError, one_line
 from spanlake.storage import Place
 from spanlake.training.recipe import Recipe
 
-# What may differ between a run and what goes on with it: none of these changes what is learned.
+# What may change when a run goes on, because it does not change what the model learns.
 _FREE = ("parallel.workers", "parallel.gpus_per_worker", "parallel.cpus_per_worker", "logging", "checkpoint")
 
 RAY_FOLDER = "ray"
@@ -30,9 +30,9 @@ OWN_FOLDER = "checkpoints"
 
 
 def claim(run: Place, recipe: Recipe) -> None:
-    """Make the directory the recipe's.
+    """Claims the directory for a run of the recipe.
 
-    Raises: UserError where it holds another recipe's run, naming the first difference, or cannot be written.
+    Raises: UserError if it holds a run of another recipe, with the first difference, or if it cannot be written.
     """
     asked = recipe.to_dict()
     try:
@@ -54,7 +54,7 @@ def claim(run: Place, recipe: Recipe) -> None:
 
 
 def refuse_checkpoints(run: Place, folder: str) -> None:
-    """Raises: UserError where the run has been launched the other way, whose checkpoints are in `folder`."""
+    """Raises: UserError if the run was launched the other way, which keeps its checkpoints in `folder`."""
     if run.kind(folder) != fs.FileType.NotFound:
         way = "on Ray" if folder == RAY_FOLDER else "without Ray"
         raise UserError(

@@ -1,4 +1,4 @@
-"""The model that a run begins with."""
+"""The model at the beginning of a run."""
 
 from __future__ import annotations
 
@@ -19,16 +19,16 @@ from spanlake.package import find_model, open_package
 from spanlake.training.known_encoders import KNOWN_ENCODERS
 from spanlake.training.recipe import ModelSection
 
-# The published checkpoints' tokens, in their order, so that a trained model can be written in their form.
+# The tokens of published checkpoints, in their order, so that a trained model can be written in their format.
 PROMPT_TOKENS = ("[FLERT]", "<<ENT>>", "<<SEP>>")
 _DROPOUTS = ("attention_probs_dropout_prob", "hidden_dropout_prob", "attention_dropout", "dropout")
 
 
 def starting_model(section: ModelSection) -> tuple[Tokenizer, SpanModel]:
-    """The tokenizer and the model: of the package `start`, or with a random head on a pretrained or random encoder.
+    """Returns the tokenizer and the model: those of the package `start`, or an encoder with a random head.
 
-    Raises `UserError` for an encoder, a tokenizer or a package that cannot be had; what it draws at random comes from
-    torch's global generator.
+    Random weights come from torch's global generator. Raises `UserError` for an encoder, a tokenizer or a package that
+    cannot be found or read.
     """
     if section.start:
         package = open_package(section.start)
@@ -53,7 +53,7 @@ def words_of(section: ModelSection) -> tuple[str, int]:
 
 
 def model_config(section: ModelSection, encoder: PretrainedConfig, tokenizer: Tokenizer | None) -> ModelConfig:
-    """The architecture that a recipe describes; without a tokenizer, the number of the entity token is a guess."""
+    """Returns the architecture that a recipe describes. Without a tokenizer, the entity token's number is a guess."""
     entity_id = tokenizer.token_to_id(PROMPT_TOKENS[1]) if tokenizer else 1
     assert entity_id is not None
     return ModelConfig(
@@ -72,9 +72,9 @@ def model_config(section: ModelSection, encoder: PretrainedConfig, tokenizer: To
 
 
 def planned_config(section: ModelSection) -> tuple[PretrainedConfig, str]:
-    """The encoder's configuration and where it was read: in the recipe, its own files, or the table of known ones.
+    """Returns the encoder's configuration and its origin: the recipe, the encoder's files or the known encoders.
 
-    Raises `UserError` for an encoder that is neither here nor known.
+    Raises `UserError` for an encoder that is neither on this machine nor known.
     """
     if section.encoder_config:
         return _random_config(section, _tokenizer(section)), "the recipe"

@@ -1,6 +1,6 @@
-"""What turns losses into new weights: PyTorch alone in one process, DeepSpeed in several or where ZeRO is asked for.
+"""Engines turn losses into new weights: PyTorch alone in one process, DeepSpeed in several processes or with ZeRO.
 
-Weights are float32 in both, and products bfloat16 where the recipe says so, so that both train alike.
+Both train alike: weights are float32, and products are bfloat16 if the recipe says so.
 """
 
 from __future__ import annotations
@@ -27,36 +27,39 @@ _TAG = "engine"  # of DeepSpeed's files in a checkpoint
 
 
 class Engine(Protocol):
-    """`forward` is called, and `backward`, equally often by every process; then `step` once."""
+    """In each step, every process calls `forward` and `backward` equally often, then `step` once."""
 
     forward: nn.Module
 
     def backward(self, loss: torch.Tensor) -> None: ...
 
     def step(self, rate: float) -> float | None:
-        """New weights, at this share of the highest learning rates. Returns the gradient's norm where it is known."""
+        """Updates the weights, at a share of the highest learning rates. Returns the gradient's norm if it is known."""
 
     def rates(self) -> list[float]:
-        """The learning rate of each parameter group."""
+        """Returns the learning rate of each parameter group."""
 
     def whole_model(self) -> SpanModel | None:
-        """The model as it is now, to read and to write: for the first process. Every process calls it."""
+        """Returns the whole model in the first process. Every process calls it."""
 
     def save(self, directory: Path) -> None:
-        """Each process writes its part of the state."""
+        """Writes this process's part of the state."""
 
     def load(self, directory: Path) -> None: ...
 
 
 def needs_deepspeed(recipe: Recipe, size: int) -> bool:
-    """Whatever the number of workers that a run shrinks to, its checkpoints stay of one kind."""
+    """Returns whether the run needs DeepSpeed.
+
+    A run that may have several workers needs it also with one, so that its checkpoints are all of one kind.
+    """
     return max(size, recipe.parallel.workers[1]) > 1 or recipe.parallel.zero_stage > 0
 
 
 def make_engine(recipe: Recipe, model: SpanModel, device: torch.device, size: int, universal: bool) -> Engine:
-    """The engine of one of `size` processes. `universal`: what it will load is a universal checkpoint.
+    """Returns the engine of one of `size` processes. `universal`: it will load a universal checkpoint.
 
-    Raises: UserError where DeepSpeed is needed and not installed.
+    Raises: UserError if DeepSpeed is needed and not installed.
     """
     model.to(device)
     if device.type == "cpu":
@@ -107,18 +110,18 @@ class PlainEngine:
 
 
 class DeepSpeedEngine:
-    """Backward passes only accumulate; gradients are reduced once, in `step`, however many parts a batch has."""
+    """Backward passes only accumulate. `step` reduces the gradients once, however many parts a batch has."""
 
     def __init__(self, recipe: Recipe, model: SpanModel, universal: bool) -> None:
         deepspeed = _deepspeed()
         offload = recipe.parallel.offload == "cpu"
         config = {
-            "train_micro_batch_size_per_gpu": 1,  # the loop weighs texts itself
+            "train_micro_batch_size_per_gpu": 1,  # the trainer weighs the texts itself
             "managed_gradient_accumulation": False,
             "gradient_clipping": recipe.optim.max_norm,
             "zero_optimization": {
                 "stage": recipe.parallel.zero_stage,
-                "overlap_comm": False,  # the only kind that goes with reducing once
+                "overlap_comm": False,  # with True, DeepSpeed would reduce in each backward pass
                 **({"offload_optimizer": {"device": "cpu"}} if offload else {}),
             },
             "zero_force_ds_cpu_optimizer": False,  # PyTorch's AdamW runs on the CPU too, and needs no compiler
@@ -147,7 +150,7 @@ class DeepSpeedEngine:
     def whole_model(self) -> SpanModel | None:
         if self._stage < 3:
             return self._model
-        # A copy: the sharded model lets go of its weights in each forward pass, and all processes must fetch them.
+        # Return a copy, because the sharded model frees its weights in each forward pass.
         with self._gathered(list(self._model.parameters())):
             if dist.get_rank():
                 return None
@@ -157,11 +160,11 @@ class DeepSpeedEngine:
         return copy.to(next(iter(weights.values())).device)
 
     def save(self, directory: Path) -> None:
-        # What a conversion to a universal checkpoint looks for.
+        # The conversion to a universal checkpoint looks for this key.
         self._engine.save_checkpoint(str(directory), tag=_TAG, client_state={"universal_checkpoint_info": {}})
 
     def load(self, directory: Path) -> None:
-        # DeepSpeed unpickles: only ever what a run of ours wrote into its own directory.
+        # DeepSpeed unpickles. It reads only what this run wrote into its own directory.
         path, _ = self._engine.load_checkpoint(str(directory), tag=_TAG)
         if path is None:
             raise ShortfallError(
@@ -183,20 +186,20 @@ def _deepspeed() -> Any:
     if not torch.cuda.is_available():
         os.environ.setdefault("DS_ACCELERATOR", "cpu")
     os.environ.setdefault("DEEPSPEED_LOG_LEVEL", "error")
-    # It calls what newer releases of PyTorch rename, and each process would say so many times.
+    # It calls functions that newer releases of PyTorch rename, and each process would warn many times.
     warnings.filterwarnings("ignore", category=FutureWarning, module="torch.distributed")
     import deepspeed
 
     if not torch.cuda.is_available():
-        # Gloo does what it does, and it would be compiled on the spot, which fails where there is no compiler.
+        # DeepSpeed would compile it, which fails without a compiler. Gloo does the same.
         deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
     return deepspeed
 
 
 def make_universal(checkpoint: Path, output: Path) -> None:
-    """Converts a checkpoint of DeepSpeed's into one that any number of processes can load (Lian et al. 2024).
+    """Converts a checkpoint of DeepSpeed into one that any number of processes can load (Lian et al. 2024).
 
-    Raises: ShortfallError where it cannot be converted.
+    Raises: ShortfallError if it cannot be converted.
     """
     command = [sys.executable, "-m", "deepspeed.checkpoint.ds_to_universal", "--num_extract_workers", "1"]
     command += ["--num_merge_workers", "1", "--input_folder", str(checkpoint / _TAG), "--output_folder"]

@@ -1,4 +1,4 @@
-"""How good a model is in the middle of its training, and the package that is made of it."""
+"""The dev score of a model during its training, and the package that is made of it."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _THRESHOLD = 0.5
 
 
 def dev_score(package: Package, sets: Sequence[DevSet]) -> float:
-    """The mean over data sets of the exact-match F1 on their dev parts, 0 to 1."""
+    """Returns the mean over data sets of the exact-match F1 on their dev parts, 0 to 1."""
     package.model.eval()
     extractor = Extractor(package, next(package.model.parameters()).device, torch.float32)
     scores = []
@@ -31,7 +31,7 @@ def dev_score(package: Package, sets: Sequence[DevSet]) -> float:
 
 
 def publish(run: Place, package: Package, step: int, f1: float) -> None:
-    """Put a package in place of the run's `package/`."""
+    """Replaces the run's `package/`."""
     training = {**package.metadata["training"], "step": step, "dev_f1": f1}
     known = Package(package.name, package.model, package.tokenizer, {**package.metadata, "training": training}, "")
     with TemporaryDirectory() as temporary:

@@ -1,4 +1,4 @@
-"""What a run asks of whatever has started its processes, and what those get that Ray has not started."""
+"""What a run needs from whatever started its processes: `Host`. `OwnHost` serves processes that Ray did not start."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from spanlake.training.directory import OWN_FOLDER
 from spanlake.training.tracking import Send
 from spanlake.training.worker import Worker
 
-_WHOLE = "whole"  # a file that comes last
+_WHOLE = "whole"  # the file that is written last into a checkpoint
 
 
 class Host(Protocol):
@@ -23,10 +23,10 @@ class Host(Protocol):
 
     @property
     def sends(self) -> Sequence[Send]:
-        """What the first process calls with each record of what was measured."""
+        """The functions that the first process calls with each record of measurements."""
 
     def latest(self) -> AbstractContextManager[Path | None]:
-        """A context that gives the directory of the last checkpoint, or None."""
+        """Returns a context that gives the directory of the last checkpoint, or None."""
 
     def save(self, write: Callable[[Path], None], step: int, metrics: dict[str, Any]) -> None:
         """Makes a checkpoint; `write` puts this process's part into a directory."""
@@ -39,7 +39,7 @@ class Host(Protocol):
 
 
 class OwnHost:
-    """Checkpoints are `RUN/checkpoints/STEP/`, whole or not there. Each process reads the data for itself."""
+    """Checkpoints are `RUN/checkpoints/STEP/`; one without its last file is ignored. Each process reads the data."""
 
     sends: Sequence[Send] = ()
 
@@ -65,7 +65,7 @@ class OwnHost:
         if self._run.is_local:
             directory = Path(self._run.child(place))
             if self._worker.leads:
-                shutil.rmtree(directory, ignore_errors=True)  # one that was not finished
+                shutil.rmtree(directory, ignore_errors=True)  # left by a run that stopped while it wrote
                 directory.mkdir(parents=True)
             self._worker.wait()
             write(directory)

@@ -1,5 +1,6 @@
-"""What the encoders that the recipes name are made of, as their publishers' config.json says, so that a run can be
-planned without a network. Parameters are counted from these; a run reads the encoder's own files."""
+"""The shapes of the encoders that the recipes name, from their publishers' config.json.
+
+They allow a plan without a network: parameters are counted from them. A run reads the encoder's own files."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
 """Training as workers of Ray Train, on any number of machines. The one module of training that imports Ray.
 
-Ray starts the workers again when one of them, its machine or this process dies, with as many as it then has; they go
-on from the last checkpoint that all of them reported.
+If a worker or its machine dies, Ray starts as many workers as then fit. They go on from the last checkpoint that all
+workers reported.
 """
 
 import json
@@ -33,22 +33,22 @@ from spanlake.training.tracking import Send, numbers
 from spanlake.training.trainer import Trainer
 from spanlake.training.worker import Worker
 
-_FAILURES = 50  # of workers and machines, before a run is given up
-_PATIENCE_SECONDS = 7200  # of workers that wait for the first one's dev score
+_FAILURES = 50  # of workers and machines; after more, the run ends
+_PATIENCE_SECONDS = 7200  # that workers wait while the first one takes the dev score
 _RESIZE_SECONDS = 60.0  # between looks at whether more workers fit
-_GROWTH_SECONDS = 1200.0  # that a cluster gets to grow until the fewest workers fit
-_OBJECT_STORE_BYTES = 300_000_000  # of a Ray of our own; a few pools of texts are there at a time
+_GROWTH_SECONDS = 1200.0  # that a cluster gets to grow
+_OBJECT_STORE_BYTES = 300_000_000  # of a Ray of our own; it holds a few pools of texts at a time
 _AHEAD = 2  # pools that are read while one is trained on
 # A Ray of our own has no dashboard. Without an address that refuses at once, Ray Train looks for one for twelve seconds
 # at the end of a run.
 _NO_DASHBOARD = {"RAY_API_SERVER_ADDRESS": "http://127.0.0.1:9"}
-_STOPPED = "stopped.json"  # why a run cannot go on, where trying again would not help
+_STOPPED = "stopped.json"  # why a run cannot go on; trying again would not help
 
 
 def launch(recipe: Recipe, data: RecipeData, run: Place, resize_seconds: float = _RESIZE_SECONDS) -> None:
-    """Run the recipe on the cluster at RAY_ADDRESS (a job has one), or on a new one on this machine.
+    """Runs the recipe on the cluster at RAY_ADDRESS (a job has one), or on a new one on this machine.
 
-    Raises: UserError where the cluster has too little; ShortfallError where training cannot go on.
+    Raises: UserError if the cluster has too little; ShortfallError if training cannot go on.
     """
     refuse_checkpoints(run, OWN_FOLDER)
     with cluster(_OBJECT_STORE_BYTES, _NO_DASHBOARD):
@@ -62,7 +62,7 @@ def launch(recipe: Recipe, data: RecipeData, run: Place, resize_seconds: float =
             torch_config=TorchConfig(
                 "nccl" if recipe.parallel.gpus_per_worker else "gloo", timeout_s=_PATIENCE_SECONDS
             ),
-            # The type hints of ray.train are those of its first version.
+            # The type hints of ray.train describe its first version.
             scaling_config=train.ScalingConfig(  # type: ignore[call-arg]
                 num_workers=most if fewest == most else (fewest, most),  # type: ignore[arg-type]
                 use_gpu=recipe.parallel.gpus_per_worker > 0,
@@ -80,7 +80,7 @@ def launch(recipe: Recipe, data: RecipeData, run: Place, resize_seconds: float =
         )
         try:
             trainer.fit()
-        except Exception as error:  # of many kinds; the last line of what they say tells why
+        except Exception as error:  # of many kinds; the last line of the message tells why
             *_, line = str(error).strip().splitlines() or [type(error).__name__]
             reason = line.strip().rstrip(".")[:300]
             raise ShortfallError(
@@ -104,14 +104,14 @@ def _work(config: dict[str, Any]) -> None:
         torch.set_num_threads(recipe.parallel.cpus_per_worker)
     try:
         Trainer(recipe, config["data"], run, worker, RayHost(recipe.name, worker)).train()
-    except SpanlakeError as error:  # trying again would end the same way, so those that are started again return
+    except SpanlakeError as error:  # trying again would end the same way, so workers that are started again return
         if worker.leads or run.read(_STOPPED) is None:
             run.write(_STOPPED, json.dumps({"message": str(error), "user": isinstance(error, UserError)}).encode())
-        raise  # else the others wait for this one, where it alone failed
+        raise  # if only this one failed, the others wait for it; raising makes Ray stop them
 
 
 class RayHost:
-    """Ray puts together what the workers report, in the run's storage. Tasks read the data, on any machine."""
+    """Ray keeps the workers' checkpoints in the run's storage. Ray tasks read the data, on any machine."""
 
     def __init__(self, recipe: str, worker: Worker) -> None:
         """`recipe` is its name."""
@@ -135,7 +135,7 @@ class RayHost:
             train.report(metrics, checkpoint=checkpoint)
 
     def pools(self, stream: ExampleStream, plans: Sequence[PoolPlan]) -> Iterator[Pool]:
-        """The arrays of a pool stay in the object store, where the workers of a machine share them."""
+        """Yields pools whose arrays stay in the object store, where the workers of a machine share them."""
         if self._reader is None:
             reader: Any = None
             if self._worker.leads:
@@ -156,7 +156,10 @@ def _fetched(pool: "ray.ObjectRef[Pool]") -> Pool:
 
 
 def _to_gauges(recipe: str) -> Send:
-    """Returns what sets Ray's metrics, such as `ray_spanlake_training_loss`. Reports would make all workers wait."""
+    """Returns a function that sets Ray's metrics, such as `ray_spanlake_training_loss`.
+
+    A report to Ray Train would make all workers wait.
+    """
     gauges: dict[str, Gauge] = {}
 
     def send(values: dict[str, Any]) -> None:
@@ -169,20 +172,20 @@ def _to_gauges(recipe: str) -> Send:
 
 
 class _Reader:
-    """Has each pool read once for all workers, and some ahead. It knows where the pools are, and holds none."""
+    """Starts a task for each pool, once for all workers and some pools ahead. It keeps references, not the pools."""
 
     def __init__(self, stream: ExampleStream) -> None:
         self._stream, self._shared = stream, ray.put(stream)
         self._pools: dict[tuple[int, int], ray.ObjectRef[Pool]] = {}
 
     def pool(self, epoch: int, number: int) -> "list[ray.ObjectRef[Pool]]":
-        """Returns, in a list, the reference to a pool. Those before it are given up."""
+        """Returns a list of one reference: to the pool. References to earlier pools are dropped."""
         wanted = {(epoch, plan.number): plan for plan in self._stream.plans(epoch)[number : number + 1 + _AHEAD]}
         self._pools = {key: self._pools.get(key) or self._begin(plan) for key, plan in wanted.items()}
         return [self._pools[epoch, number]]
 
     def _begin(self, plan: PoolPlan) -> "ray.ObjectRef[Pool]":
-        # Workers may hold every CPU of a cluster; tasks that asked for one would wait for ever.
+        # Workers may hold every CPU of the cluster. A task that asks for one would then wait for ever.
         cpus = 1 if ray.available_resources().get("CPU", 0) >= 1 else 0
         return _read.options(num_cpus=cpus).remote(self._shared, plan)
 
@@ -199,9 +202,9 @@ def _resources(recipe: Recipe) -> dict[str, float]:
 
 
 def _wait_for_room(recipe: Recipe) -> None:
-    """A cluster that has less than the fewest workers need gets time to grow, unless it is this machine's own.
+    """Waits for a cluster at RAY_ADDRESS to grow until the fewest workers fit.
 
-    Raises UserError where it does not grow.
+    Raises UserError if it does not grow, and at once if the cluster is this machine's own and too small.
     """
     asked, fewest, has = _resources(recipe), recipe.parallel.workers[0], ray.cluster_resources()
     lacking = [name for name, each in asked.items() if fewest * each > has.get(name, 0.0)]

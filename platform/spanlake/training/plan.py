@@ -1,4 +1,4 @@
-"""What a run of a recipe would take, found without starting it and without a network."""
+"""What a run of a recipe would need, found without starting it and without a network."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from spanlake.storage import locate
 from spanlake.training.encoders import model_config, planned_config
 from spanlake.training.recipe import Recipe
 
-_WORDS_PER_TOKEN = 0.7  # English, as the encoders' tokenizers cut it; for estimates alone
+_WORDS_PER_TOKEN = 0.7  # for English text; only for estimates
 
 
 @dataclass(frozen=True)
@@ -27,7 +27,7 @@ class Memory:
     weights: float
     gradients: float
     optimiser: float
-    on_host: float  # of the optimiser's state, where it is offloaded
+    on_host: float  # bytes of the optimiser's state, if it is offloaded
 
     @property
     def on_device(self) -> float:
@@ -38,11 +38,11 @@ class Memory:
 class Plan:
     encoder: int  # parameters
     head: int  # parameters
-    origin: str  # where the encoder's shape was read
+    origin: str  # where the encoder's shape comes from
     activations: float  # bytes on one worker; an estimate
     most_tokens: int  # padded sub-words
     most_texts: int
-    data: tuple[str, ...]  # what is known of each data set
+    data: tuple[str, ...]  # one line about each data set
 
     @property
     def parameters(self) -> int:
@@ -50,7 +50,7 @@ class Plan:
 
 
 def plan(recipe: Recipe) -> Plan:
-    """Raises `UserError` for an encoder whose shape cannot be had offline."""
+    """Raises `UserError` for an encoder whose shape is not known without a network."""
     model, origin = _model(recipe)
     encoder = sum(parameter.numel() for parameter in model.encoder.parameters())
     return Plan(
@@ -65,9 +65,11 @@ def plan(recipe: Recipe) -> Plan:
 
 
 def memory(parameters: int, stage: int, workers: int, offload: bool) -> Memory:
-    """Weights and gradients in float32, and two moments of AdamW, beside which DeepSpeed keeps a second copy of the
-    weights from stage 1 on. ZeRO splits among the workers the optimiser's state from stage 1 on, the gradients from 2
-    and the weights from 3 (Rajbhandari et al. 2020, section 5)."""
+    """Returns the bytes of weights and gradients in float32, and of two moments of AdamW.
+
+    DeepSpeed keeps a second copy of the weights from stage 1 on. ZeRO splits the optimiser's state among the workers
+    from stage 1 on, the gradients from 2 and the weights from 3 (Rajbhandari et al. 2020, section 5).
+    """
     sizes = (4, 4, 12 if stage else 8)
     offload = offload and stage > 0
     share = [1.0 if stage < first else 1 / workers for first in (3, 2, 1)]
@@ -76,7 +78,7 @@ def memory(parameters: int, stage: int, workers: int, offload: bool) -> Memory:
 
 
 def plan_text(recipe: Recipe) -> str:
-    """The plan as `spanlake train --dry-run` prints it."""
+    """Returns the plan as `spanlake train --dry-run` prints it."""
     found, schedule, parallel = plan(recipe), recipe.schedule, recipe.parallel
     fewest, most = parallel.workers
     lines = [
@@ -115,7 +117,7 @@ def _memory_lines(found: Plan, recipe: Recipe) -> list[str]:
 
 
 def _model(recipe: Recipe) -> tuple[SpanModel, str]:
-    """The model without memory for its weights, but for one that a recipe goes on from."""
+    """Returns the model without memory for its weights. A model that the recipe goes on from is loaded."""
     section = recipe.model
     if section.start:
         return open_package(section.start).model, "its package"
@@ -127,9 +129,11 @@ def _model(recipe: Recipe) -> tuple[SpanModel, str]:
 
 
 def _activations(recipe: Recipe, model: SpanModel) -> float:
-    """Bytes that the backward pass needs of the forward one: for each layer of the encoder 17 values per sub-word and
-    unit of width and 2.5 per pair of sub-words and head (Korthikanti et al. 2023, section 4.1), for the head 3 values
-    per span and unit of its inner layer."""
+    """Returns the bytes that the forward pass keeps for the backward pass.
+
+    Each layer of the encoder keeps 17 values per sub-word and unit of width, and 2.5 per pair of sub-words and head
+    (Korthikanti et al. 2023, section 4.1). The span head keeps 3 values per span and unit of its inner layer.
+    """
     config, schedule = model.encoder.config, recipe.schedule
     assert isinstance(config, PretrainedConfig)
     share = math.ceil(schedule.batch_tokens / recipe.parallel.workers[0])

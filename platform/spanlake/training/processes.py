@@ -1,7 +1,7 @@
-"""Training without Ray: in this process, or in those that torchrun has started.
+"""Training without Ray: in this process, or in processes that torchrun started.
 
-Ray Train's local mode covers both, but it keeps no checkpoints, needs Ray to be installed, and lets processes wait for
-the first one no longer than PyTorch does by default.
+Ray Train's local mode covers both. But it keeps no checkpoints, it needs Ray, and its processes wait for the first one
+only as long as PyTorch's default.
 """
 
 from __future__ import annotations
@@ -24,11 +24,11 @@ from spanlake.training.tracking import showing
 from spanlake.training.trainer import Trainer
 from spanlake.training.worker import Worker
 
-_PATIENCE = timedelta(hours=2)  # of processes that wait for the first one's dev score
+_PATIENCE = timedelta(hours=2)  # that processes wait while the first one takes the dev score
 
 
 def train_here(recipe: Recipe, run: Place, prepare: Callable[[Recipe, Place], RecipeData]) -> None:
-    """`prepare` is called by the first process, then by the others. Raises what it and the trainer raise."""
+    """The first process calls `prepare`, then the others do. Raises what `prepare` and the trainer raise."""
     refuse_checkpoints(run, RAY_FOLDER)
     with _group(recipe) as worker:
         data = prepare(recipe, run) if worker.leads else None
@@ -40,7 +40,7 @@ def train_here(recipe: Recipe, run: Place, prepare: Callable[[Recipe, Place], Re
 
 @contextmanager
 def _group(recipe: Recipe) -> Iterator[Worker]:
-    """This process's place among those of torchrun, or alone."""
+    """Returns this process's place among those of torchrun. A process alone is the only one."""
     local_rank = int(os.environ.get("LOCAL_RANK", 0))
     device = torch.device("cuda", local_rank) if torch.cuda.is_available() else torch.device("cpu")
     launched = "TORCHELASTIC_RUN_ID" in os.environ

@@ -35,8 +35,10 @@ Texts = Annotated[tuple[str, ...], Field(strict=False)]  # YAML has lists
 
 
 class ModelSection(_Section):
-    """One of `encoder`, `encoder_config` and `start`. With `start`, the architecture is that of the package, and the
-    other fields are not read."""
+    """The model at the beginning: exactly one of `encoder`, `encoder_config` and `start`.
+
+    With `start`, the package states the architecture, and the other fields are ignored.
+    """
 
     encoder: str = Field(default="", description="a pretrained encoder to begin with: a directory or a Hub id")
     encoder_config: Mapping[str, Any] = Field(default={}, description="an encoder of random weights, with `model_type`")
@@ -69,22 +71,22 @@ class DataSection(_Section):
     )
     root: str = Field(default="", description="the directory that `train`, `dev` and `descriptions` are found in")
     dev: Texts = Field(
-        default=(), description="as `train`; without any, `held_out` examples of each of `train` are kept for it"
+        default=(), description="like `train`; if empty, `held_out` examples of each of `train` are kept for it"
     )
     held_out: int = Field(default=50, ge=0, description="examples, and at most a tenth")
     weights: Mapping[str, Annotated[float, Field(gt=0, allow_inf_nan=False)]] = Field(
         default={}, description="how often one of `train` is read in an epoch (1)"
     )
     ignored_types: Texts = Field(
-        default=(), description='types that say nothing, such as "miscellaneous": neither asked nor negative'
+        default=(), description='types that say nothing, such as "miscellaneous"; they are never asked for'
     )
     descriptions: str = Field(default="", description="a JSON file {type: description}, for sampling.description_rate")
     max_per_set: int = Field(
-        default=0, ge=0, description="examples of one data set read in an epoch, drawn anew in each; 0: all"
+        default=0, ge=0, description="most examples of one data set in an epoch, drawn anew in each epoch; 0: all"
     )
     max_bad_rate: Share = Field(default=0.01, description="share of the records that may be unreadable")
     sampling: Mapping[str, Mapping[str, Any]] = Field(
-        default={}, description="for one of `train`: keys of the section `sampling` that are other for it"
+        default={}, description="for one of `train`: keys of the section `sampling` that differ for it"
     )
 
     @model_validator(mode="after")
@@ -109,23 +111,23 @@ class OptimSection(_Section):
     encoder_lr: float = Field(default=1e-5, ge=0)
     head_lr: float = Field(default=5e-5, ge=0)
     weight_decay: float = Field(default=0.01, ge=0)
-    max_norm: float = Field(default=10.0, gt=0, description="of the gradient, clipped to it")
+    max_norm: float = Field(default=10.0, gt=0, description="of the gradient; a larger gradient is scaled down")
     loss: Literal["bce", "focal"] = "bce"
-    positive_weight: float = Field(default=1.0, gt=0, description="times the loss of true spans")
+    positive_weight: float = Field(default=1.0, gt=0, description="factor of the loss of true spans")
     focal_alpha: Share = Field(
-        default=0.75, description="weight of true spans against that of the others, for focal loss"
+        default=0.75, description="weight of true spans in focal loss, of 1; other spans get the rest"
     )
     focal_gamma: float = Field(default=2.0, ge=0)
     average: float = Field(
         default=0.0,
         ge=0,
         le=0.999999,
-        description="decay of an average of the weights, of which scores and packages are made; 0: of the weights",
+        description="decay of an average of the weights, which is scored and published; 0: no average",
     )
 
 
 class ScheduleSection(_Section):
-    """A batch is what one optimiser step sees on all workers together, whatever their number."""
+    """A batch is what all workers together see in one optimiser step, whatever their number."""
 
     steps: int = Field(default=30_000, ge=1)
     warmup: Share = Field(default=0.1, description="share of the steps")
@@ -133,11 +135,11 @@ class ScheduleSection(_Section):
     batch_tokens: int = Field(default=2048, ge=1, description="padded sub-words in a batch")
     batch_texts: int = Field(default=64, ge=1, description="at most")
     micro_tokens: int = Field(
-        default=0, ge=0, description="padded sub-words that a worker computes at once; 0: its whole share of the batch"
+        default=0, ge=0, description="padded sub-words that a worker computes at once; 0: its whole part of the batch"
     )
     evaluate_every: int = Field(default=1_000, ge=1, description="steps")
     patience: int = Field(
-        default=0, ge=0, description="evaluations without a better score before the run ends early; 0: it never does"
+        default=0, ge=0, description="evaluations without a better score that end the run early; 0: it never ends early"
     )
 
 
@@ -148,7 +150,7 @@ class ParallelSection(_Section):
     gpus_per_worker: int = Field(default=0, ge=0)
     cpus_per_worker: int = Field(default=1, ge=1)
     zero_stage: int = Field(
-        default=0, ge=0, le=3, description="DeepSpeed: optimiser, gradients and weights are sharded from 1, 2 and 3 on"
+        default=0, ge=0, le=3, description="of DeepSpeed: 1 shards the optimiser, 2 also gradients, 3 also weights"
     )
     offload: Literal["none", "cpu"] = Field(default="none", description="where the optimiser's state is kept")
     precision: Literal["float32", "bfloat16"] = Field(
@@ -196,7 +198,7 @@ class Recipe(_Section):
     checkpoint: CheckpointSection = CheckpointSection()
     logging: LoggingSection = LoggingSection()
     seed: int = Field(default=0, ge=0, le=2**63 - 1)
-    license: str = Field(default="unstated", description="of the model that comes out")
+    license: str = Field(default="unstated", description="of the trained model")
 
     @model_validator(mode="after")
     def _check(self) -> Recipe:
@@ -214,25 +216,25 @@ class Recipe(_Section):
         return self
 
     def sampling_of(self, name: str) -> Sampling:
-        """What holds for one of `data.train`."""
+        """Returns the sampling of one of `data.train`: the section `sampling`, with what differs for it."""
         try:
             return Sampling.model_validate({**self.sampling.model_dump(), **self.data.sampling.get(name, {})})
         except ValidationError as error:
             raise ValueError(f"In data.sampling for {name!r}: {_sentence(error, 'sampling')}") from error
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain values, as YAML and JSON have them."""
+        """Returns the recipe as plain values, for YAML and JSON."""
         return self.model_dump(mode="json")
 
 
 class _Yaml(yaml.SafeLoader):
-    """Reads 1e-5 as a number, which YAML 1.1 takes for a text."""
+    """Reads 1e-5 as a number. YAML 1.1 takes it for a text."""
 
 
 _Yaml.add_implicit_resolver(
     "tag:yaml.org,2002:float", re.compile(r"[-+]?(\d+(\.\d*)?|\.\d+)[eE][-+]?\d+$"), [*"-+.0123456789"]
 )
-# What a value must be, by pydantic's name for what is wrong with it.
+# By pydantic's name of an error: what the value must be.
 _ALLOWED = {
     "bool_type": "true or false",
     "finite_number": "a finite number",
@@ -253,10 +255,10 @@ _UNKNOWN = ("extra_forbidden", "invalid_key")
 
 
 def read_recipe(path: Path, changes: list[str]) -> Recipe:
-    """Returns a recipe with changes, which are `section.key=value` with the value in YAML.
+    """Reads a recipe and applies changes, which are `section.key=value` with the value in YAML.
 
-    `extends: FILE`, or a list of files, begins with the keys of other recipes. Their paths are relative to this one's
-    directory. A key that comes later replaces one that came before.
+    `extends: FILE`, or a list of files, takes the keys of other recipes first. Their paths are relative to this
+    recipe's directory. A later key replaces an earlier one.
 
     Raises `UserError` for a file that is no recipe, an unknown key, a wrong value, or a change that names no key.
     """
@@ -311,8 +313,10 @@ def _set(values: dict[str, Any], names: list[str], value: Any) -> None:
 
 
 def _sentence(error: ValidationError, *within: str) -> str:
-    """One sentence about one thing that is wrong: an unknown key first, which may be why another lacks. `within` is the
-    section that was read, where it was not the whole recipe."""
+    """Returns one sentence about one thing that is wrong. An unknown key comes first: it may be why another is missing.
+
+    `within` is the section that was read, or empty for the whole recipe.
+    """
     found = error.errors()
     first = next((item for item in found if item["type"] in _UNKNOWN), found[0])
     *section, key = [*within, *map(str, first["loc"])] or [""]
@@ -329,9 +333,9 @@ def _sentence(error: ValidationError, *within: str) -> str:
 
 
 def _keys(section: list[str]) -> list[str]:
-    """The keys that a section of the recipe has."""
+    """Returns the keys of a section of the recipe."""
     kind: Any = Recipe
     for name in section:
         kind = kind.model_fields[name].annotation
-        kind = next(iter(get_args(kind)), kind)  # a section that may be left out is a union with None
+        kind = next(iter(get_args(kind)), kind)  # an optional section is a union with None
     return [*kind.model_fields]

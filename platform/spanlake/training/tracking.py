@@ -1,6 +1,6 @@
-"""Where a run's measurements go: metrics.jsonl, TensorBoard, MLflow, Weights & Biases, and the person who waits.
+"""Where a run's measurements go: metrics.jsonl, TensorBoard, MLflow, Weights & Biases, and the terminal.
 
-The process that trains writes; the one that launched it may be elsewhere, and shows what was written.
+The process that trains writes. The process that launched it, maybe on another machine, shows what was written.
 """
 
 from __future__ import annotations
@@ -29,11 +29,11 @@ Send = Callable[[dict[str, Any]], None]
 
 
 class Tracker:
-    """One process of a run reports to it."""
+    """Writes the measurements of a run. Only the first process has one."""
 
     def __init__(self, recipe: Recipe, run: Place, step: int, sends: Iterable[Send]) -> None:
-        """`step` is the one that the run goes on from; what was recorded after it is recorded anew. `sends` get each
-        record too.
+        """The run goes on from `step`; records of later steps are removed. Each of `sends` gets each record.
+
 
         Raises: UserError for a service whose library is not installed.
         """
@@ -51,7 +51,7 @@ class Tracker:
             self._open_wandb(recipe, recipe.logging.wandb)
 
     def record(self, values: dict[str, Any]) -> None:
-        """`values` hold the step and what was measured."""
+        """Records `values`: the step and what was measured."""
         self._lines.append(json.dumps(values))
         self._run.write(METRICS, ("\n".join(self._lines) + "\n").encode())
         for send in self._sends:
@@ -114,7 +114,7 @@ class Tracker:
 
 
 def numbers(values: dict[str, Any]) -> dict[str, float]:
-    """Returns what of a record can be drawn as a curve over its steps."""
+    """Returns the values of a record that can be drawn as a curve over the steps."""
     return {
         name: float(value)
         for name, value in values.items()
@@ -124,7 +124,7 @@ def numbers(values: dict[str, Any]) -> dict[str, float]:
 
 @contextmanager
 def showing(recipe: Recipe, run: Place) -> Iterator[None]:
-    """Shows on standard error, while the block lasts, what is recorded in it."""
+    """Shows new records on standard error while the block runs."""
     display, over = _Display(recipe), Event()
     shown = (run.read(METRICS) or b"").decode().splitlines()
 
@@ -150,7 +150,7 @@ def showing(recipe: Recipe, run: Place) -> Iterator[None]:
 
 
 class _Display:
-    """A bar on a terminal, a line for each record elsewhere."""
+    """Shows a bar on a terminal, and a line for each record elsewhere."""
 
     def __init__(self, recipe: Recipe) -> None:
         self._steps = recipe.schedule.steps

@@ -1,4 +1,4 @@
-"""One process among those of a run, and what it exchanges with the others."""
+"""One process of a run, and what it exchanges with the others."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ import torch.distributed as dist
 
 @dataclass(frozen=True)
 class Worker:
-    """`torch.distributed` is set up where there are several."""
+    """If there are several processes, `torch.distributed` is set up."""
 
     rank: int
     size: int
-    local_rank: int  # among those of its machine
+    local_rank: int  # among the processes of its machine
     device: torch.device
 
     @property
@@ -24,7 +24,7 @@ class Worker:
         return self.rank == 0
 
     def wait(self) -> None:
-        """Returns when all processes are here."""
+        """Returns when all processes have called it."""
         if self.size > 1:
             dist.barrier()
 
