@@ -184,7 +184,7 @@ def describe_model(model: str) -> dict[str, Any]:
 
 def peek_metadata(model: str) -> dict[str, Any]:
     """Returns the metadata of a package on this machine, without a check of its files; {} where there is none."""
-    directory = EMBEDDED / model if "/" not in model and (EMBEDDED / model).is_dir() else Path(model)
+    directory = EMBEDDED / model if _is_embedded(model) else Path(model)
     try:
         manifest = json.loads((directory / MANIFEST).read_text(encoding="utf-8"))
     except (OSError, ValueError):
@@ -211,7 +211,7 @@ def find_model(model: str | os.PathLike[str]) -> Path:
     Raises `PackageError` where there is no such model.
     """
     model = os.fspath(model)
-    if "/" not in model and os.path.isfile(EMBEDDED / model / MANIFEST):
+    if _is_embedded(model):
         return EMBEDDED / model
     if os.path.isdir(model):
         return Path(model)
@@ -229,6 +229,16 @@ def find_model(model: str | os.PathLike[str]) -> Path:
         f"The model {shown(model)} is unknown; give mini, a directory or URI of a package, a published GLiNER "
         "directory, or a Hub id such as urchade/gliner_medium-v2.1."
     )
+
+
+def absolute_name(model: str | os.PathLike[str]) -> str:
+    """Returns a name of the model that means the same in any working directory of this machine."""
+    model = os.fspath(model)
+    return os.path.abspath(model) if os.path.isdir(model) and not _is_embedded(model) else model
+
+
+def _is_embedded(model: str) -> bool:
+    return "/" not in model and os.path.isfile(EMBEDDED / model / MANIFEST)
 
 
 def _download(uri: str) -> Path:

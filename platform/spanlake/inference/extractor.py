@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import os
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import lru_cache, partial
+from threading import Lock
 from types import TracebackType
 from typing import TYPE_CHECKING, TypeVar, cast
 
@@ -14,7 +16,7 @@ import torch
 
 from spanlake.calibration import Calibration
 from spanlake.decoding import Entity
-from spanlake.errors import UserError, shown
+from spanlake.errors import PackageError, UserError, shown
 from spanlake.inference.candidates import NONE, Candidates, choose, join
 from spanlake.inference.hardware import choose_device, choose_precision
 from spanlake.inference.planning import LabelGroup, Row, group_labels, plan_batches, plan_rows
@@ -24,7 +26,7 @@ from spanlake.labels import Labels, Threshold
 from spanlake.modeling.config import ModelConfig
 from spanlake.modeling.cutting import CutText, cut_text
 from spanlake.modeling.tokens import PromptTokenizer
-from spanlake.package import Package, open_package
+from spanlake.package import Package, absolute_name, open_package
 
 if TYPE_CHECKING:
     from spanlake.rules import Rules
@@ -38,6 +40,18 @@ _STEPS_AHEAD = 4  # batches to lay out while the model works on one
 _CACHED_LABEL_SETS = 256
 
 _T = TypeVar("_T")
+
+
+@dataclass(frozen=True)
+class Origin:
+    """How another process loads the same model: the arguments of `Extractor.load`, and the model's fingerprint."""
+
+    model: str
+    device: str
+    precision: str
+    batch_tokens: int | None
+    threads: int | None
+    fingerprint: str
 
 
 @dataclass(frozen=True)
@@ -59,6 +73,10 @@ class Extractor:
     """Finds entities with one model on one device. Threads may share it.
 
     Up to `lanes` forward passes run side by side. `close`, or the end of a `with` block, releases the model.
+
+    A process that is forked afterwards can use the Extractor on a CPU; on an accelerator, it gets a `UserError`. An
+    Extractor of `load` can be pickled: the pickle holds the arguments of `load`, and each process that reads it loads
+    the model once.
     """
 
     def __init__(
@@ -68,16 +86,19 @@ class Extractor:
         precision: torch.dtype,
         batch_tokens: int | None = None,
         threads: int | None = None,
+        origin: Origin | None = None,
     ) -> None:
         """Takes over the package's model and moves it, without a copy, to the device and the precision.
 
-        On a CPU, `threads` passes run side by side; the default is torch's number of threads.
+        On a CPU, `threads` passes run side by side; the default is torch's number of threads. `origin` says how to load
+        the model in another process; without it, the Extractor cannot be pickled.
         """
         self.device = device
         self.precision = precision
         self.batch_tokens = batch_tokens or _BATCH_TOKENS[device.type]
         self.lanes = (threads or torch.get_num_threads()) if device.type == "cpu" else 1
         self._package: Package | None = package
+        self._origin = origin
         self.scorer = Scorer(package, device, precision, self.lanes)
         group = partial(_group, calibration=package.calibration, tokenizer=package.tokenizer, config=package.config)
         self._groups = lru_cache(maxsize=_CACHED_LABEL_SETS)(group)
@@ -104,7 +125,16 @@ class Extractor:
             if number is not None and number < 1:
                 raise UserError(f"{name} is {number}; it must be at least 1.")
         where = choose_device(device)
-        return cls(open_package(model), where, choose_precision(precision, where), batch_tokens, threads)
+        dtype = choose_precision(precision, where)
+        package = open_package(model)
+        origin = Origin(absolute_name(model), device, precision, batch_tokens, threads, package.fingerprint)
+        return cls(package, where, dtype, batch_tokens, threads, origin)
+
+    def __reduce__(self) -> tuple[Callable[[Origin], Extractor], tuple[Origin]]:
+        if self._package is None or self._origin is None:
+            problem = "is closed" if self._package is None else "was not made by Extractor.load"
+            raise UserError(f"The Extractor {problem}, so other processes cannot load its model; use Extractor.load.")
+        return _restored, (self._origin,)
 
     @property
     def package(self) -> Package:
@@ -171,16 +201,20 @@ class Extractor:
         Another thread reads the requests and cuts them into sub-words while the model works. After each forward pass,
         `on_pass` receives the number of sub-words that the pass has read, including those of labels.
 
-        Raises `UserError` for a label that the model cannot read.
+        Raises `UserError` for a label that the model cannot read, and in a fork of the process that began the stream.
         """
         found: list[Candidates] = []
+        process = os.getpid()
         for step in self._run_ahead(_read_ahead(self._plan(requests), _STEPS_AHEAD + self.lanes)):
             if isinstance(step, _Begun):
                 found.append(step.scores.result())
                 if on_pass:
                     on_pass(step.tokens)
             else:
-                yield from _choose_all(step.texts, found)
+                for entities in _choose_all(step.texts, found):
+                    yield entities
+                    if os.getpid() != process:
+                        raise UserError("The stream began before this process was forked; begin another one here.")
                 found = []
 
     def _run_ahead(self, steps: Iterator[Pass | _Scored]) -> Iterator[_Begun | _Scored]:
@@ -229,6 +263,38 @@ class Extractor:
         """Returns how many prompts the labels need, and their sub-words in total. Raises `UserError` as `plan` does."""
         groups = self._groups(settings)
         return len(groups), sum(len(group.prompt.ids) for group in groups)
+
+
+_restored_here: dict[Origin, Extractor] = {}  # by this process, so that each task of a pool does not load the model
+_restoring = Lock()
+
+
+def _restored(origin: Origin) -> Extractor:
+    """Returns the Extractor of a pickle. Raises `PackageError` if the model has changed since it was pickled."""
+    with _restoring:
+        known = _restored_here.get(origin)
+        if known is None or known._package is None:
+            # A fork's first thread must not compute on several cores: OpenMP would wait for threads of the parent.
+            with ThreadPoolExecutor(1, thread_name_prefix="spanlake-load") as loader:
+                known = loader.submit(_load_again, origin).result()
+            _restored_here[origin] = known
+        return known
+
+
+def _load_again(origin: Origin) -> Extractor:
+    loaded = Extractor.load(
+        origin.model,
+        device=origin.device,
+        precision=origin.precision,
+        batch_tokens=origin.batch_tokens,
+        threads=origin.threads,
+    )
+    if loaded.package.fingerprint != origin.fingerprint:
+        raise PackageError(
+            f"The model {origin.model} has changed since the Extractor was pickled (fingerprint "
+            f"{loaded.package.fingerprint[:12]}…, not {origin.fingerprint[:12]}…); load it and pickle it again."
+        )
+    return loaded
 
 
 def _group(

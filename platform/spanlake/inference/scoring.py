@@ -5,9 +5,10 @@ Shapes: B rows of a batch, W words, K span width, C labels of a prompt.
 
 from __future__ import annotations
 
+import os
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
-from threading import Barrier
+from threading import Barrier, Lock
 
 import numpy as np
 import torch
@@ -15,6 +16,7 @@ import torch
 from spanlake.errors import UserError
 from spanlake.inference.candidates import Candidates, join
 from spanlake.inference.planning import Row
+from spanlake.modeling.model import SpanModel
 from spanlake.modeling.span_head import span_mask
 from spanlake.modeling.tokens import Batch
 from spanlake.package import Package
@@ -47,12 +49,15 @@ class Scorer:
 
     def __init__(self, package: Package, device: torch.device, precision: torch.dtype, lanes: int) -> None:
         """Takes over the package's model and moves it, without a copy, to the device and the precision."""
-        self._model = package.model.to(device, precision).eval()
+        self._model: SpanModel | None = package.model.to(device, precision).eval()
         self._device = device
         self._tokenizer = package.tokenizer
         self._pad_id = package.config.pad_token_id
         self._calibration = package.calibration
+        self._lane_count = lanes
         self._lanes = _start_lanes(lanes)
+        self._process = os.getpid()  # which has the threads of the lanes
+        self._starting = Lock()
 
     def prepare(self, rows: list[Row]) -> Pass:
         """Lays out the rows of one pass."""
@@ -61,18 +66,32 @@ class Scorer:
     def submit(self, work: Pass) -> Future[Candidates]:
         """Runs a pass as soon as a lane is free. A pass that does not fit into memory is halved and tried again.
 
-        Raises `UserError` if the scorer is closed.
+        Raises `UserError` if the scorer is closed, or if it is on an accelerator and the process is a fork.
         """
+        if os.getpid() != self._process:
+            self._restart_lanes()
         try:
             return self._lanes.submit(self._score, work)
         except RuntimeError as error:
             raise UserError("The Extractor is closed; load the model again.") from error
 
+    def _restart_lanes(self) -> None:
+        """Starts the lanes in a process that was forked: it has a copy of the model, but none of the threads."""
+        with self._starting:
+            if os.getpid() == self._process or self._model is None:
+                return
+            if self._device.type != "cpu":
+                raise UserError(
+                    f"The Extractor was loaded on {self._device} before this process was forked, and an accelerator "
+                    "does not work in a fork; load the model in this process, or start processes by spawn."
+                )
+            self._lanes = _start_lanes(self._lane_count)
+            self._process = os.getpid()
+
     def close(self) -> None:
         """Waits for the submitted passes, then releases the model."""
         self._lanes.shutdown()
-        if hasattr(self, "_model"):
-            del self._model
+        self._model = None
 
     def _score(self, work: Pass) -> Candidates:
         try:
@@ -85,6 +104,7 @@ class Scorer:
 
     @torch.inference_mode()
     def _forward(self, rows: list[Row], batch: Batch) -> Candidates:
+        assert self._model is not None  # `close` waits for the passes
         logits = self._model(batch.to(self._device))  # [B, W, K, C]
         _, words, width, _ = logits.shape
         thresholds = np.ones(logits.shape[::3], dtype=np.float32)  # [B, C]; padding gets 1, which no score exceeds
