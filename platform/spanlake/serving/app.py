@@ -68,7 +68,7 @@ def make_app(
     answering = Envelope(compressed, keys, [log_access, *observers], echo_request_id)
     if not config.cors_origins:
         return answering
-    # Outermost: a browser asks whether it may call before it sends a key, and shows no refusal without these headers.
+    # First, because a browser asks whether it may call before it sends a key, and needs these headers to show an error.
     return CORSMiddleware(
         answering,
         allow_origins=config.cors_origins,
@@ -194,7 +194,7 @@ async def _refuse_route(request: Request, error: Exception) -> Response:
     assert isinstance(error, HTTPException)
     path = request.url.path[:200]
     if error.status_code == 404:
-        return _Refusal(ApiError(404, "not_found", f"There is nothing at {path}; GET /docs lists what there is."))
+        return _Refusal(ApiError(404, "not_found", f"There is nothing at {path}; GET /docs lists all paths."))
     if error.status_code == 405:
         allowed = ", ".join(sorted((error.headers or {}).get("Allow", "").split(", ")))
         message = f"{path} does not take {request.method[:20]}; it takes {allowed}."
@@ -206,7 +206,7 @@ async def _refuse_route(request: Request, error: Exception) -> Response:
 
 async def _hang_up(request: Request, error: Exception) -> Response:
     record_of(request.scope).error_type = "gone"
-    return Response(status_code=499)  # which nobody reads
+    return Response(status_code=499)  # nobody reads it
 
 
 async def _report_failure(request: Request, error: Exception) -> Response:

@@ -19,14 +19,17 @@ from spanlake.serving.errors import ApiError, Gone, malformed, too_large
 from spanlake.serving.inflating import inflated, over
 from spanlake.serving.schema import parse
 
-_SHORT_BYTES = 64 << 10  # of JSON, which is read within a millisecond or two
+_SHORT_BYTES = 64 << 10  # of JSON, read in one or two milliseconds
 
 _T = TypeVar("_T")
 _Model = TypeVar("_Model", bound=BaseModel)
 
 
 def require_type(request: Request, expected: str) -> None:
-    """Raises: ApiError 415. A browser asks before it sends such a type across origins, so no other page can."""
+    """Raises ApiError 415 for another content type.
+
+    A page of another site can send only other types without asking first, so this keeps such pages out.
+    """
     given = request.headers.get("content-type", "")
     kind, _, parameters = given.partition(";")
     charset = parameters.strip().lower().replace('"', "")
@@ -73,7 +76,7 @@ async def read_body(request: Request, limit: int) -> bytes:
 
 
 async def read_lines(request: Request, limit: int, line_limit: int) -> AsyncIterator[bytes]:
-    """The lines of a body that are not blank. Raises as `read_chunks` does, and ApiError 413 for too long a line."""
+    """Yields the lines that are not blank. Raises as `read_chunks` does, and ApiError 413 for too long a line."""
     rest = bytearray()
     async for chunk in read_chunks(request, limit):
         rest += chunk
@@ -131,7 +134,7 @@ def _without_twins(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 
 async def unless_gone(work: Awaitable[_T], receive: Receive) -> _T:
-    """The result of `work`, which is cancelled if the client goes away first. The body must have been read.
+    """Returns the result of `work`. Cancels it if the client goes away first. The body must have been read.
 
     Raises: Gone.
     """

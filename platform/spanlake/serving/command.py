@@ -25,16 +25,16 @@ _PLAN_TEXTS = 500  # that are measured with, at most
 
 
 def add_commands(subparsers: argparse._SubParsersAction[Any]) -> None:
-    """Add the three commands; each sets `run`, a function from the parsed arguments to an exit code."""
+    """Adds the three commands. Each sets `run`, a function from the parsed arguments to an exit code."""
     serve = subparsers.add_parser("serve", help="answer over HTTP, on Ray Serve, with a page to try it on")
     add_model_options(serve)
-    serve.set_defaults(model=None, device=None, precision=None)  # not given: those of --config
+    serve.set_defaults(model=None, device=None, precision=None)  # by default, those of --config
     serve.add_argument("--host", default="127.0.0.1", help="0.0.0.0 for other machines to reach it (127.0.0.1)")
     serve.add_argument("--port", type=_port, default=8000, help="(default: 8000)")
-    serve.add_argument("--grpc-port", type=_port, help="to answer over gRPC too (default: not)")
+    serve.add_argument("--grpc-port", type=_port, help="a port for gRPC (default: no gRPC)")
     serve.add_argument("--replicas", type=positive, default=1, metavar="N", help="at most (default: 1)")
     serve.add_argument("--gpus", type=float, metavar="SHARE", help="of a GPU for each replica (1 with --device cuda)")
-    serve.add_argument("--keys", metavar="FILE", help="the API keys to ask for, as `spanlake key` writes them")
+    serve.add_argument("--keys", metavar="FILE", help="a file of API keys, made by `spanlake key`")
     serve.add_argument(
         "--rules",
         type=_named_file,
@@ -51,7 +51,7 @@ def add_commands(subparsers: argparse._SubParsersAction[Any]) -> None:
     serve.add_argument("--config", metavar="FILE", help="YAML with more settings, as docs/serving.md lists")
     serve.set_defaults(run=_serve)
     key = subparsers.add_parser("key", help="make an API key: print it once, and add its hash to a file")
-    key.add_argument("name", metavar="NAME", help="of whoever is to use it, for the log")
+    key.add_argument("name", metavar="NAME", help="of the key's user, for the log")
     key.add_argument("--file", type=Path, default=Path("keys.yaml"), help="(default: keys.yaml)")
     key.add_argument("--requests-per-minute", type=float, metavar="N", help="(default: any number)")
     key.set_defaults(run=_key)
@@ -108,7 +108,7 @@ def _serve(args: argparse.Namespace) -> int:
     given["redact_key_file"] = str(Path(args.redact_key_file).absolute()) if args.redact_key_file else None
     config = read_config(_file(args.config) | {name: value for name, value in given.items() if value is not None})
     for model in (config.model, *config.models.values()):
-        find_model(model)  # whether it is there is better said before Ray starts
+        find_model(model)  # fail before Ray starts if it does not exist
     if config.keys:
         read_keys(Path(config.keys))
     read_key(config.redact_key_file)

@@ -24,14 +24,14 @@ class Limits(_Checked):
     label_characters: int = Field(default=1000, ge=1, description="code points of one label or description")
     spans: int = Field(default=200_000, ge=1, description="found in one request's texts above its thresholds")
     request_seconds: float = Field(default=30, gt=0, description="until a request is answered with 504")
-    queue_seconds: float = Field(default=10, gt=0, description="that a request may wait for others before it gets 429")
+    queue_seconds: float = Field(default=10, gt=0, description="that a request may wait for others, else it gets 429")
     stream_bytes: int = Field(default=256 << 20, ge=1, description="of one streamed request")
     stream_window: int = Field(default=64, ge=1, description="texts of one stream in work at once")
 
 
 class ServeConfig(_Checked):
     model: str = Field(default="mini", description="the default: a name, a directory, a URI, or a Hub id")
-    models: dict[str, str] = Field(default={}, description="more models that a request may name, by the name it gives")
+    models: dict[str, str] = Field(default={}, description="more models, by the name that a request gives")
     descriptions: dict[str, str] = Field(
         default={}, description="what models are good at, by the name of the model; GET /v1/models shows it"
     )
@@ -40,9 +40,11 @@ class ServeConfig(_Checked):
     precision: Precision = "auto"
     batch_tokens: int | None = Field(default=None, ge=1, description="padded sub-words of one forward pass")
     threads: int | None = Field(default=None, ge=1, description="that one replica computes with on a CPU")
-    stuck_seconds: float = Field(default=120, gt=0, description="after which a forward pass is taken for dead")
+    stuck_seconds: float = Field(
+        default=120, gt=0, description="that a forward pass may take; then the model counts as dead"
+    )
     limits: Limits = Limits()
-    keys: str | None = Field(default=None, description="a file of API keys; without one, nobody needs a key")
+    keys: str | None = Field(default=None, description="a file of API keys; without one, requests need no key")
     rules: dict[str, str] = Field(default={}, description="files of rules that a request may name, by their names")
     redact_key_file: str | None = Field(
         default=None, description="a file with the key of redacted hashes; without one, SPANLAKE_REDACTION_KEY"

@@ -34,9 +34,9 @@ from spanlake.serving.tracing import configured_provider, observe_trace, traced
 
 NAME = "spanlake"
 _OBJECT_STORE_BYTES = 150_000_000  # requests do not pass through it
-# Serve's 5 s are too few for a proxy to start in on a busy machine: it would be killed and started for ever.
+# On a busy machine a proxy needs more than Serve's 5 s to start. Serve would kill and start it for ever.
 _PATIENT = {"RAY_SERVE_PROXY_READY_CHECK_TIMEOUT_S": "60"}
-_CLOSE_SECONDS = 10.0  # what is left when Serve has drained a replica
+_CLOSE_SECONDS = 10.0  # for requests that are left when Serve has drained a replica
 # A thread that runs a pass needs the interpreter for microseconds between one operation and the next, hundreds of times
 # in a pass. At Python's own 5 ms it would wait that long for the HTTP side each time, and a core with it.
 _SWITCH_SECONDS = 0.0003
@@ -44,7 +44,7 @@ _SWITCH_SECONDS = 0.0003
 
 @serve.deployment(
     name="Extractor",
-    max_ongoing_requests=1000,  # a replica refuses by the work that waits, so that this is seldom reached
+    max_ongoing_requests=1000,  # seldom reached, because a replica refuses requests by the work that waits
     max_queued_requests=1000,
     backpressure_config={"status_code": 429, "retry_after_s": 1},
     autoscaling_config={
@@ -94,14 +94,14 @@ class Replica:
         return self._app
 
     async def Extract(self, request: ExtractMessage, grpc_context: Any) -> Any:
-        """What Serve's gRPC proxy calls."""
+        """Answers a call from Serve's gRPC proxy."""
         return await extract(self.service, self._keys, [log_access, *self._observers], request, grpc_context)
 
     async def check_health(self) -> None:
         self.service.check()
 
     def record_autoscaling_stats(self) -> dict[str, float]:
-        """What `QueuePolicy` reads, every few seconds."""
+        """Returns what `QueuePolicy` reads every few seconds."""
         (began, busy_before), now, busy = self._since, time.monotonic(), self.service.busy_seconds
         self._since = now, busy
         service = self.service
@@ -124,7 +124,7 @@ def app(settings: dict[str, Any]) -> serve.Application:
 def application(config: ServeConfig, **options: Any) -> serve.Application:
     """`options` are those of a Ray Serve deployment."""
     if config.keys:
-        read_keys(Path(config.keys))  # whether it can be read is better said now
+        read_keys(Path(config.keys))  # fail now if it cannot be read
     bound: serve.Application = Replica.options(**options).bind(config)  # type: ignore[attr-defined]
     return bound
 
@@ -132,14 +132,14 @@ def application(config: ServeConfig, **options: Any) -> serve.Application:
 def serve_until_stopped(
     config: ServeConfig, host: str, port: int, grpc_port: int | None = None, **options: Any
 ) -> None:
-    """Serves on the cluster at RAY_ADDRESS, or a new one on this machine, until SIGINT or SIGTERM; over gRPC too where
-    it has a port.
+    """Serves until SIGINT or SIGTERM, on the cluster at RAY_ADDRESS or a new one on this machine.
 
-    Raises: UserError where no cluster answers, ShortfallError where the server does not start.
+    It answers gRPC too if that has a port. Raises: UserError if no cluster answers, ShortfallError if the server does
+    not start.
     """
     stop = threading.Event()
     with cluster(_OBJECT_STORE_BYTES, _PATIENT, log_to_driver=True):
-        for number in (signal.SIGINT, signal.SIGTERM):  # only now: Ray sets its own, which aborts the process
+        for number in (signal.SIGINT, signal.SIGTERM):  # after Ray, whose own handler aborts the process
             signal.signal(number, lambda *_: stop.set())
         try:
             grpc_options = {"port": grpc_port, "grpc_servicer_functions": [ADD_TO_SERVER]} if grpc_port else None
@@ -154,7 +154,7 @@ def serve_until_stopped(
 
 
 def _metric_agents() -> list[str]:
-    """host:port of the agent on each node that exports the metrics of its replicas."""
+    """Returns host:port of the agent on each node, which exports the metrics of the node's replicas."""
     return [f"{node['NodeManagerAddress']}:{node['MetricsExportPort']}" for node in ray.nodes() if node["Alive"]]
 
 

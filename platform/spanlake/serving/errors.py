@@ -1,4 +1,4 @@
-"""What an HTTP or gRPC caller can be told when there is no answer."""
+"""The errors that an HTTP or gRPC caller can get."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ class Gone(Exception):
 
 
 class ApiError(Exception):
-    """An answer that is an error. `kind` is for programs, `message` one sentence for people."""
+    """An answer that is an error. `kind` is for programs, and `message` is one sentence for people."""
 
     def __init__(
         self, status: int, kind: str, message: str, *, retry_after: float | None = None, **details: Any
@@ -29,7 +29,7 @@ class ApiError(Exception):
         return {"error": {"type": self.kind, "message": self.message, **self.details}}
 
     def headers(self) -> dict[str, str]:
-        """`Retry-After`, in whole seconds, stands where trying again helps."""
+        """Returns the headers; `Retry-After`, in whole seconds, is among them if trying again helps."""
         found = {}
         if self.retry_after is not None:
             found["Retry-After"] = str(max(1, math.ceil(self.retry_after)))

@@ -27,8 +27,8 @@ class Health:
     def problem(self) -> str | None:
         """Returns why the model does not answer, or None as far as is known.
 
-        Starts a small pass in the background where no pass has run recently, or the last pass failed. The next call
-        returns what it showed.
+        If no pass has run recently or the last one failed, it starts a small pass in the background. The next call
+        returns the result.
         """
         runner = self._runner
         if runner.is_stuck():

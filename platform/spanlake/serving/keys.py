@@ -24,7 +24,7 @@ from spanlake.errors import UserError, one_line, shown
 from spanlake.serving.errors import ApiError
 
 _log = logging.getLogger(__name__)
-_BURST_SECONDS = 10  # of a key's rate may be used at once
+_BURST_SECONDS = 10  # worth of a key's requests may come at once
 _LOOK_SECONDS = 1.0  # between looks at the file
 
 
@@ -39,7 +39,7 @@ _FILE: TypeAdapter[dict[str, Key]] = TypeAdapter(dict[str, Key])
 
 
 class Keys:
-    """The keys that are accepted. Not for several threads: a server asks on its event loop."""
+    """The keys that are accepted. Belongs to one event loop."""
 
     def __init__(
         self, keys: dict[str, Key], clock: Callable[[], float] = time.monotonic, file: Path | None = None
@@ -50,10 +50,10 @@ class Keys:
         self._file = file
         self._version = _version(file)
         self._looked = clock()
-        self._used: dict[str, tuple[float, float]] = {}  # by name: requests left, and when that was so
+        self._used: dict[str, tuple[float, float]] = {}  # by name: requests left, and the time of that count
 
     def admit(self, presented: str | None) -> str:
-        """The name of the key. Raises: ApiError 401 for none or an unknown one, 429 for one used too often."""
+        """Returns the key's name. Raises: ApiError 401 for no key or an unknown one, 429 if it is used too often."""
         self._follow_file()
         digest = _digest(presented or "")
         names = [name for name, key in self._keys.items() if hmac.compare_digest(key.sha256, digest)]
@@ -103,7 +103,7 @@ def read_keys(path: Path) -> Keys:
 
 
 def add_key(path: Path, name: str, requests_per_minute: float | None) -> str:
-    """Makes a key, adds its hash to the file, and returns the key, which is stored nowhere.
+    """Makes a key, adds its hash to the file, and returns the key. The key itself is not stored.
 
     Raises: UserError for a name that the file has, or a file that cannot be read or written.
     """

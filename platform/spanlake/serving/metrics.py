@@ -1,4 +1,4 @@
-"""What Prometheus is told: how much is asked, how long it takes, how full the passes are.
+"""Metrics for Prometheus: how much is asked, how long it takes, how full the passes are.
 
 Each replica counts for itself. Ray's agent on each node exports what the replicas there count, under names that begin
 with `ray_`, and `collect` gathers all nodes into one page, so that it does not matter which replica shows it.
@@ -26,7 +26,7 @@ _COLLECT_SECONDS = 2.0  # a node that is slower is left out
 
 
 class Metrics:
-    """Those of one replica. Its methods may be called from any thread."""
+    """The metrics of one replica. Any thread may call its methods."""
 
     def __init__(self, kinds: Any) -> None:
         """`kinds`: a module with the classes Counter, Gauge and Histogram, as `ray.serve.metrics`."""
@@ -58,7 +58,7 @@ class Metrics:
             (self._characters, record.characters),
             (self._entities, record.entities),
         ):
-            # Only a model that answered has a name that is surely one of ours: else callers could make up series.
+            # Count only under names of models that answered. Otherwise callers could make up series.
             if count and record.status == 200:
                 counter.inc(count, tags={"model": record.model or ""})
 
@@ -69,7 +69,7 @@ class Metrics:
         self._padded_tokens.inc(report.padded_tokens)
 
     def observe_state(self, queued_tokens: int, queue_seconds: float, batch_tokens: int) -> None:
-        """Called every few seconds once the model is loaded, as a gauge that is set once is soon forgotten."""
+        """Sets the gauges. Ray forgets a gauge that is set only once, so this runs every few seconds."""
         self._ready.set(1)
         self._budget.set(batch_tokens)
         self._queue_tokens.set(queued_tokens)
@@ -77,8 +77,9 @@ class Metrics:
 
 
 def collect(agents: Iterable[str]) -> tuple[bytes, str]:
-    """The metrics of Spanlake that these agents export, each given as host:port, and their content type. An agent that
-    does not answer is named in a comment.
+    """Returns the metrics of Spanlake that these agents export, and their content type.
+
+    An agent is host:port. One that does not answer is named in a comment.
     """
     families: dict[str, Metric] = {}
     lost = []
@@ -104,7 +105,7 @@ class _Page(Collector):
 
 
 def _read(agent: str) -> tuple[str, list[Metric] | Exception]:
-    """The agent again, and the metrics of ours that it exports, or why there are none."""
+    """Returns the agent, and its metrics or the error."""
     try:
         with urllib.request.urlopen(f"http://{agent}/metrics", timeout=_COLLECT_SECONDS) as response:
             families = text_string_to_metric_families(response.read().decode())

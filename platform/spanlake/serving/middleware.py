@@ -25,7 +25,7 @@ from spanlake.serving.keys import Keys
 _log = logging.getLogger(__name__)
 _access = logging.getLogger("spanlake.access")
 
-_OPEN_PATHS = ("/health", "/health/")  # that need no key
+_OPEN_PATHS = ("/health", "/health/")  # these need no key
 _REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,128}")
 _HEADERS = {
     "X-Content-Type-Options": "nosniff",
@@ -41,11 +41,11 @@ _RECORD = "spanlake.record"  # where a request's scope holds its record
 
 @dataclass
 class RequestRecord:
-    """What is known of a request when it has been answered. Counts that nobody came to know are 0."""
+    """What is known of a request after its answer. Counts that are not known are 0."""
 
     request_id: str
     method: str
-    route: str = "unmatched"  # the template, so that there are few of them
+    route: str = "unmatched"  # the route's template, so that there are few values
     status: int = 499  # the client went away
     seconds: float = 0.0
     error_type: str | None = None
@@ -139,7 +139,7 @@ async def send_error(error: ApiError, scope: Scope, send: Send) -> None:
     body = json.dumps(error.body()).encode()
     headers = {"content-type": "application/json", "content-length": str(len(body)), **error.headers()}
     if error.status == 413:
-        headers["connection"] = "close"  # or the client would go on to send what nobody reads
+        headers["connection"] = "close"  # otherwise the client would go on sending
     raw = [(name.lower().encode(), value.encode()) for name, value in headers.items()]
     await send({"type": "http.response.start", "status": error.status, "headers": raw})
     await send({"type": "http.response.body", "body": b"" if scope["method"] == "HEAD" else body})
@@ -156,7 +156,7 @@ def _presented_key(headers: Headers) -> str | None:
     scheme, _, value = headers.get("authorization", "").partition(" ")
     if scheme.lower() == "bearer":
         return value.strip()
-    if scheme.lower() == "basic":  # what a browser sends when it has asked its user
+    if scheme.lower() == "basic":  # a browser sends this after it has asked its user
         try:
             return base64.b64decode(value, validate=True).decode().partition(":")[2]
         except (binascii.Error, UnicodeDecodeError):

@@ -1,4 +1,4 @@
-"""The models of a server, by name: the default stays in memory, others are loaded when asked for and give way."""
+"""The models of a server, by name. The default stays in memory; others are loaded on request and may be evicted."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ class Served:
     health: Health
 
     async def close(self, seconds: float) -> None:
-        """Answers what is queued for at most `seconds`, and frees the model unless a pass has not ended by then."""
+        """Answers queued texts for at most `seconds`, then frees the model, unless a pass is still running."""
         if await self.runner.close(seconds):
             await asyncio.to_thread(self.extractor.close)
 
@@ -46,7 +46,7 @@ class Models:
         self._observe = observe
         self._loaded: OrderedDict[str, Served] = OrderedDict()  # the least recently used first; without the default
         self._loading: dict[str, asyncio.Task[Served]] = {}
-        self._users: Counter[str] = Counter()  # requests in work, by name; a model that has some is not evicted
+        self._users: Counter[str] = Counter()  # requests in work, by name; a model with requests is not evicted
         self._places = config.loaded_models  # that are free
         self._room = asyncio.Condition()
         self.default: Served
@@ -57,7 +57,7 @@ class Models:
 
     @property
     def names(self) -> list[str]:
-        """All that a request may name, the default first."""
+        """Returns all names that a request may use, the default first."""
         return [self.default.name, *(name for name in self._config.models if name != self.default.name)]
 
     @property
@@ -66,10 +66,10 @@ class Models:
 
     @asynccontextmanager
     async def use(self, name: str | None) -> AsyncIterator[Served]:
-        """The model while the block lasts. Raises: ApiError 404 for an unknown name, 503 for one that does not load."""
+        """Gives the model to the block. Raises: ApiError 404 for an unknown name, 503 for one that does not load."""
         model = self.find(name)
         name = name or self.default.name
-        self._users[name] += 1  # from here on it is not evicted, loaded or not
+        self._users[name] += 1  # from here on it is not evicted, even before it is loaded
         try:
             yield model or await self._loaded_soon(name)
         finally:
@@ -78,7 +78,7 @@ class Models:
                 self._room.notify_all()
 
     def find(self, name: str | None) -> Served | None:
-        """The model if it is in memory. Raises: ApiError 404."""
+        """Returns the model, or None if it is not in memory. Raises: ApiError 404 for an unknown name."""
         if name is None or name == self.default.name:
             return self.default
         if name not in self._config.models:
@@ -91,7 +91,7 @@ class Models:
     async def _loaded_soon(self, name: str) -> Served:
         if name not in self._loading:
             self._loading[name] = asyncio.create_task(self._add(name))
-        # Shielded: a caller who gives up does not end what others wait for.
+        # Shielded, because other callers may wait for the same load.
         return await asyncio.shield(self._loading[name])
 
     async def _add(self, name: str) -> Served:

@@ -1,4 +1,4 @@
-"""How many replicas a load needs. Ray Serve asks this policy; it knows nothing of Ray itself."""
+"""How many replicas a load needs. Ray Serve calls this policy, which does not import Ray."""
 
 from __future__ import annotations
 
@@ -14,15 +14,15 @@ class Load(Protocol):
 
     @property
     def aggregated_metrics(self) -> Mapping[str, Mapping[Any, float]] | None:
-        """Of each metric, its mean over the look-back period for every replica that has reported."""
+        """For each metric and each replica that has reported: the mean over the look-back period."""
 
 
 class QueuePolicy:
-    """As many replicas as bring the queued work of each below `queue_seconds` and its busy share below `busy`.
+    """Wants so many replicas that each has less than `queue_seconds` of queued work and a busy share below `busy`.
 
-    Queued work is in sub-words, divided by what a replica is measured to do in a second: long texts and slow devices
-    count for what they cost, which a number of requests would not tell. The busy share keeps replicas that have no
-    queue because they are just enough.
+    Queued seconds are queued sub-words divided by the sub-words per second that a replica is measured to do. So long
+    texts and slow devices count for what they cost; a number of requests does not show that. The busy share keeps
+    replicas that are just enough and so have no queue.
     """
 
     def __init__(self, queue_seconds: float = 1.0, busy: float = 0.8) -> None:
@@ -30,7 +30,7 @@ class QueuePolicy:
         self._busy = busy
 
     def __call__(self, load: Load) -> tuple[int, dict[str, Any]]:
-        """The number wanted; Ray Serve applies its delays and bounds. The second value, a state, is not used."""
+        """Returns the wanted number, to which Ray Serve applies its delays and bounds, and a state that is not used."""
         metrics = load.aggregated_metrics or {}
         queued = metrics.get("queue_seconds", {}).values()
         if not queued:

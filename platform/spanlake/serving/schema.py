@@ -21,7 +21,7 @@ _EXAMPLE: Any = {
 }
 
 
-# What pydantic calls the alternatives of a field in the place of an error.
+# How pydantic names the alternatives of a field in an error's place.
 _UNION_PARTS = (
     "list[str]",
     "dict[str,str]",
@@ -39,7 +39,7 @@ Style = Literal["label", "hash", "mask"]  # of redaction
 
 
 class _Strict(BaseModel):
-    """No coercion, no unknown fields: what is not understood is refused."""
+    """Refuses unknown fields, and values of another type."""
 
     model_config = ConfigDict(strict=True, extra="forbid")
 
@@ -74,7 +74,7 @@ class Question(_Options):
     """What to look for. The first line of a stream."""
 
     labels: LabelSet = Field(
-        description="What to find: names, or names with the descriptions that the model reads in their place.",
+        description="What to find: names, or names with descriptions, which the model reads instead.",
         examples=[["person", "organization"], {"drug": "name of a medicine"}],
     )
 
@@ -101,7 +101,7 @@ class ExtractRequest(_Options):
 
     texts: list[str] = Field(description="Each is answered by position.")
     labels: LabelSet | list[LabelSet] = Field(
-        description="What to find: names, or names with the descriptions that the model reads in their place; or a "
+        description="What to find: names, or names with descriptions, which the model reads instead; or a "
         "list of these, one for each text.",
         examples=[["person", "organization"], {"drug": "name of a medicine"}, [["person"], ["drug", "dose"]]],
     )
@@ -142,7 +142,9 @@ class StreamedText(_Strict):
     """A line of a stream after the first, which may also be the text alone as a JSON string."""
 
     text: str
-    labels: LabelSet | None = Field(default=None, description="In the place of those of the first line.")
+    labels: LabelSet | None = Field(
+        default=None, description="Labels of this text, in place of those of the first line."
+    )
 
 
 def check_labels(labels: LabelSet, limits: Limits) -> None:
@@ -192,18 +194,18 @@ class ExtractResponse(_Strict):
         description="The entities of each text, by position. Null for a text that `errors` names."
     )
     redacted: list[str | None] | None = Field(
-        default=None, description="Each text with its entities replaced. Stands only where the request says `redact`."
+        default=None, description="Each text with its entities replaced. Only if the request says `redact`."
     )
-    errors: list[TextError] | None = Field(default=None, description="Stands only where a text could not be answered.")
+    errors: list[TextError] | None = Field(default=None, description="Only if a text could not be answered.")
 
 
 class ModelInfo(ModelName):
-    """The model that answers where a request names none."""
+    """The model that answers a request without `model`."""
 
     device: str
     precision: str
     max_width: int = Field(description="Words of the longest entity that it can find.")
-    labels: list[str] = Field(description="That it was trained on, as its package says; it reads any others too.")
+    labels: list[str] = Field(description="Labels of its training data, as its package says. It takes any others too.")
 
 
 class ModelAbout(_Strict):
@@ -211,7 +213,7 @@ class ModelAbout(_Strict):
 
     name: str
     description: str | None = Field(description="Of the server's operator.")
-    labels: list[str] = Field(description="That it was trained on, as its package says; it reads any others too.")
+    labels: list[str] = Field(description="Labels of its training data, as its package says. It takes any others too.")
     scores: dict[str, float] = Field(description="F1 in percent on sets with gold entities, as its package says.")
     license: str | None
     is_loaded: bool = Field(description="A request for another model waits until it is loaded.")

@@ -1,4 +1,4 @@
-"""What a server does, whatever protocol asks: texts in, entities out, within limits and deadlines."""
+"""What a server does for all protocols: texts in, entities out, within limits and deadlines."""
 
 from __future__ import annotations
 
@@ -129,10 +129,10 @@ class Service:
     async def stream(
         self, question: Question, texts: AsyncIterator[StreamedText | ApiError]
     ) -> AsyncIterator[ModelName | Result]:
-        """The model's name, then the result of each text in turn. At most `stream_window` texts are in work, and
-        no more are read. An error among the texts is its own result.
+        """Yields the model's name, then the result of each text in turn. Reads ahead at most `stream_window` texts.
+        An error among the texts is a result of its own.
 
-        Raises: ApiError as `extract` does, but that a full queue makes it wait once it has begun.
+        Raises: ApiError as `extract` does. After it has begun, it waits if the queue is full.
         """
         self.admit()
         question.check(self.config.limits)
@@ -146,7 +146,7 @@ class Service:
             with _translated():
                 [of_all] = await runner.read([settings])
                 runner.queue.check_room(model.extractor.batch_tokens)
-                runner.submit(caller, [], [], 0)  # raises where the model has stopped
+                runner.submit(caller, [], [], 0)  # raises if the model has stopped
             yield name_of(model)
             waiting: deque[_Waiting | ApiError] = deque()
             try:
@@ -221,7 +221,7 @@ class Service:
 
     @property
     def batch_tokens(self) -> int:
-        """Padded sub-words that a pass of the default model may hold."""
+        """Returns the padded sub-words that a pass of the default model may hold."""
         return self._models.default.extractor.batch_tokens
 
     @property
@@ -230,12 +230,12 @@ class Service:
 
     @property
     def queue_delay(self) -> float:
-        """Seconds of work that wait, were the models to work one after another."""
+        """Returns the seconds of queued work, if the models worked one after another."""
         return sum(model.runner.queue.delay for model in self._models.loaded)
 
     @property
     def busy_seconds(self) -> float:
-        """That forward passes have taken since the start."""
+        """Returns the seconds that forward passes have taken since the start."""
         return sum(model.runner.lanes.busy_seconds for model in self._models.loaded)
 
     def check(self) -> None:
@@ -246,7 +246,7 @@ class Service:
                 raise unavailable(f"The model {model.name} does not answer: {problem}")
 
     async def close(self, seconds: float) -> None:
-        """Takes no more requests, and answers those in work for at most `seconds`."""
+        """Refuses new requests, and answers those in work for at most `seconds`."""
         self._draining = True
         await self._models.close(seconds)
 

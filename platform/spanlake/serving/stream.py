@@ -24,7 +24,7 @@ from spanlake.serving.service import Service
 
 
 class StreamResponse(Response):
-    """Answers while it reads, which Starlette's own responses do not: those take what is read for a lost client."""
+    """Answers while it reads. Starlette's own responses would take the rest of the body for a lost client."""
 
     media_type = NDJSON
 

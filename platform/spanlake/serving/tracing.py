@@ -22,7 +22,7 @@ _WHOLE = "spanlake.scope"  # where the scope that the library sees holds the who
 
 
 def configured_provider() -> TracerProvider | None:
-    """None where no endpoint is set. Raises `UserError` where one is set and OpenTelemetry is not installed."""
+    """Returns None if no endpoint is set. Raises `UserError` if one is set and OpenTelemetry is not installed."""
     if not any(os.environ.get(name) for name in _ENDPOINTS):
         return None
     try:
@@ -41,10 +41,12 @@ def configured_provider() -> TracerProvider | None:
 
 
 def traced(app: ASGIApp, provider: TracerProvider | None) -> ASGIApp:
-    """The application with a span around each request but those that watch it, or itself without a provider."""
+    """Returns the application with a span around each request, except health checks and metrics. Without a provider,
+    returns the application itself.
+    """
     if provider is None:
         return app
-    os.environ.setdefault("OTEL_SEMCONV_STABILITY_OPT_IN", "http")  # the stable names of attributes, not the first ones
+    os.environ.setdefault("OTEL_SEMCONV_STABILITY_OPT_IN", "http")  # the stable names of attributes
     from opentelemetry.instrumentation.asgi import OpenTelemetryMiddleware
     from opentelemetry.metrics import NoOpMeterProvider
 
@@ -76,14 +78,14 @@ def _seen(scope: Scope) -> Scope:
 
 
 def observe_trace(record: RequestRecord) -> None:
-    """Adds to the request's span what is known at its end."""
+    """Adds to the request's span the facts known at its end."""
     from opentelemetry.trace import get_current_span
 
     span = get_current_span()
     span.update_name(f"{record.method} {record.route}")
     span.set_attributes(
         {
-            "http.response.status_code": record.status,  # of a request whose caller is gone, too
+            "http.response.status_code": record.status,  # also if the caller is gone
             "http.route": record.route,
             "spanlake.request_id": record.request_id,
             "spanlake.texts": record.texts,

@@ -1,4 +1,4 @@
-"""What one request may ask for: labels of each text, offsets in UTF-16, redacted texts, rules; over HTTP, streams and gRPC."""
+"""What a request may ask for, over HTTP, streams and gRPC: labels of each text, UTF-16 offsets, redaction, rules."""
 
 import json
 from collections.abc import Callable, Iterator
