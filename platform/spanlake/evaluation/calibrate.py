@@ -17,11 +17,11 @@ _LABELS_SHOWN = 30
 
 
 def add_calibrate(subparsers: "argparse._SubParsersAction[Any]") -> None:
-    """Add `calibrate`; it sets `run`, a function from the parsed arguments to an exit code."""
-    parser = subparsers.add_parser("calibrate", help="thresholds per label and calibrated scores into a package")
+    """Adds `calibrate`. It sets `run`, a function from the parsed arguments to an exit code."""
+    parser = subparsers.add_parser("calibrate", help="fit thresholds and scores to annotated texts")
     parser.description = (
-        "Fit thresholds and scores to annotated texts, and write a copy of the model that uses them where no "
-        "threshold is asked for. Use texts that the model is not scored on."
+        "Fits thresholds and scores to annotated texts, and writes a copy of the model. The copy uses them if no "
+        "threshold is given. Use other texts than those that the model is scored on."
     )
     parser.add_argument("--data", required=True, metavar="DIR", help="a set, a directory of sets, a file, or a Hub id")
     parser.add_argument("--split", choices=("train", "dev", "test"), default="dev", help="(default: dev)")

@@ -1,4 +1,4 @@
-"""`spanlake evaluate`, and where `spanlake calibrate` comes in."""
+"""`spanlake evaluate`; it adds `spanlake calibrate` too."""
 
 import argparse
 import json
@@ -31,7 +31,7 @@ _CURVES_FROM = 0.05  # the lowest threshold of a report's curves
 
 
 def add_commands(subparsers: "argparse._SubParsersAction[Any]") -> None:
-    """Add `evaluate` and `calibrate`; each sets `run`, a function from the parsed arguments to an exit code."""
+    """Adds `evaluate` and `calibrate`. Each sets `run`, a function from the parsed arguments to an exit code."""
     add_calibrate(subparsers)
     parser = subparsers.add_parser("evaluate", help="exact-match F1 on benchmark sets")
     parser.add_argument(
@@ -48,7 +48,7 @@ def add_commands(subparsers: "argparse._SubParsersAction[Any]") -> None:
     parser.add_argument(
         "--rename", action="append", default=[], metavar="OLD=NEW", help="ask for a type by another name: PER=person"
     )
-    parser.add_argument("--workers", type=positive, metavar="N", help="over so many workers of a Ray cluster")
+    parser.add_argument("--workers", type=positive, metavar="N", help="number of workers of a Ray cluster")
     parser.add_argument("--against", metavar="MODEL", help="compare with another model on the same sets")
     parser.add_argument(
         "--report",
@@ -96,7 +96,7 @@ def _evaluate(args: argparse.Namespace) -> int:
 
 
 def _evaluations(args: argparse.Namespace, thresholds: "Sequence[float]") -> "tuple[Evaluation, Evaluation | None]":
-    """The model's, and that of the other model where one is named."""
+    """Returns the evaluation of the model, and that of the other model if one is named."""
     from spanlake.evaluation.results import Evaluation
     from spanlake.evaluation.sets import read_sets, renaming
     from spanlake.evaluation.suites import SUITES, Missing, read_suite
@@ -121,7 +121,7 @@ def _evaluations(args: argparse.Namespace, thresholds: "Sequence[float]") -> "tu
 
 
 def _asked(args: argparse.Namespace, sets: "Sequence[BenchmarkSet]") -> "tuple[ModelFacts, list[Outcome], Answers]":
-    """What the language model at the endpoint finds."""
+    """Returns what the language model at the endpoint finds."""
     from spanlake.evaluation.baseline import ask_sets
 
     return ask_sets(read_endpoint(args), args.style or "tuples", read_price(args), sets, nested=args.nested)
@@ -145,7 +145,7 @@ def _check_endpoint(args: argparse.Namespace) -> None:
 def _scored(
     args: argparse.Namespace, model: str, sets: "Sequence[BenchmarkSet]", thresholds: "Sequence[float]"
 ) -> "tuple[ModelFacts, list[Outcome], list[Outcome], Sequence[float | None]]":
-    """What the model is, what it finds, the same from a low threshold up, and the thresholds that it is scored at."""
+    """Returns facts about the model, what it finds, the same from a low threshold up, and the scored thresholds."""
     from spanlake.calibration import DEFAULT_THRESHOLD
 
     low = [_CURVES_FROM] if args.report else []
@@ -171,7 +171,7 @@ def _write(report: "Report", path: Path) -> None:
 def _outcomes(
     args: argparse.Namespace, model: str, sets: "Sequence[BenchmarkSet]", threshold: float | None
 ) -> "tuple[ModelFacts, list[Outcome]]":
-    """In this process, or on Ray where workers are asked for and in the entry of a job, which has no room for work."""
+    """Evaluates in this process, or on Ray if workers are asked for or this is the entrypoint of a Ray job."""
     if args.workers or "RAY_JOB_CONFIG_JSON_ENV_VAR" in os.environ:
         from spanlake.evaluation.pool import ModelChoice, evaluate_on_ray
 
@@ -185,7 +185,7 @@ def _outcomes(
 
 
 def parse_thresholds(text: str) -> list[float]:
-    """Reads `0.5`, `0.3,0.5` or `0.1:0.9:0.1`. Raises `UserError` for anything else, and outside 0 to 1."""
+    """Reads `0.5`, `0.3,0.5` or `0.1:0.9:0.1`. Raises `UserError` for anything else, and for values outside 0 to 1."""
     try:
         if ":" in text:
             first, last, step = map(float, text.split(":"))

@@ -18,7 +18,7 @@ _SEED = 0
 
 @dataclass(frozen=True)
 class Difference:
-    """F1 from 0 to 1; the difference is the first model's F1 less the second's."""
+    """F1 is from 0 to 1. The difference is the first model's F1 minus the second's."""
 
     name: str
     f1: float
@@ -51,7 +51,7 @@ def compare(
     thresholds: tuple[float | None, float | None],
     resamples: int = _RESAMPLES,
 ) -> list[Difference]:
-    """The difference on each set, and on their mean where there are several. Texts are drawn within each set."""
+    """Returns the difference on each set and, if there are several, on their mean. Texts are drawn within each set."""
     found = []
     drawn = np.zeros((2, resamples))
     for one, other in zip(first, second, strict=True):
@@ -71,7 +71,7 @@ def _difference(name: str, f1: Sequence[float], resampled: np.ndarray) -> Differ
 
 
 def _counts(outcome: Outcome, threshold: float | None) -> np.ndarray:
-    """[texts, 3]: correct, predicted and gold of each text."""
+    """Returns [texts, 3]: correct, predicted and gold of each text."""
     rows = []
     for entities, gold in zip(outcome.above(threshold), outcome.benchmark.gold, strict=True):
         spans = set(map(span_of, entities))
@@ -86,7 +86,7 @@ def _f1(counts: np.ndarray) -> Any:
 
 
 def _resampled_f1(counts: Sequence[np.ndarray], resamples: int) -> np.ndarray:
-    """[2, resamples]: the F1 of both models on the same draws of texts."""
+    """Returns [2, resamples]: the F1 of both models on the same draws of texts."""
     texts = len(counts[0])
     rng = np.random.default_rng(_SEED)
     sums = np.empty((2, resamples, 3))

@@ -14,15 +14,15 @@ _POINTS = 200  # of a curve, at most
 
 @dataclass(frozen=True)
 class Curve:
-    """Points in order of rising recall: [n] each."""
+    """The points of a curve by rising recall: [n] each."""
 
-    threshold: np.ndarray  # what scores at least this is counted
+    threshold: np.ndarray  # entities that score at least this count
     precision: np.ndarray
     recall: np.ndarray
 
     @property
     def best(self) -> tuple[float, float]:
-        """The threshold of the best F1, and that F1; zeros where nothing was found."""
+        """Returns the threshold of the best F1, and that F1. Both are 0 if nothing was found."""
         if not len(self.threshold):
             return 0.0, 0.0
         total = self.precision + self.recall
@@ -30,14 +30,14 @@ class Curve:
         return float(self.threshold[f1.argmax()]), float(f1.max())
 
     def points(self) -> list[tuple[float, float, float]]:
-        """Threshold, precision and recall of some points, the last one included."""
+        """Returns threshold, precision and recall of some points, with the last one."""
         chosen = np.unique(np.linspace(0, len(self.threshold) - 1, min(_POINTS, len(self.threshold))).astype(int))
         columns = (self.threshold[chosen], self.precision[chosen], self.recall[chosen])
         return [(float(t), float(p), float(r)) for t, p, r in zip(*columns, strict=True)]
 
 
 def curve(outcome: Outcome) -> Curve:
-    """The curve of all that was found, down to the threshold that it was found above."""
+    """Returns the curve of everything that was found, down to the threshold of the search."""
     scored = [
         (entity.score, span_of(entity) in gold)
         for entities, gold in zip(outcome.found, outcome.benchmark.gold, strict=True)

@@ -1,6 +1,6 @@
-"""From what a model found and what is there to a calibration: a scale for its scores, and a threshold for each label.
+"""Fits a calibration to what a model found in annotated texts: a scale for its scores, and a threshold for each label.
 
-What it gains is measured by fitting to half of the texts and counting on the other half, both ways round.
+The gain is measured by fitting to half of the texts and counting on the other half, and the other way round.
 """
 
 from __future__ import annotations
@@ -16,9 +16,9 @@ from spanlake.errors import UserError
 from spanlake.evaluation.metrics import Score, span_of
 from spanlake.evaluation.scores import Outcome
 
-FOUND_ABOVE = 0.02  # the score of what a calibration is fitted to
-_GRID = np.arange(0.03, 0.98, 0.01)  # thresholds that are tried, of scores as the model gives them
-_MENTIONS = 20  # a label has at least so many, or no threshold of its own
+FOUND_ABOVE = 0.02  # the lowest score of entities that a calibration is fitted to
+_GRID = np.arange(0.03, 0.98, 0.01)  # thresholds that are tried, of uncalibrated scores
+_MENTIONS = 20  # a label with fewer gets no threshold of its own
 _ROUNDS = 100
 _PRECISION = 1e-9
 _LEAST_SCALE = 0.05
@@ -27,7 +27,7 @@ _BINS = 10
 
 @dataclass(frozen=True)
 class Scored:
-    """All entities found: [n] each."""
+    """All entities that were found: [n] each."""
 
     half: np.ndarray  # of the texts: 0 or 1
     label: np.ndarray  # str
@@ -37,7 +37,7 @@ class Scored:
 
     @classmethod
     def of(cls, outcomes: Sequence[Outcome]) -> Scored:
-        """Raises `UserError` where nothing that was found is right, or nothing is wrong: nothing can be fitted."""
+        """Raises `UserError` if all entities are right or all are wrong, because nothing can be fitted to them."""
         rows: list[tuple[int, str, float, bool]] = []
         gold = (Counter[str](), Counter[str]())
         for outcome in outcomes:
@@ -65,7 +65,7 @@ class Scored:
         return self.gold[0] + self.gold[1]
 
     def counted(self, calibration: Calibration) -> dict[str, Score]:
-        """The score of each label under a calibration."""
+        """Returns the scores under a calibration."""
         score = calibrated(self.score, calibration)
         limits = {label: calibration.threshold_of(label) for label in {*self.label.tolist(), *self.mentions}}
         taken = score > np.array([limits[label] for label in self.label.tolist()])
@@ -76,7 +76,7 @@ class Scored:
 
 @dataclass(frozen=True)
 class Gain:
-    """On texts that the calibration was not fitted to."""
+    """What a calibration gains on texts that it was not fitted to."""
 
     before: dict[str, Score]
     after: dict[str, Score]
@@ -98,7 +98,7 @@ def fit(scored: Scored) -> Calibration:
 
 
 def gain(scored: Scored) -> Gain:
-    """Fits to each half and counts on the other."""
+    """Returns the gain. Fits to each half and counts on the other."""
     before: dict[str, Score] = {}
     after: dict[str, Score] = {}
     score, right = [], []
@@ -112,7 +112,7 @@ def gain(scored: Scored) -> Gain:
 
 
 def micro(scores: Mapping[str, Score]) -> Score:
-    """All labels' mentions together."""
+    """Returns the score of all labels' mentions together."""
     values = scores.values()
     return Score(sum(s.correct for s in values), sum(s.predicted for s in values), sum(s.gold for s in values))
 
@@ -140,12 +140,12 @@ def _logit(score: np.ndarray) -> np.ndarray:
 
 
 def _rounded(threshold: float, calibration: Calibration) -> float:
-    """A threshold of raw scores as one of calibrated scores."""
+    """Returns the threshold of calibrated scores that equals one of raw scores."""
     return round(float(calibrated(np.array([threshold]), calibration)[0]), 4)
 
 
 def _fit_scores(logit: np.ndarray, right: np.ndarray) -> tuple[float, float]:
-    """Platt's method: logistic regression by Newton's steps, towards targets short of 0 and 1."""
+    """Returns scale and shift by Platt's method: logistic regression, with targets a little above 0 and below 1."""
     positives = int(right.sum())
     targets = np.where(right, (positives + 1) / (positives + 2), 1 / (len(right) - positives + 2))
     features = np.stack([logit, np.ones_like(logit)], axis=1)
@@ -167,7 +167,8 @@ def _fit_scores(logit: np.ndarray, right: np.ndarray) -> tuple[float, float]:
         if np.abs(step).max() <= _PRECISION:
             break
     scale, shift = weights.tolist()
-    return (scale, shift) if scale >= _LEAST_SCALE else (1.0, 0.0)  # where scores say nothing, they stay as they are
+    # Scores that do not tell right from wrong stay as they are.
+    return (scale, shift) if scale >= _LEAST_SCALE else (1.0, 0.0)
 
 
 def _common_threshold(scored: Scored) -> float:
@@ -177,10 +178,10 @@ def _common_threshold(scored: Scored) -> float:
 
 
 def _own_thresholds(scored: Scored, common: float) -> dict[str, float]:
-    """The thresholds of frequent labels that give the best F1 of all labels together.
+    """Returns the thresholds of frequent labels that give the best F1 of all labels together.
 
-    F1 is 2 * correct / (predicted + gold). Where F is its best value, each label's threshold makes 2 * correct - F *
-    predicted greatest, so F is raised until nothing changes (Dinkelbach's method).
+    F1 is 2 * correct / (predicted + gold). If F is the best F1, each label's threshold maximises 2 * correct - F *
+    predicted. So F is raised until nothing changes (Dinkelbach's method).
     """
     frequent = [label for label, count in scored.mentions.items() if count >= _MENTIONS]
     mine = {label: scored.label == label for label in frequent}
@@ -201,20 +202,20 @@ def _own_thresholds(scored: Scored, common: float) -> dict[str, float]:
 
 
 def _counts(score: np.ndarray, right: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """How many are predicted, and how many of them are right, at each threshold of the grid."""
+    """Returns how many entities are predicted, and how many of them are right, at each threshold of the grid."""
     everything, correct = np.sort(score), np.sort(score[right])
     predicted = len(everything) - np.searchsorted(everything, _GRID, side="right")
     return predicted, len(correct) - np.searchsorted(correct, _GRID, side="right")
 
 
 def _best(values: np.ndarray) -> float:
-    """The threshold of the greatest value; of equals, the nearest to the usual one."""
+    """Returns the threshold with the greatest value; among equal values, the threshold nearest to the usual one."""
     best = np.flatnonzero(values >= values.max() - 1e-12)
     return float(_GRID[best[np.abs(_GRID[best] - DEFAULT_THRESHOLD).argmin()]])
 
 
 def _error(score: np.ndarray, right: np.ndarray) -> float:
-    """The expected calibration error, over bins of equal width."""
+    """Returns the expected calibration error, over bins of equal width."""
     bins = np.minimum((score * _BINS).astype(int), _BINS - 1)
     distances = [abs(float((score[bins == b] - right[bins == b]).sum())) for b in range(_BINS)]
     return sum(distances) / max(1, len(score))

@@ -1,5 +1,6 @@
-"""Exact-match precision, recall and F1 (Zaratiana et al. 2023, section 4): a mention counts as found where its start,
-end and label all agree."""
+"""Exact-match precision, recall and F1 (Zaratiana et al. 2023, section 4).
+
+A mention is found if an entity has its start, end and label."""
 
 from __future__ import annotations
 
@@ -45,14 +46,14 @@ class Tally:
     gold: Counter[str] = field(default_factory=Counter)
 
     def add(self, predicted: Iterable[Span], gold: Iterable[Span]) -> None:
-        """Counts one text; a span given twice counts once."""
+        """Counts one text. A span that is given twice counts once."""
         found, true = set(predicted), set(gold)
         self.predicted.update(label for *_, label in found)
         self.gold.update(label for *_, label in true)
         self.correct.update(label for *_, label in found & true)
 
     def overall(self) -> Score:
-        """Micro average: all labels' mentions together."""
+        """Returns the micro average: all labels' mentions together."""
         return Score(self.correct.total(), self.predicted.total(), self.gold.total())
 
     def by_label(self) -> dict[str, Score]:

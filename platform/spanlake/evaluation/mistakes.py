@@ -16,8 +16,8 @@ KINDS: tuple[Kind, ...] = get_args(Kind)
 @dataclass(frozen=True)
 class Mistake:
     kind: Kind
-    gold: Span | None  # the mention that is there, if there is one
-    found: Entity | None  # what the model says, if it says something
+    gold: Span | None  # the mention, if there is one
+    found: Entity | None  # the model's entity, if there is one
 
     @property
     def labels(self) -> set[str]:
@@ -25,10 +25,10 @@ class Mistake:
 
 
 def mistakes(found: Sequence[Entity], gold: Collection[Span]) -> list[Mistake]:
-    """The mistakes in one text, in its order.
+    """Returns the mistakes in one text, in the text's order.
 
-    An entity on the very span of a mention has the wrong type. An entity that overlaps a mention of its label has the
-    wrong boundary. Every other mention is missed, and every other entity spurious. Each counts once.
+    An entity with a mention's span and another label has the wrong type. An entity that overlaps a mention of its
+    label has the wrong boundary. Every other mention is missed, and every other entity is spurious. Each counts once.
     """
     right = set(map(span_of, found)) & set(gold)
     mentions = sorted(set(gold) - right)
@@ -64,7 +64,7 @@ def _place(mistake: Mistake) -> tuple[int, int]:
     return span[0], span[1]
 
 
-# What is paired first is paired for good.
+# A mention or entity is paired only once.
 _PAIRINGS: tuple[tuple[Kind, Callable[[Entity, Span], bool]], ...] = (
     ("wrong type", _same_span),
     ("wrong boundary", _same_label),

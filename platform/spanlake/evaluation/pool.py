@@ -1,5 +1,4 @@
-"""The texts of sets over a pool of Ray actors, each with the model loaded. The one module of evaluation that imports
-Ray."""
+"""Evaluates on a pool of Ray actors, each with the model loaded. The only module of evaluation that imports Ray."""
 
 from __future__ import annotations
 
@@ -23,7 +22,7 @@ _RESTARTS = 3  # of a worker that dies
 
 @dataclass(frozen=True)
 class ModelChoice:
-    """What `Extractor.load` is asked for."""
+    """The arguments of `Extractor.load`."""
 
     model: str
     device: str
@@ -33,11 +32,11 @@ class ModelChoice:
 def evaluate_on_ray(
     choice: ModelChoice, sets: Sequence[BenchmarkSet], *, threshold: float | None, nested: bool, workers: int | None
 ) -> tuple[ModelFacts, list[Outcome]]:
-    """As `evaluate`, on a Ray cluster: this process's, that of RAY_ADDRESS, or one of its own.
+    """Returns the same as `evaluate`. Runs on this process's Ray cluster, the one at RAY_ADDRESS, or a new one.
 
-    `workers`: by default one for each GPU, else one for each four CPUs.
+    `workers`: by default one for each GPU, or one for four CPUs if there is no GPU.
 
-    Raises `UserError` where no cluster answers or the model cannot be loaded, `ShortfallError` where workers die.
+    Raises `UserError` if no cluster answers or the model cannot be loaded, `ShortfallError` if workers die.
     """
     import ray
 
@@ -95,7 +94,7 @@ def _gathered(sets: Sequence[BenchmarkSet], answers: Iterator[list[list[Entity]]
 
 
 class _Worker:
-    """It loads the model when it is first asked, so that a model that cannot be loaded is an answer, not a death."""
+    """Loads the model with the first texts, so that a model that cannot be loaded is an error, not a dead actor."""
 
     def __init__(self, choice: ModelChoice, threads: int) -> None:
         self._choice, self._threads = choice, threads

@@ -1,4 +1,4 @@
-"""F1 that others have published on the suites' sets, each row with its source."""
+"""Published F1 on the suites' sets, each row with its source."""
 
 from __future__ import annotations
 
@@ -21,9 +21,9 @@ class PublishedRow:
 
 
 def published_rows(suite: str, file: Path | None = None) -> list[PublishedRow]:
-    """The rows of a suite that come with this package, then those of a file of the same form as `published.json`.
+    """Returns the rows of a suite: those of this package, then those of a file in the format of `published.json`.
 
-    Raises `UserError` for a file of another form.
+    Raises `UserError` for a file of another format.
     """
     own = json.loads(files("spanlake.evaluation").joinpath("published.json").read_text(encoding="utf-8"))
     rows = [_row(value) for value in own]

@@ -20,12 +20,12 @@ from spanlake.evaluation.scores import Outcome, SetResult
 
 _SHOWN = 50  # mistakes of each kind in each set
 _MARGIN = 160  # characters of the text on both sides of a mistake
-_LABELS_SHOWN = 60  # of a set, those with most mentions
+_LABELS_SHOWN = 60  # of a set; the labels with most mentions
 
 
 @dataclass(frozen=True)
 class Report:
-    """An evaluation, another model's on the same sets to compare it with, and what others have published."""
+    """An evaluation, that of another model on the same sets, and published rows."""
 
     evaluation: Evaluation
     against: Evaluation | None = None
@@ -100,7 +100,7 @@ class Report:
         return [*(member.name for member in suite.members), *suite.averages] if suite else []
 
     def table_rows(self) -> list[TableRow]:
-        """This model, the one it is compared with, then the published rows; of a suite only."""
+        """Returns the rows for this model and the other one, then the published rows. Only a suite has rows."""
         suite, columns = self.evaluation.suite, self.table_columns()
         if not suite:
             return []
@@ -190,7 +190,7 @@ class SetView:
     unfindable: Mapping[str, int]
     labels: list[LabelBar]
     labels_left_out: int
-    line: str  # the curve's points, for an SVG of 200 by 200
+    line: str  # points of the curve in an SVG of 200 by 200
     best: tuple[float, float]  # threshold, F1
     other_line: str
     counts: Mapping[str, int]
@@ -198,7 +198,7 @@ class SetView:
 
 
 def _found_mistakes(outcome: Outcome, threshold: float | None) -> list[tuple[int, Mistake]]:
-    """All mistakes, each with the number of its text."""
+    """Yields all mistakes, each with the number of its text."""
     found = zip(outcome.above(threshold), outcome.benchmark.gold, strict=True)
     return [(text, mistake) for text, (entities, gold) in enumerate(found) for mistake in mistakes(entities, gold)]
 
@@ -223,7 +223,7 @@ def _line(of: Curve) -> str:
 
 
 def _cards(outcome: Outcome, found: Sequence[tuple[int, Mistake]]) -> Iterator[Card]:
-    """Some mistakes of each kind, from all over the set."""
+    """Returns some mistakes of each kind, from all over the set."""
     for kind in KINDS:
         own = [(text, mistake) for text, mistake in found if mistake.kind == kind]
         step = max(1.0, len(own) / _SHOWN)
@@ -243,7 +243,7 @@ def _says(mistake: Mistake) -> str:
 
 
 def _passage(text: str, mistake: Mistake) -> Markup:
-    """The text around a mistake, with the mention that is there and what was found marked apart."""
+    """Returns the text around a mistake, with marks for the mention and for the model's entity."""
     spans = {}
     if mistake.gold:
         spans["gold"] = mistake.gold[:2]

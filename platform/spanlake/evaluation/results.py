@@ -14,7 +14,7 @@ from spanlake.evaluation.suites import Missing, Suite
 
 @dataclass(frozen=True)
 class Average:
-    """The mean F1 of the sets that are there."""
+    """The mean F1 of those sets of a suite that are there."""
 
     name: str
     f1: float  # 0 to 1
@@ -29,7 +29,7 @@ class Average:
 class Evaluation:
     model: ModelFacts
     outcomes: Sequence[Outcome]
-    ranked: Sequence[Outcome]  # the same sets, found from a low threshold up: for curves
+    ranked: Sequence[Outcome]  # the same sets from a low threshold up, for curves
     thresholds: Sequence[float | None]  # the first is that of the tables; None: the model's own
     split: Split
     suite: Suite | None = None
@@ -79,7 +79,7 @@ class Evaluation:
 
 
 def averages(suite: Suite, results: Sequence[SetResult]) -> list[Average]:
-    """The averages of a suite's tables. An average none of whose sets is there is left out."""
+    """Returns the averages of a suite's tables. An average without any of its sets is left out."""
     f1 = {result.name: result.overall.f1 for result in results}
     found = []
     for name, members in suite.averages.items():

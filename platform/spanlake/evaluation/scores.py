@@ -1,4 +1,4 @@
-"""What a model finds in the texts of a set, and how good that is."""
+"""What a model finds in the texts of a set, and its scores."""
 
 from __future__ import annotations
 
@@ -55,15 +55,15 @@ class SetResult:
 
 @dataclass(frozen=True)
 class Outcome:
-    """All that a model finds in a set, above a threshold or its own thresholds."""
+    """Everything that a model finds in a set, above a threshold or its own thresholds."""
 
     benchmark: BenchmarkSet
     found: list[list[Entity]]  # of each text
 
     def above(self, threshold: float | None) -> list[list[Entity]]:
-        """What the model finds above a higher threshold; None: all of it.
+        """Returns what the model finds above a higher threshold. None keeps everything.
 
-        Choosing among spans begins with the best score, so what lies lower does not change what is chosen above it.
+        The decoder begins with the best score, so spans with lower scores do not change the choice above them.
         """
         if threshold is None:
             return self.found
@@ -78,8 +78,8 @@ class Outcome:
 def evaluate(
     extractor: Extractor, sets: Sequence[BenchmarkSet], *, threshold: float | None, nested: bool = False
 ) -> Iterator[Outcome]:
-    """Asks every text of each set in turn. `threshold` None is the model's own; `nested` is for the sets that do not
-    say so themselves.
+    """Returns what the model finds in the texts of each set. `threshold` None uses the model's own. `nested` is for
+    sets that do not state it.
 
     Raises `UserError` for a threshold or a label that the model cannot take.
     """
@@ -89,7 +89,7 @@ def evaluate(
 
 
 def tally_of(found: Sequence[Sequence[Entity]], gold: Sequence[Iterable[Span]]) -> Tally:
-    """Counts what was found in each text against its mentions."""
+    """Returns the scores of what was found, counted against the mentions of each text."""
     tally = Tally()
     for entities, mentions in zip(found, gold, strict=True):
         tally.add(map(span_of, entities), mentions)
@@ -103,7 +103,7 @@ def texts_of(benchmark: BenchmarkSet) -> list[str]:
 def find(
     extractor: Extractor, texts: Sequence[str], asked: Sequence[Sequence[str]], threshold: float | None, nested: bool
 ) -> list[list[Entity]]:
-    """The entities of each text; a text that is asked for nothing has none."""
+    """Returns the entities of each text. A text without labels has no entities."""
     settings: dict[tuple[str, ...], Settings] = {}
     for labels in asked:
         if labels and tuple(labels) not in settings:

@@ -1,4 +1,4 @@
-"""Annotated sets to score a model on: where they lie, and what each text is asked for.
+"""Annotated sets to score a model on: where they are, and what each text is asked for.
 
 A set is a directory with `labels.json` (every type to ask for) and `test.json`, `dev.json` or `train.json`, the layout
 of the out-of-domain benchmark (Zaratiana et al. 2023, Table 1), or whatever `spanlake.data.readers` reads, with the
@@ -29,18 +29,18 @@ _SHARD = r"(?:-\d+-of-\d+)?"
 @dataclass(frozen=True)
 class BenchmarkSet:
     name: str
-    labels: tuple[str, ...]  # asked of every text; none where each is asked for its own types and its absent ones
+    labels: tuple[str, ...]  # of every text; if empty, each text is asked for its own types and its absent ones
     examples: tuple[Example, ...]
     nested: bool = False
 
     def asked(self, example: Example) -> list[str]:
-        """What a text is asked for, in lower case as the paper's evaluation does."""
+        """Returns the types that a text is asked for, in lower case as in the paper's evaluation."""
         labels = self.labels or [*(mention.label for mention in example.mentions), *example.negatives]
         return list(dict.fromkeys(label.lower() for label in labels))
 
     @cached_property
     def gold(self) -> tuple[frozenset[Span], ...]:
-        """The mentions of each text."""
+        """Returns the mentions of each text."""
         return tuple(
             frozenset((mention.start, mention.end, mention.label.lower()) for mention in example.mentions)
             for example in self.examples
@@ -55,12 +55,12 @@ class BenchmarkSet:
 
 
 def read_sets(data: str | Path, split: Split, renamed: Mapping[str, str] | None = None) -> list[BenchmarkSet]:
-    """The sets that `data` names: one, or those below a directory.
+    """Returns the sets that `data` names: one set, or all sets below a directory.
 
-    `data` may also be a file, a data set of the `datasets` library or a Hub id; of these every record is read.
-    `renamed`: labels -> what they are asked as.
+    `data` may also be a file, a data set of the `datasets` library or a Hub id; then every record is read.
+    `renamed`: from a label to the name that is asked for.
 
-    Raises `UserError` where there is no set, or one cannot be read.
+    Raises `UserError` if there is no set, or if one cannot be read.
     """
     found = find_sources(Path(data), split)
     if not found and (Path(data).is_file() or is_saved(Path(data)) or not str(data).startswith((".", "/"))):
@@ -74,9 +74,9 @@ def read_sets(data: str | Path, split: Split, renamed: Mapping[str, str] | None 
 
 
 def find_sources(directory: Path, split: Split) -> dict[str, str]:
-    """The sets in a directory and below it: their names, and what `read_set` reads of each.
+    """Returns the sets in a directory and below it: their names, and what `read_set` reads for each.
 
-    A set of a name that another one has is called by its path.
+    Sets with equal names are named by their paths.
     """
     if (directory / "labels.json").is_file():
         return {directory.name: str(directory)}
@@ -95,7 +95,7 @@ def find_sources(directory: Path, split: Split) -> dict[str, str]:
 
 
 def _name_of(path: Path, split: Split) -> str | None:
-    """The set that a file holds the split of; a file that is called after its split alone is of its directory's."""
+    """Returns the name of a file's set. A file that is named only after the split has the name of its directory."""
     stem = path.name.removesuffix(".gz").rpartition(".")[0]
     match = re.fullmatch(rf"(?:(.+)[_.-])?(?:{'|'.join(_SPLIT_NAMES[split])}){_SHARD}", stem)
     return (match[1] or path.parent.name) if match else None

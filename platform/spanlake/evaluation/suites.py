@@ -25,11 +25,11 @@ _MULTICONER_LABELS = {
 
 @dataclass(frozen=True)
 class Member:
-    """A set of a suite. Names of files and directories are compared without case and punctuation."""
+    """A set of a suite. Case and punctuation in names of files and directories do not count."""
 
     name: str  # as in the paper's table
     known_as: tuple[str, ...]
-    where: str  # to get it
+    where: str  # where to get it
     nested: bool = False
 
 
@@ -37,8 +37,8 @@ class Member:
 class Suite:
     name: str
     members: tuple[Member, ...]
-    split: Split  # which the suite is defined on
-    averages: Mapping[str, tuple[str, ...]]  # of the F1 of these sets
+    split: Split  # the split that the suite is defined on
+    averages: Mapping[str, tuple[str, ...]]  # an average's name -> its sets
     tables: tuple[int, ...] = ()  # of the paper
     renamed: Mapping[str, str] | None = None
 
@@ -159,9 +159,9 @@ SUITES = {
 def read_suite(
     suite: Suite, directory: Path, split: Split, renamed: Mapping[str, str]
 ) -> tuple[list[BenchmarkSet], list[Missing]]:
-    """The sets of a suite in a directory or below it, in the table's order, and those that are not there.
+    """Returns the sets of a suite in a directory or below it, in the table's order, and the missing ones.
 
-    Raises `UserError` where none is there, or one cannot be read.
+    Raises `UserError` if all are missing, or if one cannot be read.
     """
     here = {_plain(name): source for name, source in find_sources(directory, split).items()}
     names: dict[Split, set[str]] = {
