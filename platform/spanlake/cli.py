@@ -192,6 +192,7 @@ def _package_export(args: argparse.Namespace) -> int:
 
 def _add_doctor(commands: _Commands) -> None:
     parser = commands.add_parser("doctor", help="check what this machine and its cluster can do and what is missing")
+    parser.add_argument("--model", metavar="MODEL", help="say instead what this model can find and what it cannot")
     parser.add_argument("--json", action="store_true", help="print JSON: a list of checks")
     parser.set_defaults(run=_doctor)
 
@@ -200,9 +201,10 @@ def _doctor(args: argparse.Namespace) -> int:
     from dataclasses import asdict
 
     from spanlake.doctor import examine
+    from spanlake.reach import examine_model
 
     checks = []
-    for check in examine():
+    for check in examine_model(args.model) if args.model else examine():
         checks.append(check)
         if not args.json:
             print(f"{check.verdict:8}{check.name}: {check.says}", flush=True)

@@ -22,6 +22,7 @@ LAYERS = (
     ("inference", "data"),
     ("spanlake",),
     ("doctor", "cluster", "chat"),
+    ("reach",),
     ("evaluation",),
     ("training", "extraction", "serving"),
     ("annotation",),

@@ -209,11 +209,13 @@ def _print(evaluation: "Evaluation") -> None:
     results = evaluation.results()
     for outcome, result in zip(evaluation.outcomes, results, strict=True):
         score = result.overall
-        wide = outcome.benchmark.unfindable(evaluation.model.max_width).get("wider_than_max_width", 0)
-        too_wide = f", {wide} of them wider than {evaluation.model.max_width} words" if wide else ""
+        missed = evaluation.model.unfindable(outcome.benchmark)
+        wide, inside = missed.get("wider_than_max_width", 0), missed.get("inside_a_word", 0)
+        unfindable = f", {wide} of them wider than {evaluation.model.max_width} words" if wide else ""
+        unfindable += f", {inside} of them with an edge inside a word" if inside else ""
         print(
             f"{result.name}: F1 {100 * score.f1:.1f}, precision {100 * score.precision:.1f}, "
-            f"recall {100 * score.recall:.1f} ({result.texts} texts, {score.gold} mentions{too_wide})"
+            f"recall {100 * score.recall:.1f} ({result.texts} texts, {score.gold} mentions{unfindable})"
         )
     for average in averages(evaluation.suite, results) if evaluation.suite else ():
         part = f" (of {average.sets} of {average.of} sets)" if average.sets < average.of else ""

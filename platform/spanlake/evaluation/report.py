@@ -144,7 +144,7 @@ class Report:
         return SetView(
             result=result,
             nested=outcome.benchmark.nested,
-            unfindable=outcome.benchmark.unfindable(evaluation.model.max_width),
+            unfindable=evaluation.model.unfindable(outcome.benchmark),
             labels=_label_bars(result, against.outcomes[number].result(against.threshold) if against else None),
             labels_left_out=max(0, len(result.by_label) - _LABELS_SHOWN),
             line=_line(line),

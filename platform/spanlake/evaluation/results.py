@@ -53,7 +53,7 @@ class Evaluation:
         results = self.results()
         sets = []
         for outcome, result in zip(self.outcomes, results, strict=True):
-            unfindable = outcome.benchmark.unfindable(self.model.max_width)
+            unfindable = self.model.unfindable(outcome.benchmark)
             sets.append({**result.to_dict(), "nested": outcome.benchmark.nested, "unfindable": unfindable})
         document: dict[str, Any] = {
             "model": self.model.to_dict(),

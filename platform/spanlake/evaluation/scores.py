@@ -21,6 +21,7 @@ class ModelFacts:
     fingerprint: str
     max_width: int  # K, words
     calibrated: bool = False
+    splitter: str = "gliner"  # cuts the words
     asked: str = ""  # how, if it is a language model at an endpoint: it has neither a fingerprint nor a widest span
 
     @property
@@ -31,10 +32,16 @@ class ModelFacts:
         identity = {"asked": self.asked} if self.asked else {"fingerprint": self.fingerprint}
         return {"name": self.name, **identity}
 
+    def unfindable(self, benchmark: BenchmarkSet) -> dict[str, int]:
+        """Returns how many mentions of a set the model cannot find, by reason."""
+        return benchmark.unfindable(self.max_width, self.splitter)
+
     @classmethod
     def of(cls, extractor: Extractor) -> ModelFacts:
         package = extractor.package
-        return cls(package.name, package.fingerprint, package.config.max_width, package.calibration is not None)
+        config = package.config
+        calibrated = package.calibration is not None
+        return cls(package.name, package.fingerprint, config.max_width, calibrated, config.splitter)
 
 
 @dataclass(frozen=True)

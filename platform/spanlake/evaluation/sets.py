@@ -20,6 +20,7 @@ from spanlake.data.readers import BadRecord, files_in, is_saved, read_source
 from spanlake.data.statistics import SourceStatistics
 from spanlake.errors import UserError, one_line
 from spanlake.evaluation.metrics import Span
+from spanlake.splitters.find import find_splitter
 
 Split = Literal["train", "dev", "test"]
 _SPLIT_NAMES = {"train": ("train",), "dev": ("dev", "validation", "valid"), "test": ("test",)}
@@ -46,11 +47,14 @@ class BenchmarkSet:
             for example in self.examples
         )
 
-    def unfindable(self, max_width: int) -> dict[str, int]:
-        """Returns how many mentions a model cannot find, by reason. They count as missed."""
+    def unfindable(self, max_width: int, splitter: str = "gliner") -> dict[str, int]:
+        """Returns how many mentions a model cannot find, by reason. They count as missed.
+
+        `splitter` cuts the model's words, and `max_width` is the width in words of its widest span.
+        """
         statistics = SourceStatistics(self.name, "")
         for example in self.examples:
-            statistics.add(example, max_width)
+            statistics.add(example, max_width, find_splitter(splitter))
         return {reason: count for reason, count in statistics.unusable.items() if count}
 
 

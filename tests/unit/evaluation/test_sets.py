@@ -9,7 +9,8 @@ import pyarrow.parquet as pq
 import pytest
 
 from spanlake import UserError
-from spanlake.evaluation.sets import read_set, read_sets
+from spanlake.data.examples import Example, Mention
+from spanlake.evaluation.sets import BenchmarkSet, read_set, read_sets
 
 SENTENCES = [{"sentence": "Ada met Bo.", "entities": [{"name": "Ada", "type": "Person", "pos": [0, 3]}]}]
 
@@ -164,3 +165,11 @@ def test_what_cannot_be_scored_is_refused(tmp_path: Path, content: dict[str, Any
         read_sets(tmp_path, "test")
     with pytest.raises(UserError, match=message):
         read_set("a", str(tmp_path / "a_test.jsonl"), "test")
+
+
+def test_what_cannot_be_found_depends_on_the_splitter(tmp_path: Path) -> None:
+    text = "田中さんはパリに行きました。"
+    start = text.index("パリ")
+    example = Example(text, (Mention(start, start + 2, "location"),))
+    benchmark = BenchmarkSet("japanese", ("location",), (example,))
+    assert benchmark.unfindable(12) == {"inside_a_word": 1} and benchmark.unfindable(12, "unicode") == {}
