@@ -26,13 +26,18 @@ Ask = Callable[[Any], Any]
 
 
 def ask(
-    model: Path, call: Ask, keys: Keys | None = None, change: Callable[[Service], None] = lambda service: None
+    model: Path,
+    call: Ask,
+    keys: Keys | None = None,
+    change: Callable[[Service], None] = lambda service: None,
+    rules: Path | None = None,
 ) -> Any:
     """Starts a server, runs `call` with its stub, returns its result and the records of all calls."""
     records: list[RequestRecord] = []
 
     async def run() -> Any:
-        config = read_config({"model": str(model), "device": "cpu", "precision": "float32"})
+        named = {"pii": str(rules)} if rules else {}
+        config = read_config({"model": str(model), "device": "cpu", "precision": "float32", "rules": named})
         service = await Service.load(config)
         change(service)
 
@@ -102,6 +107,11 @@ def test_answers_are_the_extractors(tiny_model_dir: Path):
             "offsets is 7; give one of CODE_POINTS, UTF16",
         ),
         (ExtractRequest(texts=["Ada"], labels=[Label(name="a")], model="b"), grpc.StatusCode.NOT_FOUND, "not served"),
+        (
+            ExtractRequest(texts=["Ada"], labels=[Label(name="a")], rules="b"),
+            grpc.StatusCode.INVALID_ARGUMENT,
+            "The rules 'b' are not on this server; start it with --rules NAME=FILE",
+        ),
         (ExtractRequest(texts=[""] * 1001, labels=[Label(name="a")]), grpc.StatusCode.OUT_OF_RANGE, "1001 texts"),
     ],
 )
@@ -123,6 +133,14 @@ def test_label_sets_offsets_and_redaction_are_those_of_http(tiny_model_dir: Path
     second = answer.results[1].entities
     assert [(e.start - 1, e.end - 1) for e in second] == [(e.start, e.end) for e in expected[1]]
     assert second
+
+
+def test_entities_say_their_source_where_the_request_names_rules(tiny_model_dir: Path, tmp_path: Path):
+    (tmp_path / "pii.yaml").write_text("rules: [{label: url, kind: url}]")
+    request = ExtractRequest(texts=["see www.example.org"], labels=[Label(name="a")], threshold=1, rules="pii")
+    answer, _ = ask(tiny_model_dir, lambda stub: stub.Extract(request), rules=tmp_path / "pii.yaml")
+    [entity] = answer.results[0].entities
+    assert (entity.text, entity.label, entity.score, entity.source) == ("www.example.org", "url", 1, "rule")
 
 
 def test_a_full_queue_says_when_to_come_again(tiny_model_dir: Path):
