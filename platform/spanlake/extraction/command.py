@@ -1,4 +1,4 @@
-"""`spanlake extract`, `spanlake audit`, `spanlake show` and `spanlake report`."""
+"""`spanlake extract`, `spanlake audit`, `spanlake show`, `spanlake report` and `spanlake restore`."""
 
 import argparse
 import json
@@ -47,6 +47,11 @@ def add_commands(subparsers: "argparse._SubParsersAction[Any]") -> None:
     show.add_argument("output", metavar="OUTPUT", help="a directory that `spanlake extract` has written")
     show.add_argument("--examples", type=_count, default=5, metavar="N", help="passages to print (default: 5)")
     show.set_defaults(run=_run_show)
+    restore = subparsers.add_parser("restore", help="undo the redaction of an output, with its vault and its key")
+    restore.add_argument("output", metavar="OUTPUT", help="a directory that `spanlake extract … --vault` has written")
+    restore.add_argument("directory", metavar="DIRECTORY", help="where to write the restored rows: new or empty")
+    restore.add_argument("--redact-key-file", metavar="FILE", help="(default: the variable SPANLAKE_REDACTION_KEY)")
+    restore.set_defaults(run=_run_restore)
     report = subparsers.add_parser("report", help="write one HTML file about an output")
     report.add_argument("output", metavar="OUTPUT", help="a directory that `spanlake extract` has written")
     report.add_argument("--html", default="report.html", metavar="FILE", help="(default: report.html)")
@@ -272,6 +277,20 @@ def _run_show(args: argparse.Namespace) -> int:
 
     ledger = read_ledger(locate(args.output))
     draw(ledger, glance(ledger, args.examples), Console())
+    return 0
+
+
+def _run_restore(args: argparse.Namespace) -> int:
+    from spanlake.extraction.output.ledger import read_ledger
+    from spanlake.extraction.output.restore import restore
+    from spanlake.redaction import KEY_VARIABLE, read_key
+    from spanlake.storage import locate
+
+    key = read_key(args.redact_key_file)
+    if key is None:
+        raise UserError(f"`spanlake restore` needs the key: set {KEY_VARIABLE}, or give --redact-key-file FILE.")
+    rows = restore(read_ledger(locate(args.output)), locate(args.directory), key)
+    print(f"{args.directory} holds {rows:,} rows with their texts")
     return 0
 
 

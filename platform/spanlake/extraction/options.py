@@ -37,9 +37,14 @@ def add_layout_options(parser: argparse.ArgumentParser) -> None:
         help="add redacted_text, with entities as [LABEL], [LABEL:keyed hash] or a fixed mask",
     )
     group.add_argument(
+        "--vault",
+        action="store_true",
+        help="with --redact: add the column vault, from which `spanlake restore` and the key bring the text back",
+    )
+    group.add_argument(
         "--redact-key-file",
         metavar="FILE",
-        help="a file with the key of hashes (default: the variable SPANLAKE_REDACTION_KEY)",
+        help="a file with the key of hashes and vaults (default: the variable SPANLAKE_REDACTION_KEY)",
     )
     group.add_argument(
         "--drop-text", action="store_true", help="with --redact: leave out the text and the texts of entities"
@@ -116,14 +121,18 @@ def read_layout(args: argparse.Namespace, sourced: bool = False) -> "Layout":
     Raises UserError for options that do not go together, and for a key that cannot be used.
     """
     from spanlake.extraction.output.layout import Layout
-    from spanlake.redaction import KEY_VARIABLE, Redaction, read_key
+    from spanlake.redaction import KEY_VARIABLE, KEYED, Redaction, read_key
 
-    if args.redact_key_file and args.redact != "hash":
-        raise UserError("--redact-key-file belongs to --redact hash: give both, or neither.")
-    key = read_key(args.redact_key_file) if args.redact == "hash" else None
-    if args.redact == "hash" and key is None:
-        raise UserError(f"--redact hash needs a key: set {KEY_VARIABLE}, or give --redact-key-file FILE.")
-    redaction = Redaction(args.redact, key) if args.redact else None
+    if args.vault and not args.redact:
+        raise UserError("--vault keeps what --redact replaces: give --redact too.")
+    keyed = args.vault or args.redact in KEYED
+    if args.redact_key_file and not keyed:
+        raise UserError(f"--redact-key-file belongs to --redact {' or '.join(KEYED)}, or to --vault: give one of them.")
+    key = read_key(args.redact_key_file) if keyed else None
+    if keyed and key is None:
+        cause = "--vault" if args.vault else f"--redact {args.redact}"
+        raise UserError(f"{cause} needs a key: set {KEY_VARIABLE}, or give --redact-key-file FILE.")
+    redaction = Redaction(args.redact, key, args.vault) if args.redact else None
     columns = None
     if args.columns is not None:
         columns = tuple(dict.fromkeys(split_names(args.columns, "column")))

@@ -23,6 +23,7 @@ ENTITY = pa.struct(
 )
 _COLUMN = pa.field("column", pa.string())  # the text column of an entity, if there are several
 _SOURCE = pa.field("source", pa.string())  # what has found an entity: "model" or "rule"
+_VAULT_COLUMN = "vault"  # what the redaction has replaced, sealed
 _REDACTED_COLUMN = "redacted_text"  # if there is one text column
 SOURCE_FILE, SOURCE_ROW = "source_file", "source_row"  # of a mention: its place in the source
 
@@ -47,6 +48,11 @@ def of_column(entities: Sequence[Entity], name: str) -> list[Entity]:
 def redacted_columns(text_columns: Sequence[str]) -> list[str]:
     """Returns the name of the redacted column for each text column."""
     return [_REDACTED_COLUMN] if len(text_columns) == 1 else [f"redacted_{name}" for name in text_columns]
+
+
+def vault_columns(text_columns: Sequence[str]) -> list[str]:
+    """Returns the name of the vault column for each text column."""
+    return [_VAULT_COLUMN] if len(text_columns) == 1 else [f"{_VAULT_COLUMN}_{name}" for name in text_columns]
 
 
 @dataclass(frozen=True)
@@ -78,6 +84,10 @@ class Layout:
                 "--redact adds the redacted text of each row, and --layout mentions has no rows of texts: "
                 "use the nested layout, or give --drop-text to redact the texts of mentions."
             )
+        if self.redaction and self.redaction.vault and self.kind == "mentions":
+            raise UserError(
+                "--vault seals the text of each row, and --layout mentions has no rows: use the nested layout."
+            )
         if self.drop_text and not self.redaction:
             raise UserError("--drop-text leaves out what --redact replaces: give --redact too.")
 
@@ -96,7 +106,7 @@ class Layout:
             )
         fields = _entity_type(text_columns, self.sourced).names
         added = [*fields, SOURCE_FILE, SOURCE_ROW, "error"] if self.kind == "mentions" else []
-        added += redacted_columns(text_columns) if self.kind == "nested" and self.redaction else []
+        added += [field.name for field in self._redacted_fields(text_columns)] if self.kind == "nested" else []
         taken = [name for name in self._kept(source) if name in added]
         if taken:
             raise UserError(f"The source's column {taken[0]} has a name that the output adds: rename it in the source.")
@@ -116,11 +126,17 @@ class Layout:
             fields = list(_entity_type(text_columns, self.sourced))
             return pa.schema([*place, *kept, *fields, pa.field("error", pa.string())])
         kept = [source.field(name) for name in self._kept(source) if not (self.drop_text and name in text_columns)]
-        redacted = redacted_columns(text_columns) if self.redaction else []
         entities = pa.list_(pa.field("element", _entity_type(text_columns, self.sourced)))  # as Parquet names it
-        added = [*(pa.field(name, pa.string()) for name in redacted), pa.field("entities", entities)]
-        added.append(pa.field("error", pa.string()))
+        added = [*self._redacted_fields(text_columns), pa.field("entities", entities), pa.field("error", pa.string())]
         return pa.schema([*kept, *added], metadata=None if self.drop_text or self.columns else source.metadata)
+
+    def _redacted_fields(self, text_columns: tuple[str, ...]) -> list[pa.Field]:
+        """Returns the fields that a redaction adds to the nested layout."""
+        if self.redaction is None:
+            return []
+        vaults = vault_columns(text_columns) if self.redaction.vault else []
+        texts = [pa.field(name, pa.string()) for name in redacted_columns(text_columns)]
+        return [*texts, *(pa.field(name, pa.binary()) for name in vaults)]
 
     def _kept(self, source: pa.Schema) -> Sequence[str]:
         """Returns the columns of the source that the output repeats."""
@@ -195,12 +211,23 @@ class Part:
 
 
 def _redacted(redaction: Redaction, part: Part) -> dict[str, pa.Array]:
-    """Returns the redacted texts by column; null for rows that could not be read, so that they show no text."""
+    """Returns the redacted texts by column, and their vaults if there are any.
+
+    They are null for rows that could not be read, so that these show no text.
+    """
     columns = {}
-    for place, (name, redacted) in enumerate(zip(part.text_columns, redacted_columns(part.text_columns), strict=True)):
+    names = zip(part.text_columns, redacted_columns(part.text_columns), vault_columns(part.text_columns), strict=True)
+    for place, (name, redacted, vault) in enumerate(names):
         texts = [
-            None if found is None or text is None else redaction.text(text, of_column(found, name))
-            for text, found in zip((texts[place] for texts in part.texts), part.entities, strict=True)
+            None if found is None or text is None else (text, of_column(found, name), f"{part.path}\0{number}\0{name}")
+            for text, found, number in zip(
+                (texts[place] for texts in part.texts), part.entities, part.places, strict=True
+            )
         ]
-        columns[redacted] = pa.array(texts, pa.string())
+        if redaction.vault:
+            sealed = [each and redaction.sealed_text(*each) for each in texts]
+            columns[redacted] = pa.array([each and each[0] for each in sealed], pa.string())
+            columns[vault] = pa.array([each and each[1] for each in sealed], pa.binary())
+        else:
+            columns[redacted] = pa.array([each and redaction.text(*each[:2]) for each in texts], pa.string())
     return columns
