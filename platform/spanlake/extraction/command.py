@@ -12,10 +12,12 @@ from spanlake.errors import UserError, one_line
 from spanlake.extraction.options import (
     add_choice_options,
     add_layout_options,
+    add_table_options,
     add_text_options,
     read_choice,
     read_labels,
     read_layout,
+    read_table_options,
     read_text_columns,
 )
 from spanlake.options import (
@@ -92,7 +94,7 @@ def _add_extract(parser: argparse.ArgumentParser) -> None:
     add_choice_options(parser)
     add_layout_options(parser)
     parser.add_argument("--dry-run", action="store_true", help="extract some rows, print an estimate, write nothing")
-    parser.add_argument("--into", metavar="TABLE", help="at the end, add the rows to delta:PATH or iceberg:C.N.TABLE")
+    add_table_options(parser)
     parser.set_defaults(run=_run_extract)
 
 
@@ -126,19 +128,28 @@ def _run_extract(args: argparse.Namespace) -> int:
     if find_spec("ray") is None:
         raise UserError("`spanlake extract` needs Ray, which is not installed: pip install 'spanlake[ray]'.")
     request = _request(args)
+    from spanlake.extraction.output.dataset import DatasetTarget
     from spanlake.extraction.output.fit import check_values
     from spanlake.extraction.output.lease import check_free
     from spanlake.extraction.output.ledger import discard, read_ledger
+    from spanlake.extraction.output.merge import check_source_keys
     from spanlake.extraction.output.publish import open_target, publish
     from spanlake.extraction.run.execute import execute, not_read
     from spanlake.extraction.run.pipeline import Terminated
+    from spanlake.extraction.source.choice import Choice
     from spanlake.inference.extractor import Extractor
 
     # Workers have another working directory.
     model = os.path.abspath(args.model) if os.path.isdir(args.model) else args.model
-    target = open_target(args.into, request.output_schema, request.source.uri) if args.into else None
-    if target:
-        check_values(str(target.name), request.source, request.output_schema)
+    table_options = read_table_options(args)
+    target = None
+    if args.into:
+        apart = [request.source.root, request.output]
+        target = open_target(args.into, request.output_schema, request.source.uri, table_options, apart)
+        if not isinstance(target, DatasetTarget):
+            check_values(str(target), request.source, request.output_schema)
+    if table_options.merge_on and request.choice == Choice():
+        check_source_keys(request.source, request.text_columns, table_options.merge_on)
     if args.dry_run:
         return _dry_run(request, args)
     if request.source.ignored:
@@ -170,7 +181,7 @@ def _run_extract(args: argparse.Namespace) -> int:
         return 1
     if target:
         added = publish(read_ledger(request.output), target)
-        _say(f"{added:,} units added to {target.name}" if added else f"{target.name} already has all rows")
+        _say(f"{added:,} units added to {target}" if added else f"{target} already has all rows")
     return 0
 
 

@@ -10,6 +10,7 @@ from spanlake.options import positive
 if TYPE_CHECKING:
     from spanlake.extraction.output.layout import Layout
     from spanlake.extraction.output.row_labels import RowLabels
+    from spanlake.extraction.output.target import TableOptions
     from spanlake.extraction.source.choice import Choice
     from spanlake.inference.settings import Settings
 
@@ -107,6 +108,54 @@ def add_choice_options(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--limit", type=positive, metavar="N", help="the first N rows that fulfil --where")
 
 
+def add_table_options(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group("a table for the rows")
+    group.add_argument(
+        "--into",
+        metavar="TABLE",
+        help="at the end, add the rows to delta:PATH, iceberg:C.N.TABLE, or the Parquet files of parquet:DIR",
+    )
+    group.add_argument(
+        "--partition-by", metavar="A,B", help="columns that partition a new table, with commas between them"
+    )
+    group.add_argument(
+        "--merge-on",
+        metavar="A,B",
+        help="columns of a key: a row replaces that with the same key in the table, and deleted rows are deleted",
+    )
+    group.add_argument(
+        "--evolve",
+        action="store_true",
+        help="add the columns that the table lacks, and widen those that are too narrow",
+    )
+
+
+def read_table_options(args: argparse.Namespace) -> "TableOptions":
+    """Returns how rows are added to a table. Raises UserError for options that do not go together."""
+    from spanlake.extraction.output.target import TableOptions
+
+    if args.into is None:
+        for option, value in (
+            ("--partition-by", args.partition_by),
+            ("--merge-on", args.merge_on),
+            ("--evolve", args.evolve),
+        ):
+            if value:
+                raise UserError(f"{option} belongs to --into TABLE: give both, or neither.")
+    if args.merge_on and args.layout == "mentions":
+        raise UserError("--merge-on belongs to the nested layout: with --layout mentions, several rows have one key.")
+    return TableOptions(_names(args.partition_by, "--partition-by"), _names(args.merge_on, "--merge-on"), args.evolve)
+
+
+def _names(argument: str | None, option: str) -> tuple[str, ...]:
+    if argument is None:
+        return ()
+    names = tuple(dict.fromkeys(split_names(argument, "column")))
+    if not all(names):
+        raise UserError(f"{option} {shown(argument)} lacks a name: give names with commas between them.")
+    return names
+
+
 def read_choice(args: argparse.Namespace) -> "Choice":
     """Returns the choice of rows that the options describe. Raises UserError for a condition that is not supported."""
     from spanlake.extraction.source.choice import Choice
@@ -133,9 +182,5 @@ def read_layout(args: argparse.Namespace, sourced: bool = False) -> "Layout":
         cause = "--vault" if args.vault else f"--redact {args.redact}"
         raise UserError(f"{cause} needs a key: set {KEY_VARIABLE}, or give --redact-key-file FILE.")
     redaction = Redaction(args.redact, key, args.vault) if args.redact else None
-    columns = None
-    if args.columns is not None:
-        columns = tuple(dict.fromkeys(split_names(args.columns, "column")))
-        if not all(columns):
-            raise UserError(f"--columns {shown(args.columns)} lacks a name: give names with commas between them.")
+    columns = None if args.columns is None else _names(args.columns, "--columns")
     return Layout(args.layout, tuple(dict.fromkeys(args.key)), redaction, args.drop_text, columns, sourced)

@@ -6,7 +6,8 @@ from pyarrow import fs
 
 from spanlake.errors import UserError
 from spanlake.extraction.output.ledger import read_ledger, read_manifest
-from spanlake.extraction.output.publish import Target, published, target_named
+from spanlake.extraction.output.publish import published, target_named
+from spanlake.extraction.output.target import TableOptions, Target
 from spanlake.extraction.source.tables import TableName
 from spanlake.storage import Place, locate
 
@@ -31,7 +32,7 @@ def find_since(uri: str, since: str, output: Place, begun: dict[str, Any] | None
         return recorded
     if since.isdecimal():
         return int(since)
-    target = target_named(into) if into else None
+    target = target_named(into, TableOptions()) if into else None
     place = locate(since)
     if read_manifest(place) is None:
         return _newest(place, name, target, output)

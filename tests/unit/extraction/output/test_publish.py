@@ -31,6 +31,7 @@ from spanlake.extraction.output.layout import Layout
 from spanlake.extraction.output.ledger import Ledger, Request, prepare, read_ledger
 from spanlake.extraction.output.plan import cut
 from spanlake.extraction.output.publish import open_target, publish
+from spanlake.extraction.output.target import TableOptions
 from spanlake.extraction.source.open import SourceHandle, read_source
 from spanlake.inference.settings import Settings
 from spanlake.redaction import Redaction
@@ -203,7 +204,7 @@ def test_another_writer_in_between_does_not_matter(
     assert publish(ledger, target) == 3 and len(read()) == 30
 
 
-def test_new_columns_are_added_to_the_table(tmp_path: Path, table: tuple[str, Callable]) -> None:
+def test_new_columns_are_added_to_the_table_if_asked(tmp_path: Path, table: tuple[str, Callable]) -> None:
     name, read = table
     write_source(tmp_path / "source", "a.parquet", 0, 4)
     ledger = extract(tmp_path)
@@ -212,7 +213,9 @@ def test_new_columns_are_added_to_the_table(tmp_path: Path, table: tuple[str, Ca
     more = pq.read_table(source).append_column("n", pa.array([1, 2, 3, 4], pa.uint8()))
     pq.write_table(more.append_column("kind", pa.array(["k"] * 4).dictionary_encode()), source)
     wider = extract(tmp_path, output="wider", layout=Layout(redaction=Redaction("label")))
-    publish(wider, open_target(name, wider.schema))
+    with pytest.raises(UserError, match="lacks the columns n, kind, redacted_text: give --evolve to add what it lacks"):
+        open_target(name, wider.schema)
+    publish(wider, open_target(name, wider.schema, options=TableOptions(evolve=True)))
     rows = sorted(read().to_pylist(), key=lambda row: (row["id"], row["n"] or 0))
     assert [row["n"] for row in rows[:2]] == [None, 1] and [row["kind"] for row in rows[:2]] == [None, "k"]
     assert [row["redacted_text"] for row in rows[:2]] == [None, "[A]"]
@@ -295,7 +298,7 @@ def test_a_table_takes_what_its_own_types_hold(tmp_path: Path, table: tuple[str,
     narrow = {"n": pa.array([5], pa.int16()), "x": pa.array([0.5], pa.float32())}
     pq.write_table(pa.table({"text": ["t"], **narrow}), tmp_path / "source" / "a.parquet")
     ledger = extract(tmp_path)
-    assert publish(ledger, open_target(name, ledger.schema)) == 1
+    assert publish(ledger, open_target(name, ledger.schema, options=TableOptions(evolve=True))) == 1
     assert [(row["n"], row["x"]) for row in read().to_pylist()] == [(5, 0.5)]
     assert read().schema.field("n").type == pa.int64()
 

@@ -1,0 +1,120 @@
+"""A directory of Parquet files as the target of an output, for tools that read no tables.
+
+There are no transactions: the files of a unit have its name, so a run that was killed writes the same files again. The
+mark is an empty file, written after all others.
+"""
+
+from collections.abc import Sequence
+from pathlib import PurePosixPath
+
+import pyarrow as pa
+import pyarrow.dataset as ds
+import pyarrow.parquet as pq
+from pyarrow import fs
+
+from spanlake.errors import UserError, one_line
+from spanlake.extraction.output.fit import check_partitions
+from spanlake.extraction.output.target import TableOptions, UnitRows
+from spanlake.extraction.source.widening import widened
+from spanlake.storage import Place, locate
+
+PREFIX = "parquet:"
+_PARTITIONS = 10_000  # of one unit
+
+
+class DatasetTarget:
+    def __init__(self, uri: str, options: TableOptions, apart: Sequence[Place] = ()) -> None:
+        """`apart` are the places of the source and the output, which the directory must not share.
+
+        Raises UserError if it shares one, and if rows are to be merged.
+        """
+        self.options = options
+        self._uri = uri
+        self._place = locate(uri.removeprefix(PREFIX))
+        if options.merge_on:
+            raise _cannot_merge(uri)
+        for other in apart:
+            one, two = f"{self._place.path.rstrip('/')}/", f"{other.path.rstrip('/')}/"
+            if self._place.filesystem == other.filesystem and (one.startswith(two) or two.startswith(one)):
+                raise UserError(f"--into {uri} shares files with {other.uri}: choose a directory outside it.")
+
+    def __str__(self) -> str:
+        return self._uri
+
+    def fitted(self, schema: pa.Schema) -> pa.Schema:
+        """Returns the schema unchanged. Raises UserError if the files that are there have other columns or types."""
+        schema = schema.remove_metadata()
+        _check_free(self._place)
+        first = self._first_file()
+        if first is None:
+            return schema
+        parts = [part.partition("=")[0] for part in PurePosixPath(first).parts[:-1]]
+        check_partitions(self._uri, parts, self.options.partition_by)
+        try:
+            there = pq.read_schema(self._place.child(first), filesystem=self._place.filesystem)
+        except (OSError, pa.ArrowException) as error:
+            raise UserError(f"{self._place.child(first)} cannot be read ({one_line(error)}).") from error
+        _check_columns(self._uri, schema, there, [*parts], evolve=self.options.evolve)
+        return schema
+
+    def _first_file(self) -> str | None:
+        start = len(self._place.path.rstrip("/")) + 1
+        found = (info.path[start:] for info in self._place.list(recursive=True) if info.type == fs.FileType.File)
+        return min((path for path in found if path.endswith(".parquet")), default=None)
+
+    def holds(self, mark: str) -> bool:
+        return self._place.kind(f"_{mark}") == fs.FileType.File
+
+    def append(self, units: Sequence[UnitRows], schema: pa.Schema, mark: str) -> None:
+        keys = list(self.options.partition_by)
+        partitioning = ds.partitioning(pa.schema([schema.field(key) for key in keys]), flavor="hive") if keys else None
+        for unit in units:
+            ds.write_dataset(
+                unit.read(),
+                self._place.path,
+                schema=schema,
+                filesystem=self._place.filesystem,
+                format="parquet",
+                partitioning=partitioning,
+                basename_template=unit.name + ".{i}.parquet",
+                file_options=ds.ParquetFileFormat().make_write_options(compression="zstd"),
+                max_partitions=_PARTITIONS,
+                existing_data_behavior="overwrite_or_ignore",
+            )
+        self._place.filesystem.create_dir(self._place.path, recursive=True)
+        self._place.write(f"_{mark}", b"")
+
+    def merge(self, units: Sequence[UnitRows], schema: pa.Schema, mark: str) -> None:
+        raise _cannot_merge(self._uri)
+
+
+def _cannot_merge(uri: str) -> UserError:
+    return UserError(
+        f"--merge-on needs a table, and {uri} is a directory of files: "
+        "use delta:PATH or iceberg:CATALOG.NAMESPACE.TABLE."
+    )
+
+
+def _check_free(place: Place) -> None:
+    if place.kind() == fs.FileType.File:
+        raise UserError(f"--into {PREFIX}{place.uri} is a file: choose a directory.")
+
+
+def _check_columns(uri: str, schema: pa.Schema, there: pa.Schema, parts: list[str], *, evolve: bool) -> None:
+    wrong = [
+        f"{column.name} is {there.field(column.name).type} in {uri} and {column.type} in the output"
+        for column in schema
+        if column.name in there.names and widened(there.field(column.name).type, column.type) is None
+    ]
+    if wrong:
+        raise UserError(f"The column{'s' * (len(wrong) > 1)} {'; '.join(wrong)}: choose another directory.")
+    new = [name for name in schema.names if name not in there.names and name not in parts]
+    wider = [
+        column.name for column in schema if column.name in there.names and there.field(column.name).type != column.type
+    ]
+    other = [*new, *wider]
+    if other and not evolve:
+        raise UserError(
+            f"{uri} lacks the column{'s' * (len(other) > 1)} {', '.join(other)} in the output's types: "
+            "give --evolve to write files with other columns, or choose another directory."
+        )
