@@ -16,7 +16,8 @@ sys.modules["ray"] = None
 
 IMPORT_CORE = """
 import importlib, pkgutil
-for layer in ("errors", "text", "decoding", "modeling", "package", "inference", "data", "evaluation"):
+layers = "errors", "text", "decoding", "modeling", "package", "inference", "data", "chat", "evaluation", "annotation"
+for layer in layers:
     module = importlib.import_module("spanlake." + layer)
     for inner in pkgutil.walk_packages(getattr(module, "__path__", []), module.__name__ + "."):
         importlib.import_module(inner.name)

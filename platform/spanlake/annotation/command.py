@@ -3,9 +3,11 @@
 import argparse
 import json
 import sys
+from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 
 from spanlake.chat.options import add_endpoint_options, read_endpoint, read_price
+from spanlake.errors import UserError
 from spanlake.extraction.options import add_choice_options, read_choice
 from spanlake.options import positive
 
@@ -52,6 +54,8 @@ def add_commands(subparsers: "argparse._SubParsersAction[Any]") -> None:
 
 
 def _annotate(args: argparse.Namespace) -> int:
+    if find_spec("sqlglot") is None:  # for --where
+        raise UserError("`spanlake annotate` needs sqlglot, which is not installed: pip install 'spanlake[ray]'.")
     from spanlake.annotation.output import Request, counts, read_manifest
     from spanlake.annotation.run import annotate
     from spanlake.annotation.spending import read_budget

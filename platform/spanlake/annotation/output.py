@@ -11,7 +11,7 @@ from __future__ import annotations
 import json
 import uuid
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from datetime import datetime, timezone
 from hashlib import sha256
@@ -117,10 +117,11 @@ def prepare(request: Request) -> Ledger:
     manifest = recorded or asked
     chosen = request.choice.rows(request.source, request.source.files, (request.text_column,), taken=0)
     plan = plan_table(unit for file in chosen for unit in cut(file, manifest["unit_rows"]) if unit.rows)
-    digest = sha256("".join(plan.column("path").to_pylist()).encode()).hexdigest()
+    names = [unit.name for unit in units_of(plan)]
+    digest = sha256("".join(names).encode()).hexdigest()
     facts = {"plan": f"plan-{digest[:16]}.parquet", "units": plan.num_rows, "source": {"uri": request.source.uri}}
     ledger = Ledger(output, manifest | facts, plan)
-    strangers = ledger.committed() - {unit.name for unit in _units(ledger)}
+    strangers = ledger.committed() - set(names)
     if strangers:
         raise UserError(
             f"{output.uri} holds {min(strangers)}{SUFFIX}, which {request.source.uri} does not have: the source has "
@@ -135,7 +136,7 @@ def pending(ledger: Ledger, *, retry_dead: bool) -> list[Unit]:
     if retry_dead:
         dead = ledger.output.inside(DEAD).list(recursive=False)
         committed -= {info.base_name.removesuffix(SUFFIX) for info in dead}
-    return [unit for unit in _units(ledger) if unit.name not in committed]
+    return [unit for unit in units_of(ledger.plan) if unit.name not in committed]
 
 
 def commit(ledger: Ledger, unit: Unit, rows: Sequence[Row]) -> None:
@@ -198,7 +199,7 @@ def counts(ledger: Ledger) -> Counts:
     """Returns what the committed units of an output hold."""
     total = Counts()
     committed = ledger.committed()
-    for unit in _units(ledger):
+    for unit in units_of(ledger.plan):
         if unit.name not in committed:
             continue
         table = _read(ledger.output, unit.name + SUFFIX)
@@ -215,10 +216,6 @@ def counts(ledger: Ledger) -> Counts:
             total.dead += len(reasons)
             total.reasons.update(reasons)
     return total
-
-
-def _units(ledger: Ledger) -> Iterator[Unit]:
-    return units_of(ledger.plan)
 
 
 def _read(output: Place, name: str) -> pa.Table:

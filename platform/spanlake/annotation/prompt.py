@@ -14,6 +14,7 @@ from spanlake.chat.answers import Row, read_lists
 from spanlake.chat.endpoint import Message
 from spanlake.data.examples import Example, Mention
 from spanlake.data.mentions import find_mentions
+from spanlake.errors import shown
 
 _QUESTION = """Given a passage, your task is to extract all entities and identify their entity types. \
 Give each entity one to three types, from the most specific to the broadest, as plain lower-case words that a user \
@@ -73,7 +74,7 @@ def read_annotation(text: str, answer: str) -> Annotation:
         label, *broader = levels[int(mention.label)]
         mentions.setdefault((mention.start, mention.end), replace(mention, label=label, broader=tuple(broader)))
     if entities and not mentions:
-        raise DeadError(f"the text has none of the {len(entities)} entities of the answer")
+        raise DeadError(f"the text has none of the entities of the answer: {shown(list(named))}")
     own = {label for mention in mentions.values() for label in mention.types}
     absent = _clean([row[0] for rows in others for row in rows if len(row) == 1])
     return Annotation(

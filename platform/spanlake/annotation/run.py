@@ -51,7 +51,7 @@ def annotate(
                 asyncio.run(run.all(units, endpoint, say))
             finally:
                 spending.record()
-    ledger.clean()
+            ledger.clean()
     return ledger, spending
 
 

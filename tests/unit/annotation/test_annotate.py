@@ -79,7 +79,7 @@ def test_every_row_is_annotated_or_dead_with_its_reason(source: Path, capfd: Any
     ]
     assert {row["row"]: row["error"] for row in dead} == {
         1: "the answer cannot be read: it holds no list",
-        2: "the text has none of the 1 entities of the answer",
+        2: "the text has none of the entities of the answer: ['Londres']",
         3: "the endpoint has no answer: status 400: 'filtered'",
         5: "the answer breaks off or is not well-formed",
         10: "text is null",
