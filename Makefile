@@ -7,7 +7,7 @@ DEMO_LABELS := person,organization,location,film,song,sports team,award
 PARALLEL := --numprocesses auto --dist loadfile
 INSTALL_INPUTS := pyproject.toml constraints.txt tools/install.sh
 
-.PHONY: help demo check test chaos lint clean
+.PHONY: help demo check test chaos docs audit lint clean
 
 help:  ## Show this list.
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-6s %s\n", $$1, $$2 }' Makefile
@@ -28,13 +28,21 @@ test: $(VENV)/.installed-dev  ## Run the tests that need no GPU.
 chaos: $(VENV)/.installed-dev  ## Kill drivers, workers and machines of clusters at work (20 minutes).
 	$(VENV)/bin/pytest tests/chaos
 
+docs: $(VENV)/.installed-dev  ## Build the documentation site into site/.
+	$(VENV)/bin/mkdocs build
+
+audit: $(VENV)/.installed-dev  ## Look for known vulnerabilities in what is installed, and write a bill of materials.
+	$(VENV)/bin/python -m pip install --constraint constraints.txt pip-audit cyclonedx-bom
+	$(VENV)/bin/cyclonedx-py environment $(VENV) --output-format JSON --output-file sbom.json
+	$(VENV)/bin/pip-audit --local --skip-editable
+
 lint: $(VENV)/.installed-dev  ## Check style, format and types.
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/ruff format --check .
 	$(VENV)/bin/mypy
 
 clean:  ## Remove the environment and everything the other targets wrote.
-	rm -rf $(VENV) $(DEMO) build dist .hypothesis .mypy_cache .pytest_cache .ruff_cache platform/*.egg-info
+	rm -rf $(VENV) $(DEMO) build dist site sbom.json .hypothesis .mypy_cache .pytest_cache .ruff_cache platform/*.egg-info
 
 $(VENV)/.installed-demo: $(INSTALL_INPUTS)
 	PYTHON="$(PYTHON)" tools/install.sh $(VENV) ray

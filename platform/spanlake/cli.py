@@ -37,7 +37,8 @@ if TYPE_CHECKING:
     _Commands = argparse._SubParsersAction[argparse.ArgumentParser]
 
 
-def main(argv: Sequence[str] | None = None) -> int:
+def make_parser() -> argparse.ArgumentParser:
+    """Returns the parser of all commands. Each sets `run`, a function from the parsed arguments to an exit code."""
     parser = _Parser(prog="spanlake", description="Zero-shot named-entity recognition at data-lake scale.")
     commands: _Commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND", parser_class=_Parser)
     _add_predict(commands)
@@ -49,6 +50,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     add_serving_commands(commands)
     _add_package(commands)
     _add_doctor(commands)
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    parser = make_parser()
     args, others = parser.parse_known_args(argv)
     if others and (not hasattr(args, "changes") or any(other.startswith("-") for other in others)):
         parser.error(f"unrecognized arguments: {' '.join(others)}")

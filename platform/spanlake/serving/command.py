@@ -6,6 +6,7 @@ import argparse
 import json
 import math
 import os
+import socket
 import sys
 from importlib.util import find_spec
 from pathlib import Path
@@ -114,6 +115,9 @@ def _serve(args: argparse.Namespace) -> int:
     read_key(config.redact_key_file)
     for rules in config.rules.values():
         read_rules(rules)
+    _check_free(args.host, args.port, "--port")
+    if args.grpc_port:
+        _check_free(args.host, args.grpc_port, "--grpc-port")
     from spanlake.serving.deployment import serve_until_stopped
 
     cpus = max(1, (os.cpu_count() or 1) // args.replicas)
@@ -127,6 +131,18 @@ def _serve(args: argparse.Namespace) -> int:
         autoscaling_config=_scaling(args.replicas),
     )
     return 0
+
+
+def _check_free(host: str, port: int, option: str) -> None:
+    """Raises UserError where nothing can listen there; Ray would start first, and say less."""
+    with socket.socket() as listener:
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # else a port that was left just now counts
+        try:
+            listener.bind((host, port))
+        except OSError as error:
+            raise UserError(
+                f"Nothing can listen at {host}:{port} ({error.strerror}); give another {option}, or stop what does."
+            ) from error
 
 
 def _scaling(replicas: int) -> dict[str, Any]:

@@ -2,10 +2,12 @@
 
 import json
 import logging
+import socket
 from pathlib import Path
 
 import pytest
 
+from spanlake import cli
 from spanlake.errors import UserError
 from spanlake.serving import keys as keys_module
 from spanlake.serving.audit import open_audit_log
@@ -70,3 +72,13 @@ def test_an_audit_log_that_cannot_be_written_is_said(tmp_path: Path) -> None:
     assert read_config({"audit_log": str(tmp_path)}).audit_log == str(tmp_path)
     with pytest.raises(UserError, match="set audit_log to a directory that can"):
         open_audit_log(tmp_path / "file")
+
+
+def test_a_port_in_use_is_said_before_ray_starts(tiny_model_dir: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with socket.socket() as other:
+        other.bind(("127.0.0.1", 0))
+        other.listen()
+        port = other.getsockname()[1]
+        assert cli.main(["serve", "--model", str(tiny_model_dir), "--port", str(port)]) == 2
+    said = capsys.readouterr().err
+    assert said.startswith(f"spanlake: Nothing can listen at 127.0.0.1:{port} (") and "give another --port" in said
