@@ -170,16 +170,18 @@ class Client:
         self,
         texts: Sequence[str],
         labels: Labels | Sequence[Labels],
-        style: Literal["label", "hash", "mask"] = "label",
+        style: Literal["label", "hash", "mask", "surrogate"] = "label",
         threshold: Threshold | None = None,
         nested: bool = False,
         multi_label: bool = False,
         model: str | None = None,
         rules: str | None = None,
     ) -> list[str]:
-        """Returns the texts with their entities replaced: by `[LABEL]`, by `[LABEL:keyed hash]`, or by a fixed mask.
+        """Returns the texts with their entities replaced.
 
-        The key of hashes is the server's. Raises as `extract` does.
+        They are replaced by `[LABEL]`, by `[LABEL:keyed hash]`, by a fixed mask, or by made-up values (surrogates).
+
+        The key is the server's. Raises as `extract` does.
         """
         question = _question(labels, threshold, nested, multi_label, model, rules)
         body = json.dumps({"texts": _listed(texts), **question, "redact": style})
@@ -286,7 +288,7 @@ class AsyncClient:
         self,
         texts: Sequence[str],
         labels: Labels | Sequence[Labels],
-        style: Literal["label", "hash", "mask"] = "label",
+        style: Literal["label", "hash", "mask", "surrogate"] = "label",
         threshold: Threshold | None = None,
         nested: bool = False,
         multi_label: bool = False,

@@ -1,5 +1,6 @@
 """Redaction replaces entities by offset in any text, and leaves nothing of an entity."""
 
+import re
 from pathlib import Path
 
 import pytest
@@ -8,14 +9,14 @@ from hypothesis import strategies as st
 
 from spanlake.decoding import Entity
 from spanlake.errors import UserError
-from spanlake.redaction import KEY_VARIABLE, MASK, STYLES, Redaction, covered, read_key
+from spanlake.redaction import KEY_VARIABLE, KEYED, MASK, STYLES, Redaction, covered, read_key
 
 KEY = b"0123456789abcdef"
 TEXT = st.text(alphabet=st.characters(exclude_categories=["Cs"]), min_size=1, max_size=60)
 
 
 def redaction(style: str, key: bytes = KEY) -> Redaction:
-    return Redaction(style, key if style == "hash" else None)
+    return Redaction(style, key if style in KEYED else None)
 
 
 def entity(text: str, start: int, end: int, label: str = "person", score: float = 0.5) -> Entity:
@@ -33,7 +34,7 @@ def annotated(draw: st.DrawFn) -> tuple[str, list[Entity]]:
     return text, [entity(text, start, end, label, score) for (start, end), label, score in drawn]
 
 
-@given(annotated(), st.sampled_from(STYLES))
+@given(annotated(), st.sampled_from([style for style in STYLES if style != "surrogate"]))
 def test_what_no_entity_covers_stays_and_everything_else_goes(case: tuple[str, list[Entity]], style: str) -> None:
     text, entities = case
     hidden = {index for found in entities for index in range(found.start, found.end)}
@@ -43,11 +44,12 @@ def test_what_no_entity_covers_stays_and_everything_else_goes(case: tuple[str, l
 
     rest = redaction(style).text(text, entities)
     position = 0
-    for start, end, label in unions:
+    for start, end, longest in unions:
         kept = text[position:start]
         assert rest.startswith(kept)
         rest = rest[len(kept) :]
-        opening = {"label": f"[{label.upper()}]", "hash": f"[{label.upper()}:", "mask": MASK}[style]
+        name = longest.label.upper()
+        opening = {"label": f"[{name}]", "hash": f"[{name}:", "mask": MASK}[style]
         assert rest.startswith(opening)
         rest = rest[rest.index("]") + 1 :]
         position = end
@@ -79,11 +81,11 @@ def test_a_hash_is_the_same_for_the_same_name_label_and_key_only() -> None:
     text = "Zoe met ZOE, Zoë and Zoe\u0308 in Zoe"
     person = [entity(text, 0, 3), entity(text, 8, 11), entity(text, 13, 16), entity(text, 21, 25)]
     place = entity(text, 29, 32, "place")
-    first, second, third, fourth, fifth = map(redaction("hash").replacement, [*person, place])
+    first, second, third, fourth, fifth = (each.text for each in redaction("hash").hidden([*person, place]))
     assert first == second and third == fourth and first != third
     assert fifth.removeprefix("[PLACE:") != first.removeprefix("[PERSON:")
     assert redaction("hash").text(text, [*person, place]) == (f"{first} met {second}, {third} and {fourth} in {fifth}")
-    assert redaction("hash", b"another key of 16+").replacement(person[0]) != first
+    assert redaction("hash", b"another key of 16+").hidden(person)[0].text != first
     assert "zoe" not in first.lower()
 
 
@@ -107,3 +109,73 @@ def test_keys_come_from_a_file_or_the_environment(tmp_path: Path, monkeypatch: p
     assert read_key(None) is None
     with pytest.raises(UserError, match="none cannot be read"):
         read_key(str(tmp_path / "none"))
+
+
+# --- surrogates -------------------------------------------------------------------------------------------------------
+
+LETTER = "Ada Lovelace met Bob. ada lovelace wrote to bob@example.org about order XK-2231/b; Bob paid."
+
+
+def in_letter(surface: str, label: str, nth: int = 0) -> Entity:
+    start = -1
+    for _ in range(nth + 1):
+        start = LETTER.index(surface, start + 1)
+    return entity(LETTER, start, start + len(surface), label)
+
+
+NAMES = [
+    in_letter("Ada Lovelace", "person"),
+    in_letter("Bob", "person"),
+    in_letter("ada lovelace", "person"),
+    in_letter("bob@example.org", "e-mail address"),
+    in_letter("XK-2231/b", "order number"),
+    in_letter("Bob", "person", 1),
+]
+
+
+def test_the_same_name_has_the_same_surrogate() -> None:
+    found = redaction("surrogate").text(LETTER, NAMES)
+    form = r"(.+) met (.+)\. \1 wrote to (\S+@example\.\w+) about order ([A-Z]{2}-\d{4}/[a-z]); \2 paid\."
+    match = re.fullmatch(form, found)
+    assert match is not None, found
+    assert not {"Ada Lovelace", "Bob", "bob@example.org", "XK-2231/b"} & {*match.groups()}
+    assert len({*match.groups()}) == 4
+    hidden = [each.text for each in redaction("surrogate").hidden(NAMES)]
+    assert hidden == [match[1], match[2], match[1], match[3], match[4], match[2]]
+
+
+def test_surrogates_depend_on_the_key_and_the_locale_and_on_nothing_else() -> None:
+    first = redaction("surrogate").text(LETTER, NAMES)
+    assert redaction("surrogate").text(LETTER, NAMES[::-1]) == first
+    assert redaction("surrogate", b"another key of 16+").text(LETTER, NAMES) != first
+    japanese = Redaction("surrogate", KEY, locale="ja_JP")
+    assert not japanese.text(LETTER, NAMES[:1]).split(" met ")[0].isascii()
+    assert japanese.as_json() != redaction("surrogate").as_json()
+    with pytest.raises(UserError, match="The locale 'xx' is unknown"):
+        Redaction("surrogate", KEY, locale="xx")
+
+
+def test_different_names_have_different_surrogates_even_where_few_are_possible() -> None:
+    text = " ".join("0123456789")
+    digits = [entity(text, place, place + 1, "digit") for place in range(0, len(text), 2)]
+    values = [each.text for each in redaction("surrogate").hidden(digits)]
+    assert len({*values}) == 10
+    assert not {*values} & {*"0123456789"}
+
+
+def test_texts_of_one_document_share_their_surrogates() -> None:
+    title, body = "Bob", "Ann and Bob"
+    document = [entity(title, 0, 3), entity(body, 0, 3), entity(body, 8, 11)]
+    of_title = redaction("surrogate").text(title, document[:1], document)
+    of_body = redaction("surrogate").text(body, document[1:], document)
+    assert of_body.endswith(f" and {of_title}")
+
+
+@given(annotated())
+def test_surrogates_of_any_text(case: tuple[str, list[Entity]]) -> None:
+    text, entities = case
+    redacted = redaction("surrogate").text(text, entities)
+    unions = covered(entities)
+    edges = [0, *(edge for start, end, _ in unions for edge in (start, end)), len(text)]
+    kept = [text[first:last] for first, last in zip(edges[::2], edges[1::2], strict=True)]
+    assert re.fullmatch(".*".join(map(re.escape, kept)), redacted, re.DOTALL)

@@ -14,6 +14,8 @@ if TYPE_CHECKING:
     from spanlake.extraction.source.choice import Choice
     from spanlake.inference.settings import Settings
 
+_LOCALE = "en_US"
+
 # Functions import what needs Arrow themselves, so that `spanlake --help` does not wait for it.
 
 
@@ -34,8 +36,11 @@ def add_layout_options(parser: argparse.ArgumentParser) -> None:
     )
     group.add_argument(
         "--redact",
-        choices=("label", "hash", "mask"),
-        help="add redacted_text, with entities as [LABEL], [LABEL:keyed hash] or a fixed mask",
+        choices=("label", "hash", "mask", "surrogate"),
+        help="add redacted_text, with entities as [LABEL], [LABEL:keyed hash], a fixed mask, or made-up values",
+    )
+    group.add_argument(
+        "--surrogate-locale", metavar="LOCALE", help=f"the locale of made-up values (default: {_LOCALE})"
     )
     group.add_argument(
         "--vault",
@@ -45,7 +50,7 @@ def add_layout_options(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--redact-key-file",
         metavar="FILE",
-        help="a file with the key of hashes and vaults (default: the variable SPANLAKE_REDACTION_KEY)",
+        help="a file with the key of hashes, surrogates and vaults (default: the variable SPANLAKE_REDACTION_KEY)",
     )
     group.add_argument(
         "--drop-text", action="store_true", help="with --redact: leave out the text and the texts of entities"
@@ -174,6 +179,8 @@ def read_layout(args: argparse.Namespace, sourced: bool = False) -> "Layout":
 
     if args.vault and not args.redact:
         raise UserError("--vault keeps what --redact replaces: give --redact too.")
+    if args.surrogate_locale and args.redact != "surrogate":
+        raise UserError("--surrogate-locale belongs to --redact surrogate: give both, or neither.")
     keyed = args.vault or args.redact in KEYED
     if args.redact_key_file and not keyed:
         raise UserError(f"--redact-key-file belongs to --redact {' or '.join(KEYED)}, or to --vault: give one of them.")
@@ -181,6 +188,6 @@ def read_layout(args: argparse.Namespace, sourced: bool = False) -> "Layout":
     if keyed and key is None:
         cause = "--vault" if args.vault else f"--redact {args.redact}"
         raise UserError(f"{cause} needs a key: set {KEY_VARIABLE}, or give --redact-key-file FILE.")
-    redaction = Redaction(args.redact, key, args.vault) if args.redact else None
+    redaction = Redaction(args.redact, key, args.vault, args.surrogate_locale or _LOCALE) if args.redact else None
     columns = None if args.columns is None else _names(args.columns, "--columns")
     return Layout(args.layout, tuple(dict.fromkeys(args.key)), redaction, args.drop_text, columns, sourced)

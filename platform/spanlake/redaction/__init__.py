@@ -2,17 +2,17 @@
 
 import hmac
 import os
-import unicodedata
-from collections.abc import Iterable
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field, replace
 from hashlib import sha256
 from typing import Any
 
 from spanlake.decoding import Entity
 from spanlake.errors import UserError, one_line
+from spanlake.redaction.names import normalised
 
-STYLES = ("label", "hash", "mask")
-KEYED = ("hash",)  # the styles that need a key
+STYLES = ("label", "hash", "mask", "surrogate")
+KEYED = ("hash", "surrogate")  # the styles that need a key
 KEY_VARIABLE = "SPANLAKE_REDACTION_KEY"
 MASK = "[REDACTED]"
 
@@ -23,67 +23,106 @@ _KEY_CHECK = b"spanlake redaction key"
 
 @dataclass(frozen=True)
 class Redaction:
-    """How entities are replaced: by `[LABEL]`, by `[LABEL:hash]`, or by a fixed mask.
+    """How entities are replaced: by `[LABEL]`, by `[LABEL:hash]`, by a fixed mask, or by made-up values.
 
     A hash is keyed (HMAC-SHA256) over label and surface form. With the same key, the same name always has the same
     hash. Without the key, nobody can find a name by trying.
 
-    With `vault`, what was replaced is sealed beside the redacted text, and the key brings it back. The style hash and a
-    vault need a `key`, which is never shown.
+    A made-up value (surrogate) depends on the key, the label and the name too. In one document, the same name always
+    has the same value, and different names have different values. `locale` is that of the values.
+
+    With `vault`, what was replaced is sealed beside the redacted text, and the key brings it back. Hashes,
+    surrogates and vaults need a `key`, which is never shown.
     """
 
     style: str
     key: bytes | None = field(default=None, repr=False)
     vault: bool = False
+    locale: str = "en_US"
 
     def __post_init__(self) -> None:
         if self.style not in STYLES:
             raise UserError(f"--redact is {self.style!r}: give one of {', '.join(STYLES)}.")
         if (self.key is not None) != (self.style in KEYED or self.vault):
-            raise ValueError("the style hash and a vault need a key, and the other styles take no key")
+            raise ValueError("hashes, surrogates and vaults need a key, and the other styles take no key")
+        if self.style == "surrogate":
+            from spanlake.redaction.surrogates import check_locale
+
+            check_locale(self.locale)
+        if self.vault:
+            import spanlake.redaction.vault  # noqa: F401  raises UserError if its library is missing
 
     def as_json(self) -> dict[str, Any]:
         """Returns everything that determines the result. A digest stands for the key, to recognize another key."""
         vault = {"vault": True} if self.vault else {}
-        return {"style": self.style, "key_check": self.key and key_check(self.key), **vault}
+        return {"style": self.style, "key_check": self.key and key_check(self.key), **vault, **self._surrogates_json()}
 
-    def text(self, text: str, entities: Iterable[Entity]) -> str:
+    def _surrogates_json(self) -> dict[str, Any]:
+        if self.style != "surrogate":
+            return {}
+        from spanlake.redaction.surrogates import FAKER
+
+        return {"surrogates": {"locale": self.locale, "faker": FAKER}}
+
+    def text(self, text: str, entities: Iterable[Entity], document: Iterable[Entity] | None = None) -> str:
         """Returns the text with each entity replaced.
 
         One replacement covers all entities that overlap. Its label is that of the longest; among equally long ones, of
         the one with the highest score, then of the first label by name.
+
+        `document` has the entities of all texts that belong together, so that their surrogates agree; the default is
+        `entities`.
         """
-        redacted, _ = self._edited(text, entities)
+        redacted, _ = self._edited(text, list(entities), document)
         return redacted
 
-    def sealed_text(self, text: str, entities: Iterable[Entity], place: str) -> tuple[str, bytes]:
+    def sealed_text(
+        self, text: str, entities: Iterable[Entity], place: str, document: Iterable[Entity] | None = None
+    ) -> tuple[str, bytes]:
         """Returns the text with each entity replaced, and what was replaced, sealed for a text at this place.
 
-        Raises UserError if a library is missing.
+        `document` is that of `text`.
         """
         from spanlake.redaction.vault import Edit, seal
 
         if self.key is None:
             raise ValueError("a vault needs a key")
-        redacted, edits = self._edited(text, entities)
+        redacted, edits = self._edited(text, list(entities), document)
         return redacted, seal(self.key, redacted, [Edit(*edit) for edit in edits], place)
 
-    def _edited(self, text: str, entities: Iterable[Entity]) -> tuple[str, list[tuple[int, int, str]]]:
+    def _edited(
+        self, text: str, entities: Sequence[Entity], document: Iterable[Entity] | None
+    ) -> tuple[str, list[tuple[int, int, str]]]:
         """Returns the redacted text, and of each replacement: its start and end in it, and the original."""
+        replacement_of = self._replacer(entities if document is None else document)
         parts: list[str] = []
         edits: list[tuple[int, int, str]] = []
         position = length = 0
-        for start, end, label in covered(entities):
-            replacement = self._replacement(text[start:end], label)
+        for start, end, entity in covered(entities):
+            surface = entity.text if self.style == "surrogate" else text[start:end]
+            replacement = replacement_of(surface, entity.label)
             parts += (text[position:start], replacement)
             length += start - position + len(replacement)
             edits.append((length - len(replacement), length, text[start:end]))
             position = end
         return "".join([*parts, text[position:]]), edits
 
-    def replacement(self, entity: Entity) -> str:
-        """Returns the replacement of a single entity."""
-        return self._replacement(entity.text, entity.label)
+    def hidden(self, entities: Sequence[Entity]) -> list[Entity]:
+        """Returns the entities of a document, with the replacement of each as its text."""
+        replacement_of = self._replacer(entities)
+        return [replace(entity, text=replacement_of(entity.text, entity.label)) for entity in entities]
+
+    def _replacer(self, document: Iterable[Entity]) -> Callable[[str, str], str]:
+        """Returns the function from the surface and the label of an entity in a document to its replacement."""
+        if self.style != "surrogate" or self.key is None:
+            return self._replacement
+        from spanlake.redaction.surrogates import surrogates
+
+        names: dict[tuple[str, str], str] = {}
+        for entity in sorted(document, key=lambda entity: entity.text, reverse=True):  # the first spelling counts
+            names[entity.label, normalised(entity.text)] = entity.text
+        values = surrogates(names, self.key, self.locale)
+        return lambda surface, label: values[label, normalised(surface)]
 
     def _replacement(self, surface: str, label: str) -> str:
         if self.style == "mask":
@@ -91,12 +130,12 @@ class Redaction:
         name = label.upper()
         if self.key is None or self.style == "label":
             return f"[{name}]"
-        content = f"{label}\0{_normalised(surface)}".encode(errors="surrogatepass")  # JSON can hold half a pair
+        content = f"{label}\0{normalised(surface)}".encode(errors="surrogatepass")  # JSON can hold half a pair
         return f"[{name}:{hmac.new(self.key, content, sha256).hexdigest()[:_DIGITS]}]"
 
 
-def covered(entities: Iterable[Entity]) -> list[tuple[int, int, str]]:
-    """Returns the unions of overlapping entities in order: start, end (exclusive), and label of the longest in each."""
+def covered(entities: Iterable[Entity]) -> list[tuple[int, int, Entity]]:
+    """Returns the unions of overlapping entities in order: start, end (exclusive), and the longest entity in each."""
     unions: list[tuple[int, int, Entity]] = []
     for entity in sorted(entities, key=lambda entity: (entity.start, -entity.end)):
         if unions and entity.start < unions[-1][1]:
@@ -104,7 +143,7 @@ def covered(entities: Iterable[Entity]) -> list[tuple[int, int, str]]:
             unions[-1] = (start, max(end, entity.end), min(longest, entity, key=_precedence))
         else:
             unions.append((entity.start, entity.end, entity))
-    return [(start, end, entity.label) for start, end, entity in unions]
+    return unions
 
 
 def key_check(key: bytes) -> str:
@@ -114,11 +153,6 @@ def key_check(key: bytes) -> str:
 
 def _precedence(entity: Entity) -> tuple[int, float, str]:
     return entity.start - entity.end, -entity.score, entity.label
-
-
-def _normalised(surface: str) -> str:
-    """Returns one form for all spellings of a name that differ in case, Unicode composition or line breaks."""
-    return " ".join(unicodedata.normalize("NFKC", surface).casefold().split())
 
 
 def read_key(path: str | None) -> bytes | None:

@@ -47,7 +47,7 @@ def add_commands(subparsers: argparse._SubParsersAction[Any]) -> None:
     serve.add_argument(
         "--redact-key-file",
         metavar="FILE",
-        help="a file with the key of redacted hashes (default: the variable SPANLAKE_REDACTION_KEY)",
+        help="a file with the key of hashes and surrogates (default: the variable SPANLAKE_REDACTION_KEY)",
     )
     serve.add_argument("--config", metavar="FILE", help="YAML with more settings, as docs/serving.md lists")
     serve.set_defaults(run=_serve)

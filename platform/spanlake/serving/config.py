@@ -47,7 +47,7 @@ class ServeConfig(_Checked):
     keys: str | None = Field(default=None, description="a file of API keys; without one, requests need no key")
     rules: dict[str, str] = Field(default={}, description="files of rules that a request may name, by their names")
     redact_key_file: str | None = Field(
-        default=None, description="a file with the key of redacted hashes; without one, SPANLAKE_REDACTION_KEY"
+        default=None, description="a file with the key of hashes and surrogates; without one, SPANLAKE_REDACTION_KEY"
     )
     audit_log: str | None = Field(default=None, description="a directory for files with a line for each request")
     cors_origins: tuple[str, ...] = Field(default=(), description="web origins whose pages may call this server")

@@ -35,7 +35,7 @@ _Model = TypeVar("_Model", bound=BaseModel)
 
 LabelSet = list[str] | dict[str, str]
 Offsets = Literal["code_points", "utf16"]
-Style = Literal["label", "hash", "mask"]  # of redaction
+Style = Literal["label", "hash", "mask", "surrogate"]  # of redaction
 
 
 class _Strict(BaseModel):
@@ -65,8 +65,8 @@ class _Options(_Strict):
     )
     redact: Style | None = Field(
         default=None,
-        description="Return each text with its entities replaced, too: by [LABEL], by [LABEL:keyed hash], or by a "
-        "fixed mask.",
+        description="Return each text with its entities replaced, too: by [LABEL], by [LABEL:keyed hash], by a "
+        "fixed mask, or by made-up values (surrogate).",
     )
 
 

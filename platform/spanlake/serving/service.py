@@ -14,7 +14,7 @@ from spanlake.decoding import Entity
 from spanlake.errors import UserError, shown
 from spanlake.inference.settings import Settings, read_rules
 from spanlake.package import peek_metadata
-from spanlake.redaction import Redaction, read_key
+from spanlake.redaction import KEYED, Redaction, read_key
 from spanlake.serving.about import about, trained_labels
 from spanlake.serving.config import ServeConfig
 from spanlake.serving.errors import ApiError, invalid, unavailable
@@ -65,7 +65,7 @@ class Service:
     """Belongs to one event loop. Tokenising, forward passes and decoding run on other threads."""
 
     def __init__(self, config: ServeConfig, models: Models, redact_key: bytes | None) -> None:
-        """`redact_key` is the key of redacted hashes; without one, no request gets them."""
+        """`redact_key` is the key of hashes and surrogates; without one, no request gets them."""
         self.config = config
         self._models = models
         self._redact_key = redact_key
@@ -184,13 +184,18 @@ class Service:
         raise invalid(f"The rules {shown(name)} are not on this server; {known}.", field="rules")
 
     def _form(self, offsets: Offsets, style: Style | None) -> Form:
-        if style == "hash" and self._redact_key is None:
+        if style is None:
+            return Form(offsets, None)
+        if style in KEYED and self._redact_key is None:
             raise invalid(
-                "redact is 'hash', and this server has no key for hashes; ask for 'label' or 'mask', or start it with "
+                f"redact is {style!r}, and this server has no key for it; ask for 'label' or 'mask', or start it with "
                 "--redact-key-file.",
                 field="redact",
             )
-        return Form(offsets, Redaction(style, self._redact_key if style == "hash" else None) if style else None)
+        try:
+            return Form(offsets, Redaction(style, self._redact_key if style in KEYED else None))
+        except UserError as error:  # a library is missing
+            raise invalid(str(error), field="redact") from error
 
     # --- state ------------------------------------------------------------------------------------------------------
 

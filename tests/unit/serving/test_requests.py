@@ -10,7 +10,7 @@ import pytest
 
 from spanlake import Entity, Extractor, Rules, UserError
 from spanlake.client import Client
-from spanlake.redaction import Redaction
+from spanlake.redaction import KEYED, Redaction
 from spanlake.serving.found import in_utf16
 
 TEXTS = [
@@ -102,7 +102,7 @@ def test_thresholds_by_name_are_those_of_all_label_sets(client: httpx.Client, ex
         ),
         ({"labels": [["a" * 1001]] * 4}, 413, "has 1001 characters; at most 1000 are allowed"),
         ({"offsets": "bytes"}, 422, "offsets: Input should be 'code_points' or 'utf16'; it is 'bytes'"),
-        ({"redact": "stars"}, 422, "redact: Input should be 'label', 'hash' or 'mask'; it is 'stars'"),
+        ({"redact": "stars"}, 422, "redact: Input should be 'label', 'hash', 'mask' or 'surrogate'; it is 'stars'"),
     ],
 )
 def test_what_is_refused(client: httpx.Client, asked: dict[str, Any], status: int, says: str):
@@ -151,9 +151,9 @@ def test_offsets_in_utf16_of_every_place():
 # --- redaction --------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("style", ["label", "hash", "mask"])
+@pytest.mark.parametrize("style", ["label", "hash", "mask", "surrogate"])
 def test_redacted_texts_are_those_of_the_lake(client: httpx.Client, extractor: Extractor, style: str):
-    redaction = Redaction(style, KEY if style == "hash" else None)
+    redaction = Redaction(style, KEY if style in KEYED else None)
     found = extractor.extract(TEXTS, LABELS, 0.3)
     expected = [redaction.text(text, entities) for text, entities in zip(TEXTS, found, strict=True)]
     answer = ask(client, redact=style, offsets="utf16").json()
@@ -170,7 +170,7 @@ def test_a_server_without_a_key_makes_no_hashes(
     with httpx.Client(base_url=serve_app({"model": str(tiny_model_dir)})) as client:
         refused = ask(client, redact="hash")
         assert refused.status_code == 422
-        assert "has no key for hashes" in refused.json()["error"]["message"]
+        assert "has no key for it" in refused.json()["error"]["message"]
         assert ask(client, redact="mask").status_code == 200
 
 

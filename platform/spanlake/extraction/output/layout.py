@@ -161,15 +161,19 @@ class Layout:
 
     def _nested(self, part: "Part", schema: pa.Schema) -> pa.Table:
         entity = _entity_type(part.text_columns, self.sourced)
-        columns = {"entities": self._lists(part.entities, entity), "error": pa.array(part.errors, pa.string())}
+        columns = {
+            "entities": self._lists(self._shown(part.entities), entity),
+            "error": pa.array(part.errors, pa.string()),
+        }
         if self.redaction:
             columns |= _redacted(self.redaction, part)
         arrays = [columns[field.name] if field.name in columns else part.batch.column(field.name) for field in schema]
         return pa.Table.from_arrays(arrays, schema=schema)
 
     def _mentions(self, part: "Part", schema: pa.Schema) -> pa.Table:
-        rows = [row for row, found in enumerate(part.entities) for _ in ([None] if found is None else found)]
-        mentions = [entity for found in part.entities for entity in ([None] if found is None else found)]
+        shown = self._shown(part.entities)
+        rows = [row for row, found in enumerate(shown) for _ in ([None] if found is None else found)]
+        mentions = [entity for found in shown for entity in ([None] if found is None else found)]
         entity = _entity_type(part.text_columns, self.sourced)
         columns = dict(zip(entity.names, self._fields(mentions, entity), strict=True))
         columns[SOURCE_FILE] = pa.array([part.path] * len(rows), pa.string())
@@ -182,6 +186,12 @@ class Layout:
         ]
         return pa.Table.from_arrays(arrays, schema=schema)
 
+    def _shown(self, rows: Sequence[Sequence[Entity] | None]) -> Sequence[Sequence[Entity] | None]:
+        """Returns the entities of rows as the output has them: without their texts, if it leaves out the text."""
+        if self.redaction is None or not self.drop_text:
+            return rows
+        return [None if found is None else self.redaction.hidden(found) for found in rows]
+
     def _lists(self, entities: Sequence[Sequence[Entity] | None], kind: pa.StructType) -> pa.Array:
         flat = [entity for found in entities if found for entity in found]
         offsets = [0, *accumulate(len(found or ()) for found in entities)]
@@ -192,8 +202,6 @@ class Layout:
     def _fields(self, entities: Sequence[Entity | None], kind: pa.StructType) -> list[pa.Array]:
         """Returns an array for each field of the entities, with null for None."""
         values = {name: [entity and getattr(entity, name) for entity in entities] for name in kind.names}
-        if self.redaction and self.drop_text:
-            values["text"] = [entity and self.redaction.replacement(entity) for entity in entities]
         return [pa.array(values[part.name], part.type) for part in kind]
 
 
@@ -218,16 +226,19 @@ def _redacted(redaction: Redaction, part: Part) -> dict[str, pa.Array]:
     columns = {}
     names = zip(part.text_columns, redacted_columns(part.text_columns), vault_columns(part.text_columns), strict=True)
     for place, (name, redacted, vault) in enumerate(names):
-        texts = [
-            None if found is None or text is None else (text, of_column(found, name), f"{part.path}\0{number}\0{name}")
-            for text, found, number in zip(
-                (texts[place] for texts in part.texts), part.entities, part.places, strict=True
-            )
-        ]
-        if redaction.vault:
-            sealed = [each and redaction.sealed_text(*each) for each in texts]
-            columns[redacted] = pa.array([each and each[0] for each in sealed], pa.string())
-            columns[vault] = pa.array([each and each[1] for each in sealed], pa.binary())
-        else:
-            columns[redacted] = pa.array([each and redaction.text(*each[:2]) for each in texts], pa.string())
+        texts: list[str | None] = []
+        sealed: list[bytes | None] = []
+        for own, found, number in zip(part.texts, part.entities, part.places, strict=True):
+            text, seal = own[place], None
+            if found is None or text is None:
+                text = None
+            elif redaction.vault:
+                where = f"{part.path}\0{number}\0{name}"
+                text, seal = redaction.sealed_text(text, of_column(found, name), where, document=found)
+            else:
+                text = redaction.text(text, of_column(found, name), document=found)
+            texts.append(text)
+            sealed.append(seal)
+        columns[redacted] = pa.array(texts, pa.string())
+        columns[vault] = pa.array(sealed, pa.binary())
     return columns

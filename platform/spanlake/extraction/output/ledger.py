@@ -357,6 +357,7 @@ def _layout_values(layout: dict[str, Any]) -> dict[str, str]:
         "columns": ", ".join(layout.get("columns", ["all"])),
         "redact": redaction["style"],
         "redaction key with digest": redaction["key_check"] or "none",
+        "surrogates": json.dumps(redaction.get("surrogates", "none")),
         "vault": str(redaction.get("vault", False)).lower(),
         "drop-text": str(layout["drop_text"]).lower(),
     }
