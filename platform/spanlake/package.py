@@ -385,9 +385,10 @@ def model_card(name: str, config: ModelConfig, metadata: Mapping[str, Any]) -> s
     lines = [
         f"# {name}",
         "",
-        "A span model for zero-shot named-entity recognition (Zaratiana et al., 2023), as a Spanlake package.",
+        f"A {'token-level' if config.token_level else 'span'} model for zero-shot named-entity recognition "
+        "(Zaratiana et al., 2023), as a Spanlake package.",
         "",
-        f"- Encoder: {config.encoder['model_type']}; span head: {config.span_head}, up to {config.max_width} words",
+        f"- Encoder: {config.encoder['model_type']}; span head: {config.span_head}, up to {config.widest} words",
         f"- Licence: {metadata.get('license', 'unstated')}",
     ]
     lines += [f"- {line}" for line in metadata.get("card", ())]

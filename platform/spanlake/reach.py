@@ -35,7 +35,7 @@ def examine_model(model: str) -> Iterator[Check]:
     package = open_package(model)
     config, tokenizer = package.config, package.tokenizer
     yield Check("model", "ok", f"{package.name}, fingerprint {package.fingerprint[:12]}")
-    yield Check("widest entity", "ok", f"{config.max_width} words; a longer entity is never found whole")
+    yield Check("widest entity", "ok", f"{config.widest} words; a longer entity is never found whole")
     yield Check("words", "ok", f"splitter {config.splitter}; an entity begins and ends where words do")
     inside = [script for script, (text, name) in _SAMPLES.items() if not _findable(text, name, config.splitter)]
     if inside:

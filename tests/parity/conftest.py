@@ -107,6 +107,13 @@ KINDS = (
     Kind("modernbert", "byte_level", _MODERNBERT, {"hidden_size": 24, **_WITHOUT_LSTM}),
 )
 
+TOKEN_LEVEL = {"span_mode": "token_level"}
+TOKEN_KINDS = (
+    Kind("token-level deberta", "unigram", _DEBERTA, {"hidden_size": 24, **TOKEN_LEVEL}),
+    Kind("token-level bert", "wordpiece_uncased", _BERT, {"hidden_size": 32, **TOKEN_LEVEL, **_WITHOUT_LSTM}, False),
+    Kind("token-level modernbert", "byte_level", _MODERNBERT, {"hidden_size": 24, **TOKEN_LEVEL, **_WITHOUT_LSTM}),
+)
+
 
 # Vocabularies are written out, not trained: training breaks ties by chance. Every second word is one piece; the others
 # fall into their beginnings, their ends and letters.
@@ -217,7 +224,17 @@ def randomise(model: torch.nn.Module, seed: int) -> None:
 
 
 def scale(model: Any) -> None:
-    """Gives the logits of every type the mean -2 and a spread of 2, as if most spans were no entity."""
+    """Gives the logits of every type the mean -2 and a spread of 2, as if most spans were no entity.
+
+    At token level, the mean is 0, because three scores of a span must be high.
+    """
+    if model.config.span_mode == "token_level":
+        prepared = model.prepare_batch(list(SENTENCES), list(LABELS))
+        logits = model.run_batch(model.collate_batch(prepared["input_x"], prepared["entity_types"]))[0]
+        out = model.model.scorer.out_mlp[3]
+        out.weight.data.mul_(2 / logits.std())
+        out.bias.data.zero_()
+        return
     joint = model.model.span_rep_layer.span_rep_layer.out_project
     spans = joint if isinstance(joint, torch.nn.Linear) else joint[3]
     types = model.model.prompt_rep_layer[3]
@@ -357,6 +374,16 @@ def oracle(request: pytest.FixtureRequest, workshop: Workshop) -> Oracle:
 @pytest.fixture
 def ours(oracle: Oracle, workshop: Workshop) -> Ours:
     return workshop.ours(oracle.directory)
+
+
+@pytest.fixture(params=TOKEN_KINDS, ids=lambda kind: kind.name)
+def token_oracle(request: pytest.FixtureRequest, workshop: Workshop) -> Oracle:
+    return workshop.oracle(request.param)
+
+
+@pytest.fixture
+def deberta_tokens(workshop: Workshop) -> Oracle:
+    return workshop.oracle(TOKEN_KINDS[0])
 
 
 @pytest.fixture

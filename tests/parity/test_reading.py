@@ -117,7 +117,7 @@ def test_tensors_that_nobody_reads_are_dropped(bert, workshop, changed):
 
 
 REFUSED = {
-    "span_mode": ["token_level", "markerV1", "conv_share", "no such mode"],
+    "span_mode": ["markerV1", "conv_share", "no such mode"],
     "subtoken_pooling": ["mean", "last"],
     "fuse_layers": [True],
     "labels_encoder": ["BAAI/bge-small-en"],

@@ -16,6 +16,7 @@ from spanlake.data.sampling import SetTypes, Types, sample_levels, sample_types
 from spanlake.errors import UserError, shown
 from spanlake.modeling.config import ModelConfig
 from spanlake.modeling.cutting import cut_text
+from spanlake.modeling.token_head import PARTS
 from spanlake.modeling.tokens import Batch, Prompt, PromptTokenizer
 from spanlake.modeling.words import Words
 
@@ -58,7 +59,7 @@ def tokenize(
     unplaced = set[str]()
     for mention in example.mentions:
         start, end = first.get(mention.start), last.get(mention.end)
-        if start is not None and end is not None and end - start < config.max_width:
+        if start is not None and end is not None and end - start < config.widest:
             spans.append((start, end, mention.types))
         else:
             unplaced.update(mention.types)
@@ -115,6 +116,7 @@ def training_batch(
     frequencies: Mapping[str, int] | None = None,
 ) -> tuple[Batch, torch.Tensor]:
     """Returns the `chosen` examples of a step as a batch with newly sampled types, and targets [B, W, K, C] float32.
+    The targets of a token-level model are [B, W, 3, C]: start, end and inside.
 
     `examples` are those of all workers, because negatives come from all of them. `sources` are the data sets of the
     examples, and `frequencies` says how often types occur in all data sets. The types of an example depend on the seed,
@@ -143,10 +145,16 @@ def training_batch(
         rows.append((prompt, example.words))
         places.append({types: at for types, at in place.items() if at < len(prompt.type_positions)})
     batch = tokenizer.collate(rows, config.pad_token_id)
-    targets = torch.zeros(len(rows), batch.word_positions.shape[1], config.max_width, batch.type_positions.shape[1])
+    cells = PARTS if config.token_level else config.max_width
+    targets = torch.zeros(len(rows), batch.word_positions.shape[1], cells, batch.type_positions.shape[1])
     for row, (index, place) in enumerate(zip(chosen, places, strict=True)):
         for start, end, types in examples[index].spans:
-            if types in place:
+            if types not in place:
+                continue
+            if config.token_level:
+                targets[row, start, 0, place[types]] = targets[row, end, 1, place[types]] = 1.0
+                targets[row, start : end + 1, 2, place[types]] = 1.0
+            else:
                 targets[row, start, end - start, place[types]] = 1.0
     return batch, targets
 

@@ -41,7 +41,7 @@ class ModelFacts:
         package = extractor.package
         config = package.config
         calibrated = package.calibration is not None
-        return cls(package.name, package.fingerprint, config.max_width, calibrated, config.splitter)
+        return cls(package.name, package.fingerprint, config.widest, calibrated, config.splitter)
 
 
 @dataclass(frozen=True)

@@ -16,6 +16,7 @@ import torch
 from spanlake.errors import UserError
 from spanlake.inference.candidates import Candidates, join
 from spanlake.inference.planning import Row
+from spanlake.inference.token_spans import token_candidates
 from spanlake.modeling.model import SpanModel
 from spanlake.modeling.span_head import span_mask
 from spanlake.modeling.tokens import Batch
@@ -54,6 +55,7 @@ class Scorer:
         self._tokenizer = package.tokenizer
         self._pad_id = package.config.pad_token_id
         self._calibration = package.calibration
+        self._token_level = package.config.token_level
         self._lane_count = lanes
         self._lanes = _start_lanes(lanes)
         self._process = os.getpid()  # which has the threads of the lanes
@@ -106,6 +108,8 @@ class Scorer:
     def _forward(self, rows: list[Row], batch: Batch) -> Candidates:
         assert self._model is not None  # `close` waits for the passes
         logits = self._model(batch.to(self._device))  # [B, W, K, C]
+        if self._token_level:
+            return token_candidates(rows, logits, self._calibration)
         _, words, width, _ = logits.shape
         thresholds = np.ones(logits.shape[::3], dtype=np.float32)  # [B, C]; padding gets 1, which no score exceeds
         for i, row in enumerate(rows):

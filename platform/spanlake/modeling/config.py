@@ -8,7 +8,7 @@ from typing import Any, Literal, get_args
 from spanlake.errors import PackageError, shown
 from spanlake.splitters.find import SPLITTERS
 
-SpanHeadKind = Literal["paper", "marker_v0", "marker"]
+SpanHeadKind = Literal["paper", "marker_v0", "marker", "token_level"]
 
 # The cost of a window grows with the square of its sub-words. Encoders with relative positions have no limit of their
 # own, so this limit keeps a window of very long "words" within memory.
@@ -20,7 +20,7 @@ class ModelConfig:
     """The architecture of one model.
 
     `span_head` is `paper` (FFN over the pair of end words; Zaratiana et al. 2023, section 2.2), `marker_v0` or
-    `marker` (the heads of the published checkpoints).
+    `marker` (the heads of the published checkpoints), or `token_level` (start, end and inside of each word).
     """
 
     encoder: dict[str, Any]  # the Hugging Face configuration of the encoder, with `model_type`
@@ -29,7 +29,7 @@ class ModelConfig:
     entity_token: str  # precedes each type in the prompt
     separator_token: str  # separates the prompt from the words
     entity_token_id: int
-    max_width: int = 12  # K, words in the longest span
+    max_width: int = 12  # K, words in the longest span; at token level, in the longest that no window cuts
     lstm: bool = False  # a bidirectional LSTM over the words
     dropout: float = 0.4
     max_words: int = 384  # words in one window
@@ -58,6 +58,18 @@ class ModelConfig:
                 raise PackageError(f"The model's {name} is {shown(value)}; it must be a whole number of at least 1.")
         if self.max_words <= self.max_width:
             raise PackageError(f"The model's max_words ({self.max_words}) must exceed max_width ({self.max_width}).")
+
+    @property
+    def token_level(self) -> bool:
+        return self.span_head == "token_level"
+
+    @property
+    def widest(self) -> int:
+        """Returns how many words the widest span has that the model can find.
+
+        A token-level model finds spans of more than max_width words only where one window holds them.
+        """
+        return self.max_words if self.token_level else self.max_width
 
     @property
     def max_tokens(self) -> int:

@@ -1,4 +1,4 @@
-"""Reads and writes published GLiNER checkpoints of the uni-encoder span architecture.
+"""Reads and writes published GLiNER checkpoints of the uni-encoder architectures, of spans and of tokens.
 
     gliner_config.json                        the architecture, mixed with settings of its training
     model.safetensors or pytorch_model.bin    the tensors, under the names of `_TENSORS`
@@ -37,7 +37,7 @@ TOKENIZER = "tokenizer.json"
 TOKENIZER_CONFIG = "tokenizer_config.json"
 
 _SPLITTERS = {"whitespace": "gliner"}  # other names are the same in both libraries
-_SPAN_MODES: dict[str, SpanHeadKind] = {"markerV0": "marker_v0", "marker": "marker"}
+_SPAN_MODES: dict[str, SpanHeadKind] = {"markerV0": "marker_v0", "marker": "marker", "token_level": "token_level"}
 
 # The values of settings that a checkpoint leaves out. A null in a checkpoint counts as left out.
 _DEFAULTS: dict[str, Any] = {
@@ -58,7 +58,14 @@ _DEFAULTS: dict[str, Any] = {
 # Settings that change what a checkpoint computes, and their values for the architecture of this module. All other
 # settings concern training, or architectures that these values exclude.
 _SUPPORTED: dict[str, tuple[Any, ...]] = {
-    "model_type": (None, "gliner", "gliner_base", "gliner_uni_encoder", "gliner_uni_encoder_span"),
+    "model_type": (
+        None,
+        "gliner",
+        "gliner_base",
+        "gliner_uni_encoder",
+        "gliner_uni_encoder_span",
+        "gliner_uni_encoder_token",
+    ),
     "span_mode": tuple(_SPAN_MODES),
     "subtoken_pooling": (None, "first"),
     "words_splitter_type": ("whitespace", *LIBRARIES),
@@ -67,6 +74,7 @@ _SUPPORTED: dict[str, tuple[Any, ...]] = {
     "labels_decoder": (None,),
     "relations_layer": (None,),
     "span_encoder_config": (None,),
+    "represent_spans": (None, False),
     "precomputed_prompts_mode": (None, False),
     "num_rnn_layers": (None, 0, 1),  # the tensors decide: old checkpoints without an LSTM say 1
 }
@@ -86,6 +94,12 @@ _JOINT_TENSORS: dict[SpanHeadKind, dict[str, str]] = {
         "spans.out.": "span_rep_layer.span_rep_layer.out_project.3.",
     },
     "marker": {"spans.out.": "span_rep_layer.span_rep_layer.out_project."},
+    "token_level": {
+        "spans.word.": "scorer.proj_token.",
+        "spans.kind.": "scorer.proj_label.",
+        "spans.joined.": "scorer.out_mlp.0.",
+        "spans.out.": "scorer.out_mlp.3.",
+    },
 }
 
 # Tensors that published checkpoints hold but do not use in their own forward pass.
@@ -112,6 +126,7 @@ def read_gliner(directory: Path) -> tuple[SpanModel, Tokenizer]:
     if not explicit or tokenizer.token_to_id(settings["ent_token"]) is None:
         _add_prompt_tokens(tokenizer, settings)
     vocabulary = settings["vocab_size"] if explicit else tokenizer.get_vocab_size()
+    token_level = settings["span_mode"] == "token_level"  # such a checkpoint has no widest span
     config = ModelConfig(
         encoder={**_encoder(directory, settings), "vocab_size": vocabulary},
         hidden_size=settings["hidden_size"],
@@ -119,7 +134,7 @@ def read_gliner(directory: Path) -> tuple[SpanModel, Tokenizer]:
         entity_token=settings["ent_token"],
         separator_token=settings["sep_token"],
         entity_token_id=settings["class_token_index"] if explicit else _number(tokenizer, settings["ent_token"]),
-        max_width=settings["max_width"],
+        max_width=max(1, settings["max_len"] // 4) if token_level else settings["max_width"],
         lstm=any(key.startswith("rnn.lstm.") for key in tensors),
         dropout=settings["dropout"],
         max_words=settings["max_len"],
@@ -157,7 +172,7 @@ def write_gliner(directory: Path, model: SpanModel, tokenizer: Tokenizer, *, whi
             "without spaces, and other entities around hyphens, numbers and combining marks."
         )
     settings = {
-        "model_type": "gliner_uni_encoder_span",
+        "model_type": "gliner_uni_encoder_token" if config.token_level else "gliner_uni_encoder_span",
         "model_name": config.encoder["model_type"],  # required, but not used: the directory holds everything
         "encoder_config": config.encoder,
         "span_mode": span_mode,

@@ -16,6 +16,7 @@ from transformers.initialization import no_init_weights
 from spanlake.errors import PackageError, one_line
 from spanlake.modeling.config import ModelConfig
 from spanlake.modeling.span_head import SpanHead, feed_forward
+from spanlake.modeling.token_head import TokenHead
 from spanlake.modeling.tokens import Batch
 
 # Values of an encoder's configuration that do not determine what the encoder computes.
@@ -49,11 +50,19 @@ class SpanModel(nn.Module):
         encoder_width = encoder_output_width(config.encoder)
         self.projection = nn.Linear(encoder_width, width) if encoder_width != width else None
         self.lstm = nn.LSTM(width, width // 2, batch_first=True, bidirectional=True) if config.lstm else None
-        self.types = feed_forward(width, 4 * width, width, dropout)
-        self.spans = SpanHead(config.span_head, width, config.max_width, dropout)
+        self.types: nn.Module
+        self.spans: nn.Module
+        if config.token_level:
+            self.types, self.spans = nn.Identity(), TokenHead(width, dropout)
+        else:
+            self.types = feed_forward(width, 4 * width, width, dropout)
+            self.spans = SpanHead(config.span_head, width, config.max_width, dropout)
 
     def forward(self, batch: Batch) -> torch.Tensor:
-        """Returns float32 logits [B, W, K, C]. Ignore those of spans past a text's last word, and of padding types."""
+        """Returns float32 logits [B, W, K, C]. Ignore those of spans past a text's last word, and of padding types.
+
+        A token-level model returns [B, W, 3, C]: the logits of start, end and inside.
+        """
         hidden = self.encoder(input_ids=batch.input_ids, attention_mask=batch.attention_mask).last_hidden_state
         words = _rows(hidden, batch.word_positions)
         types = _rows(hidden, batch.type_positions)

@@ -207,7 +207,7 @@ class Service:
             fingerprint=package.fingerprint,
             device=str(model.extractor.device),
             precision=str(model.extractor.precision).removeprefix("torch."),
-            max_width=package.config.max_width,
+            max_width=package.config.widest,
             labels=trained_labels(package.metadata),
         )
 

@@ -83,7 +83,7 @@ class RecipeData:
         than the model's widest span.
         """
         widths = {width for data in self.sets for width in data.mention_widths}
-        if widths and min(widths) > config.max_width:
+        if widths and min(widths) > config.widest:
             raise UserError(
                 f"Every mention of {', '.join(recipe.data.train)} is wider than model.max_width, {config.max_width} "
                 f"words, so nothing can be learnt from them; set model.max_width to at least {min(widths)}."

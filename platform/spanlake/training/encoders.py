@@ -47,9 +47,10 @@ def words_of(section: ModelSection) -> tuple[str, int]:
     Raises `UserError` for a package that cannot be had.
     """
     if not section.start:
-        return section.splitter, section.max_width
+        widest = section.max_words if section.span_head == "token_level" else section.max_width
+        return section.splitter, widest
     config = open_package(section.start).config
-    return config.splitter, config.max_width
+    return config.splitter, config.widest
 
 
 def model_config(section: ModelSection, encoder: PretrainedConfig, tokenizer: Tokenizer | None) -> ModelConfig:

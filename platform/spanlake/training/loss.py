@@ -19,8 +19,10 @@ def span_loss(
     word_counts: list[int],
     type_counts: list[int],
     optim: OptimSection,
+    token_level: bool = False,
 ) -> torch.Tensor:
-    """The loss summed over texts, spans and types; a step divides it by the texts of its whole batch.
+    """The loss summed over texts, spans and types; a step divides it by the texts of its whole batch. At token level it
+    is summed over words and the parts of their scores, in the place of spans.
 
     Targets are 0 or 1. `optim.positive_weight` multiplies the loss of true spans, which are about one in a hundred;
     focal loss, with p the probability given to what is right, multiplies every loss by (1 - p) ** `focal_gamma`, and by
@@ -29,7 +31,7 @@ def span_loss(
     logits_BWKC, targets_BWKC = logits_BWKC.float(), targets_BWKC.float()
     # No indices of what counts, and no copies: the padding is a few per cent.
     losses = functional.binary_cross_entropy_with_logits(logits_BWKC, targets_BWKC, reduction="none")
-    weights = _counted(logits_BWKC, word_counts, type_counts)
+    weights = _counted(logits_BWKC, word_counts, type_counts, token_level)
     positive, negative = optim.positive_weight, 1.0
     if optim.loss == "focal":
         wrong = (-torch.expm1(-losses)).clamp_min(1e-30)  # 1 - p; a power below 1 has no slope at 0
@@ -40,10 +42,13 @@ def span_loss(
     return (losses * weights).sum()
 
 
-def _counted(logits_BWKC: torch.Tensor, word_counts: list[int], type_counts: list[int]) -> torch.Tensor:
-    """[B, W, K, C] float32, 1 where the span lies within its text and the type is one of its prompt."""
+def _counted(
+    logits_BWKC: torch.Tensor, word_counts: list[int], type_counts: list[int], token_level: bool
+) -> torch.Tensor:
+    """[B, W, K, C] float32, 1 where the span lies within its text and the type is one of its prompt. At token level, K
+    counts the parts of a word's score, and the word must lie within its text."""
     _, words, width, types = logits_BWKC.shape
     device = logits_BWKC.device
-    spans = span_mask(word_counts, words, width, device).float()
+    spans = span_mask(word_counts, words, 1 if token_level else width, device).float()
     columns = (torch.arange(types, device=device) < torch.tensor(type_counts, device=device).unsqueeze(1)).float()
     return spans.unsqueeze(-1) * columns[:, None, None, :]

@@ -147,7 +147,14 @@ class Trainer:
             )
             with torch.autocast(worker.device.type, torch.bfloat16, enabled=recipe.parallel.precision == "bfloat16"):
                 logits = self._engine.forward(part.to(worker.device))
-            loss = span_loss(logits, targets.to(worker.device), part.word_counts, part.type_counts, recipe.optim)
+            loss = span_loss(
+                logits,
+                targets.to(worker.device),
+                part.word_counts,
+                part.type_counts,
+                recipe.optim,
+                package.config.token_level,
+            )
             self._engine.backward(loss * (weight * worker.size / texts))  # gradients are averaged over processes
             value = weight * float(loss.detach())
             loss_sum += value
@@ -255,7 +262,7 @@ def _metadata(recipe: Recipe, data: RecipeData) -> dict[str, Any]:
 
 def _of_data(data: RecipeData, package: Package) -> dict[str, Any]:
     texts = sum(prepared.rows for prepared in data.sets)
-    wider = data.wider_than(package.config.max_width)
+    wider = data.wider_than(package.config.widest)
     return {
         "step": 0,
         "texts_to_train_on": texts,
