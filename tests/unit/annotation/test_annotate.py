@@ -23,6 +23,12 @@ GOOD = {"say": '[("Ada", "poet", "person"), ("London", "city")]\n["award"]'}
 TOKENS = 12  # of an answer of the server
 
 
+@pytest.fixture(autouse=True)
+def no_other_driver(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A run waits for a moment whether another one has begun with it; here no other one does."""
+    monkeypatch.setattr("spanlake.extraction.output.lease._SETTLE_SECONDS", 0.0)
+
+
 @pytest.fixture
 def source(tmp_path: Path) -> Path:
     path = tmp_path / "texts.parquet"
