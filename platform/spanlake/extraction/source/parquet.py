@@ -1,6 +1,8 @@
 """Parquet files as a source: planning from footers, and reading rows."""
 
+import json
 import re
+from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
@@ -37,6 +39,8 @@ from spanlake.storage import Place
 _TAIL_BYTES = 1 << 16  # large enough for most footers
 _FOOTERS_AT_ONCE = 16
 _BUFFER_BYTES = 4 << 20  # read ahead, for each column
+_MOST_NANOSECONDS = (1 << 63) - 1  # from 1970, either way
+_UNITS = {"milliseconds": 1_000_000, "microseconds": 1000}  # of times in Parquet, in nanoseconds
 _HIVE_NULL = "__HIVE_DEFAULT_PARTITION__"
 
 # --- planning -----------------------------------------------------------------------------------------------------
@@ -83,18 +87,19 @@ def read_parquet_files(
     columns without a common type.
     """
 
-    def read(path: str) -> tuple[SourceFile, pa.Schema] | str:
+    def read(path: str) -> tuple[SourceFile, pa.Schema, dict[str, bool]] | str:
         try:
             footer = read_footer(root.filesystem, root.child(path))
         except UserError as error:
             return str(error)
         except OSError as error:
             return f"{root.child(path)} cannot be read ({one_line(error)})."
-        return describe_file(path, footer), footer.schema
+        return describe_file(path, footer), footer.schema, _far_times(footer)
 
     files: list[SourceFile] = []
     problems: list[str] = []
     schemas: dict[bytes, tuple[str, pa.Schema]] = {}  # the different schemas, each with its first file
+    far: list[tuple[SourceFile, dict[str, bool]]] = []
     with ThreadPoolExecutor(_FOOTERS_AT_ONCE) as pool:
         for path, answer in zip(paths, pool.map(read, paths), strict=True):
             if isinstance(answer, str):
@@ -103,11 +108,14 @@ def read_parquet_files(
                 check_names(path, answer[1], text_columns, wanted)
                 schemas.setdefault(answer[1].remove_metadata().serialize().to_pybytes(), (path, answer[1]))
                 files.append(answer[0])
+                if answer[2]:
+                    far.append((answer[0], answer[2]))
     if problems:
         others = f" ({len(problems) - 1:,} more files of the source cannot be read either)" if len(problems) > 1 else ""
         raise UserError(problems[0].rstrip(".") + others + ".")
     common = merged({path: narrowed(schema, text_columns, wanted) for path, schema in schemas.values()})
     check_text_type(common, text_columns)
+    _check_times(root, common, far)
     partitions = {file.path: _partitions(file.path) for file in files}
     names = dict.fromkeys(name for _, schema in schemas.values() for name in schema.names)
     added = dict.fromkeys(name for found in partitions.values() for name in found if name not in names)
@@ -133,6 +141,55 @@ def describe_file(path: str, footer: Footer) -> SourceFile:
 def file_digest(path: str, footer: Footer) -> str:
     """Returns the identity of a source file (hex), from its relative path, size and footer. A copy has the same."""
     return sha256(f"{path}\n{footer.file_size}\n{footer.digest}".encode()).hexdigest()
+
+
+def _far_times(footer: Footer) -> dict[str, bool]:
+    """Returns the columns of times that nanoseconds may not hold: True if statistics show it, False if there are none.
+
+    Nanoseconds hold the years 1678 to 2261.
+    """
+    metadata, found = footer.metadata, dict[str, bool]()
+    for index in range(metadata.num_columns):
+        column = metadata.schema.column(index)
+        unit = _UNITS.get(json.loads(column.logical_type.to_json()).get("timeUnit", ""))
+        if column.logical_type.type != "TIMESTAMP" or unit is None:
+            continue
+        name = next((n for n in footer.schema.names if f"{column.path}.".startswith(f"{n}.")), column.path)
+        for group in range(metadata.num_row_groups):
+            chunk = metadata.row_group(group).column(index)
+            ends = chunk.statistics
+            if ends is None or not ends.has_min_max:
+                if ends is None or ends.null_count != chunk.num_values:
+                    found.setdefault(name, False)
+            elif max(-ends.min_raw, ends.max_raw) > _MOST_NANOSECONDS // unit:
+                found[name] = True
+    return found
+
+
+def _check_times(root: Place, schema: pa.Schema, far: Sequence[tuple[SourceFile, Mapping[str, bool]]]) -> None:
+    """Raises UserError for times in a file that do not fit into the nanoseconds of another file.
+
+    Reads the columns of which a file has no statistics.
+    """
+    for file, columns in far:
+        for name in [name for name in columns if name in schema.names and _has_nanoseconds(schema.field(name).type)]:
+            beyond = columns[name]
+            if not beyond:
+                try:
+                    deque(ParquetReader(root, pa.schema([schema.field(name)])).read(file.whole()), maxlen=0)
+                except SourceReadError as error:
+                    beyond = isinstance(error.__cause__, pa.ArrowInvalid)
+            if beyond:
+                raise UserError(
+                    f"The column {name} has times before 1678 or after 2261 in {root.child(file.path)}, and another "
+                    "file has it in nanoseconds, which cannot hold them: write it in microseconds in all files."
+                )
+
+
+def _has_nanoseconds(kind: pa.DataType) -> bool:
+    if pa.types.is_timestamp(kind):
+        return bool(kind.unit == "ns")
+    return any(_has_nanoseconds(kind.field(index).type) for index in range(kind.num_fields))
 
 
 def _with_partitions(

@@ -169,3 +169,28 @@ def test_columns_that_do_not_fit_are_named_together(tmp_path: Path) -> None:
         "page.size is int64 in 0.parquet and string in 2.parquet: "
         "give each of them one type, or extract the files to two outputs."
     )
+
+
+@pytest.mark.parametrize("statistics", [True, False])
+@pytest.mark.parametrize("inside", [False, True])
+def test_times_that_nanoseconds_cannot_hold(tmp_path: Path, statistics: bool, inside: bool) -> None:
+    """Microseconds beside nanoseconds are read, unless a time is beyond the years that nanoseconds hold."""
+
+    def write(name: str, unit: str, value: datetime | None) -> None:
+        kind = pa.timestamp(unit)
+        at = pa.array([{"at": value}], pa.struct([("at", kind)])) if inside else pa.array([value], kind)
+        table = pa.table({"text": ["t"], "at": at})
+        pq.write_table(table, tmp_path / name, write_statistics=statistics, version="2.6")
+
+    write("a.parquet", "us", datetime(2261, 12, 31))
+    write("b.parquet", "ns", datetime(2024, 1, 1))
+    write("c.parquet", "ms", None)
+    source = read_source(str(tmp_path), ("text",))
+    reader = SourceHandle.of(source, ("text",)).open()
+    assert sum(batch.num_rows for file in source.files for batch in reader.read(file.whole())) == 3
+    write("d.parquet", "us", datetime(2263, 1, 1))
+    with pytest.raises(UserError, match=r"at has times before 1678 or after 2261 in .*d\.parquet, and another"):
+        read_source(str(tmp_path), ("text",))
+    read_source(str(tmp_path / "d.parquet"), ("text",))
+    (tmp_path / "b.parquet").unlink()
+    read_source(str(tmp_path), ("text",))
