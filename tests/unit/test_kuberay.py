@@ -120,6 +120,40 @@ def test_kustomize_builds_what_kuberay_accepts(name: str) -> None:
             schema(resource["kind"]).validate(resource)
 
 
+def test_the_overlay_of_the_docs_names_the_images_of_every_pod(tmp_path: Path) -> None:
+    kubectl = shutil.which("kubectl")
+    if kubectl is None:
+        pytest.skip("kubectl is not installed")
+    text = (ROOT / "docs" / "kubernetes.md").read_text(encoding="utf-8")
+    [overlay] = re.findall(r"^```yaml\n(.*?)^```", text, re.MULTILINE | re.DOTALL)
+    shutil.copytree(KUBERAY, tmp_path / "spanlake" / "deploy" / "kuberay")
+    (tmp_path / "kustomization.yaml").write_text(overlay)
+    built = subprocess.run([kubectl, "kustomize", str(tmp_path)], capture_output=True, text=True, timeout=60)
+    assert built.returncode == 0, built.stderr
+    [service] = [part for part in yaml.safe_load_all(built.stdout) if part["kind"] == "RayService"]
+    images = {each["spec"]["containers"][0]["image"] for each in pod_templates(service)}
+    assert images == {"registry.example/spanlake:cpu", "registry.example/spanlake:cuda"}
+    secrets = re.findall(r"^kubectl .* (create secret generic .*)$", text, re.MULTILINE)
+    (tmp_path / "keys.yaml").write_text("{}\n")
+    made = [
+        subprocess.run(
+            f"{kubectl} {secret} --dry-run=client --output yaml",
+            shell=True,
+            cwd=tmp_path,
+            capture_output=True,
+            text=True,
+        )
+        for secret in secrets
+    ]
+    named = {
+        yaml.safe_load(secret.stdout)["metadata"]["name"]: yaml.safe_load(secret.stdout)["data"] for secret in made
+    }
+    head = service["spec"]["rayClusterConfig"]["headGroupSpec"]["template"]["spec"]
+    assert head["volumes"][0]["secret"]["secretName"] in named
+    password = ray_cluster(service)["gcsFaultToleranceOptions"]["redisPassword"]["valueFrom"]["secretKeyRef"]
+    assert password["key"] in named[password["name"]] and "keys.yaml" in named["spanlake-keys"]
+
+
 def test_a_kustomization_names_every_file_beside_it() -> None:
     for path in KUBERAY.glob("*/kustomization.yaml"):
         [said] = documents(path)
