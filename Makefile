@@ -7,10 +7,10 @@ DEMO_LABELS := person,organization,location,film,song,sports team,award
 PARALLEL := --numprocesses auto --dist loadfile
 INSTALL_INPUTS := pyproject.toml constraints.txt tools/install.sh
 
-.PHONY: help demo check test chaos docs audit lint clean
+.PHONY: help demo check test adapters chaos docs audit lint clean
 
 help:  ## Show this list.
-	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-6s %s\n", $$1, $$2 }' Makefile
+	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-8s %s\n", $$1, $$2 }' Makefile
 
 demo: $(VENV)/.installed-demo  ## Find entities in 300 encyclopedia passages, audit the result, show some of it.
 	rm -rf $(DEMO)
@@ -24,6 +24,9 @@ check: lint  ## What to run while writing: style, types and the tests that need 
 test: $(VENV)/.installed-dev  ## Run the tests that need no GPU.
 	$(VENV)/bin/pytest $(PARALLEL) tests/unit tests/parity
 	$(VENV)/bin/pytest tests/browser tests/cluster
+
+adapters: $(VENV)/.installed-adapters  ## Test the adapters inside spaCy, Spark and others (installs 600 MB; Spark needs Java).
+	$(VENV)/bin/pytest tests/unit/adapters
 
 chaos: $(VENV)/.installed-dev  ## Kill drivers, workers and machines of clusters at work (20 minutes).
 	$(VENV)/bin/pytest tests/chaos
@@ -50,4 +53,8 @@ $(VENV)/.installed-demo: $(INSTALL_INPUTS)
 
 $(VENV)/.installed-dev: $(INSTALL_INPUTS)
 	PYTHON="$(PYTHON)" tools/install.sh $(VENV) ray,dev
+	touch $@
+
+$(VENV)/.installed-adapters: $(INSTALL_INPUTS)
+	PYTHON="$(PYTHON)" tools/install.sh $(VENV) ray,dev,adapters
 	touch $@

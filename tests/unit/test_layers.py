@@ -24,7 +24,7 @@ LAYERS = (
     ("doctor", "cluster", "chat"),
     ("reach",),
     ("evaluation",),
-    ("training", "extraction", "serving"),
+    ("training", "extraction", "serving", "adapters"),
     ("annotation",),
     ("cli",),
     ("__main__",),
