@@ -29,6 +29,9 @@ _LIBRARIES = (
     ("fastapi", "serve", "`spanlake serve`"),
     ("pyiceberg", "tables", "reading and writing Iceberg tables"),
     ("deltalake", "tables", "reading and writing Delta tables"),
+    ("re2", "rules", "finding entities by rules"),
+    ("cryptography", "redact", "redaction that can be undone"),
+    ("faker", "redact", "redaction with made-up values"),
 )
 _SMALL_SHARED_MEMORY = 300 * 2**20  # bytes; the size of an extraction's Ray object store
 _TOKEN = "set RAY_AUTH_MODE=token if the cluster asks for a token"

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from numbers import Real
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from spanlake.calibration import DEFAULT_THRESHOLD, Calibration
@@ -41,8 +42,11 @@ class Settings:
         twice counts once. `threshold` is one number, or one per label, by name or in the order of the labels. None
         means the thresholds of the model, or 0.5 where it has none.
 
-        Raises `UserError` where there are no labels, a label is blank, or a threshold is outside 0..1.
+        Raises `UserError` where there are no labels, a label is blank, a threshold is outside 0..1, or rules are not
+        yet read.
         """
+        if isinstance(rules, (str, Path, Mapping)):
+            raise UserError(f"The rules are {shown(rules)}; give Rules.read(FILE), or Rules(CONTENT).")
         described = _described(labels)
         names = tuple(described)
         prompts = tuple(replace_surrogates(described[name]) for name in names)

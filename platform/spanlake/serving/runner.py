@@ -25,7 +25,7 @@ from spanlake.modeling.cutting import CutText
 from spanlake.serving.lanes import Lanes
 from spanlake.serving.queue import Caller, Queue, Search, StoppedError, Text, row_cost
 
-_SLICE = 10_000  # spans to choose among before other callers have their turn
+_SLICE = 10_000  # spans to choose among, and characters that rules read, before other callers have their turn
 
 _log = logging.getLogger(__name__)
 
@@ -212,7 +212,7 @@ class Runner:
         threads = self._chooser_for(sum(len(part.score) for part in found))
         ready = self.queue.add_found(rows, await loop.run_in_executor(threads, _by_text, rows, found))
         for texts in _slices(ready):
-            threads = self._chooser_for(sum(text.spans for text in texts))
+            threads = self._chooser_for(sum(map(_work_on, texts)))
             results = await loop.run_in_executor(threads, _choose_all, texts)
             for text, result in zip(texts, results, strict=True):
                 text.finish(result)
@@ -222,17 +222,22 @@ class Runner:
 
 
 def _slices(texts: Sequence[Text]) -> Iterator[list[Text]]:
-    """Yields texts in groups with few spans each, or one text with many."""
+    """Yields texts in groups with little work each, or one text with much."""
     part: list[Text] = []
     size = 0
     for text in texts:
-        if part and size + text.spans > _SLICE:
+        if part and size + _work_on(text) > _SLICE:
             yield part
             part, size = [], 0
         part.append(text)
-        size += text.spans
+        size += _work_on(text)
     if part:
         yield part
+
+
+def _work_on(text: Text) -> int:
+    """Returns the work of choosing a text's entities: its spans, and the characters that rules read."""
+    return text.spans + (len(text.text) if text.settings.rules else 0)
 
 
 def _searches(extractor: Extractor, settings: Iterable[Settings]) -> dict[Settings, Search]:

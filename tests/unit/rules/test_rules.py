@@ -10,6 +10,7 @@ import pytest
 from commands import ROOT
 
 from spanlake import Rules, UserError
+from spanlake.inference.settings import Settings
 from spanlake.rules import patterns
 from spanlake.rules.terms import TermFinder
 
@@ -155,3 +156,9 @@ def test_a_missing_library_is_named() -> None:
     )
     done = subprocess.run([sys.executable, "-c", program], cwd=ROOT / "platform", capture_output=True, text=True)
     assert done.stdout == "Rules need re2, which is not installed: pip install 'spanlake[rules]'.\n"
+
+
+def test_rules_that_are_not_read_are_refused() -> None:
+    for rules in ("pii.yaml", {"rules": []}):
+        with pytest.raises(UserError, match="give Rules.read"):
+            Settings.make(["a"], rules=rules)  # type: ignore[arg-type]
