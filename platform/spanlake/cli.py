@@ -103,7 +103,9 @@ def _predict(args: argparse.Namespace) -> int:
     from spanlake.inference.extractor import Extractor
     from spanlake.inference.settings import read_settings
 
-    settings = read_settings(args.labels, args.threshold, args.nested, args.multi_label, args.rules)
+    settings = read_settings(args.labels, args.threshold, args.nested, args.multi_label, args.rules).joining(
+        args.join_adjacent
+    )
     texts = _texts(args.texts)
     extractor = Extractor.load(args.model, device=args.device, precision=args.precision)
     found = list(extractor.stream((text, settings) for text in texts))

@@ -103,6 +103,28 @@ def to_entities(
     ]
 
 
+def join_adjacent(text: str, entities: Sequence[Entity]) -> list[Entity]:
+    """Joins entities of one label that follow each other with at most whitespace between them.
+
+    entities: those of `text`, by start, without overlaps. The score of a joined entity is the lowest of its parts.
+    Parts of different sources, such as a rule and the model, stay apart.
+    """
+    joined: list[Entity] = []
+    for entity in entities:
+        before = joined[-1] if joined else None
+        if (
+            before is not None
+            and (before.label, before.source) == (entity.label, entity.source)
+            and not text[before.end : entity.start].strip()
+        ):
+            score = min(before.score, entity.score)
+            whole = text[before.start : entity.end]
+            joined[-1] = Entity(before.start, entity.end, whole, entity.label, score, entity.source)
+        else:
+            joined.append(entity)
+    return joined
+
+
 def _accept_flat(starts: list[int], ends: list[int], size: int) -> list[int]:
     """Goes through distinct spans over positions 0..size-1 in turn, and accepts each that overlaps no accepted one.
 

@@ -40,6 +40,11 @@ def add_selection_options(parser: argparse.ArgumentParser) -> None:
     """Adds --nested and --multi-label."""
     parser.add_argument("--nested", action="store_true", help="allow entities within entities")
     parser.add_argument("--multi-label", action="store_true", help="allow several labels for one span")
+    parser.add_argument(
+        "--join-adjacent",
+        action="store_true",
+        help="make one entity of those of one label that follow each other with at most whitespace between them",
+    )
 
 
 def add_rules_option(parser: argparse.ArgumentParser) -> None:

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from spanlake.decoding import Entity, select, to_entities
+from spanlake.decoding import Entity, join_adjacent, select, to_entities
 from spanlake.text import word_offsets
 
 Candidate = tuple[int, int, int, float]  # start, end (inclusive), label, score
@@ -145,3 +145,27 @@ def test_nested_selection_refuses_only_what_conflicts(candidates: list[Candidate
     assert not any(conflict(one, other, True, multi_label) for one, other in combinations(kept, 2))
     for candidate in candidates:  # every candidate that was left out conflicts with one that was kept
         assert candidate in kept or any(conflict(candidate, other, True, multi_label) for other in kept)
+
+
+def test_adjacent_entities_of_one_label_are_joined() -> None:
+    text = "Ministry of Agriculture and  Rural Affairs, Rome"
+    pieces = [
+        (0, 23, "org", 0.9),
+        (24, 27, "org", 0.6),
+        (29, 34, "org", 0.8),
+        (35, 42, "place", 0.7),
+        (44, 48, "place", 0.5),
+    ]
+    entities = [Entity(start, end, text[start:end], label, score) for start, end, label, score in pieces]
+    joined = join_adjacent(text, entities)
+    assert [(entity.text, entity.label, entity.score) for entity in joined] == [
+        ("Ministry of Agriculture and  Rural", "org", 0.6),
+        ("Affairs", "place", 0.7),
+        ("Rome", "place", 0.5),
+    ]
+    assert all(text[entity.start : entity.end] == entity.text for entity in joined)
+
+
+def test_parts_of_different_sources_are_not_joined() -> None:
+    entities = [Entity(0, 3, "Ada", "person", 1.0, "rule"), Entity(4, 12, "Lovelace", "person", 0.9, "model")]
+    assert join_adjacent("Ada Lovelace", entities) == entities

@@ -86,17 +86,19 @@ def read_labels(args: argparse.Namespace) -> "tuple[Settings, RowLabels | None]"
     if args.labels_column is None:
         if args.labels is None:
             raise UserError("There are no labels: give --labels, or --labels-column for the labels of each row.")
-        return read_settings(args.labels, args.threshold, args.nested, args.multi_label, args.rules), None
+        asked = read_settings(args.labels, args.threshold, args.nested, args.multi_label, args.rules)
+        return asked.joining(args.join_adjacent), None
     threshold, by_label = parse_thresholds(args.threshold)
     Settings.make(list(by_label) or ["any"], threshold).with_thresholds(by_label)  # refuses wrong thresholds
     row_labels = RowLabels(args.labels_column, threshold, by_label)
     rules = read_rules(args.rules) if args.rules else None
     if args.labels is None:
-        return Settings((), (), (), args.nested, args.multi_label, rules=rules), row_labels
+        none = Settings((), (), (), args.nested, args.multi_label, rules=rules)
+        return none.joining(args.join_adjacent), row_labels
     found = parse_labels(args.labels)
     settings = Settings.make(found.labels, threshold, args.nested, args.multi_label, rules)
     own = {name: value for name, value in {**found.thresholds, **by_label}.items() if name in settings.names}
-    return settings.with_thresholds(own), row_labels
+    return settings.with_thresholds(own).joining(args.join_adjacent), row_labels
 
 
 def add_choice_options(parser: argparse.ArgumentParser) -> None:

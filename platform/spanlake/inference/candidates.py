@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from spanlake.decoding import Entity, select, to_entities
+from spanlake.decoding import Entity, join_adjacent, select, to_entities
 from spanlake.inference.settings import Settings
 from spanlake.modeling.cutting import CutText
 from spanlake.text import IntArray, whole_characters
@@ -60,9 +60,11 @@ def choose(cut: CutText, settings: Settings, found: Candidates) -> list[Entity]:
         start, end = first[start], last[end]
     spans = (start, end, found.label, found.score)
     if settings.rules and len(offsets):
-        return _choose_with_rules(cut.text, settings, settings.rules, offsets, spans)
-    chosen = select(*spans, nested=settings.nested, multi_label=settings.multi_label)
-    return to_entities(cut.text, offsets, settings.names, *(values[chosen] for values in spans))
+        entities = _choose_with_rules(cut.text, settings, settings.rules, offsets, spans)
+    else:
+        chosen = select(*spans, nested=settings.nested, multi_label=settings.multi_label)
+        entities = to_entities(cut.text, offsets, settings.names, *(values[chosen] for values in spans))
+    return join_adjacent(cut.text, entities) if settings.join else entities
 
 
 def _choose_with_rules(

@@ -165,6 +165,7 @@ class Extractor:
         nested: bool = False,
         multi_label: bool = False,
         rules: Rules | None = None,
+        join_adjacent: bool = False,
     ) -> list[list[Entity]]:
         """Returns the entities of each text, in the order of the texts.
 
@@ -172,7 +173,9 @@ class Extractor:
         each text. `threshold` is one number, or one per label; None means the model's own, or 0.5 where it has none. If
         texts have labels of their own, a mapping holds the threshold of each label of any text.
         `nested` allows entities within entities, and `multi_label` allows several labels for one span. `rules` find
-        entities beside the model; each entity then says its `source`.
+        entities beside the model; each entity then says its `source`. `join_adjacent` makes one entity of those of one
+        label that follow each other with at most whitespace between them: such as the parts of an entity that is wider
+        than the model's widest span.
 
         Raises `UserError` for texts that are not a list of strings, and for labels and thresholds as `Settings.make`
         does.
@@ -191,6 +194,7 @@ class Extractor:
                     f"There are {len(labels)} label lists for {len(texts)} texts; give one, or one per text."
                 )
             settings = settings_of_each(cast(Sequence[Labels], labels), threshold, nested, multi_label, rules)
+        settings = [each.joining(join_adjacent) for each in settings]
         return list(self.stream(zip(texts, settings, strict=True)))
 
     def stream(

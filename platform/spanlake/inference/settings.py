@@ -26,6 +26,7 @@ class Settings:
     multi_label: bool
     own: frozenset[str] = frozenset()  # names for which no threshold was asked for: a calibrated model has its own
     rules: Rules | None = None
+    join: bool = False  # entities of one label that follow each other are one
 
     @classmethod
     def make(
@@ -74,6 +75,17 @@ class Settings:
         values = (_probability(given.get(name, known)) for name, known in zip(self.names, self.thresholds, strict=True))
         return replace(self, thresholds=tuple(values), own=self.own.difference(given))
 
+    def joining(self, join: bool) -> Settings:
+        """Returns the settings with this value of `join`.
+
+        Raises `UserError` if entities may overlap too: it would not be clear then which follow each other.
+        """
+        if join and (self.nested or self.multi_label):
+            raise UserError(
+                "Adjacent entities are joined only if entities do not overlap; leave out nested and multi-label."
+            )
+        return replace(self, join=join)
+
     def calibrated(self, calibration: Calibration | None) -> Settings:
         """Returns the settings with the model's thresholds, if the caller gave none."""
         if calibration is None or not self.own:
@@ -91,6 +103,7 @@ class Settings:
             "nested": self.nested,
             "multi_label": self.multi_label,
             **rules,
+            **({"join": True} if self.join else {}),
         }
 
 

@@ -137,3 +137,12 @@ def test_a_text_without_words_has_no_entities() -> None:
     nothing = Candidates(*(np.zeros(0, np.int64) for _ in range(4)), np.zeros(0))
     assert choose(cut("   "), settings, nothing) == []
     assert [entity.text for entity in choose(cut("a  b"), settings, nothing)] == ["  "]
+
+
+def test_an_entity_wider_than_the_widest_span_is_joined_on_demand() -> None:
+    text = cut("Ada Byron King of Lovelace met Ada")
+    found = candidates((0, 1, 0, 0.9), (2, 4, 0, 0.8), (6, 6, 0, 0.7))
+    settings = Settings.make(["name"])
+    assert [entity.text for entity in choose(text, settings, found)] == ["Ada Byron", "King of Lovelace", "Ada"]
+    joined = choose(text, settings.joining(True), found)
+    assert [(entity.text, entity.score) for entity in joined] == [("Ada Byron King of Lovelace", 0.8), ("Ada", 0.7)]

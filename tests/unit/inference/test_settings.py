@@ -32,3 +32,12 @@ def test_a_threshold_of_no_label_is_refused():
         settings.with_thresholds({"film": 0.5})
     with pytest.raises(UserError, match="1.5 is not a number from 0 to 1"):
         settings.with_thresholds({"place": 1.5})
+
+
+def test_joining_is_part_of_the_settings_and_needs_flat_entities() -> None:
+    settings = Settings.make(["person"])
+    assert settings.joining(True).join and settings.joining(True).as_json() == {**settings.as_json(), "join": True}
+    for overlapping in (Settings.make(["person"], nested=True), Settings.make(["person"], multi_label=True)):
+        assert overlapping.joining(False) == overlapping
+        with pytest.raises(UserError, match="leave out nested and multi-label"):
+            overlapping.joining(True)

@@ -339,6 +339,7 @@ def _named_values(manifest: dict[str, Any]) -> dict[str, str]:
         "threshold": str(min(thresholds.values())) if len(set(thresholds.values())) == 1 else json.dumps(thresholds),
         "nested": str(settings["nested"]).lower(),
         "multi-label": str(settings["multi_label"]).lower(),
+        "join-adjacent": str(settings.get("join", False)).lower(),
         "rules with digest": settings["rules"]["digest"][:16] if "rules" in settings else "none",
         "text column": ", ".join(_text_columns_of(manifest)),
         **_layout_values(manifest["layout"]),

@@ -66,7 +66,8 @@ class RowLabels:
         thresholds = {**self.by_label, **dict(zip(settings.names, settings.thresholds, strict=True))}
         described = {name: prompts.get(name, name) for name in names}
         made = Settings.make(described, self.threshold, settings.nested, settings.multi_label, settings.rules)
-        return made.with_thresholds({name: thresholds[name] for name in made.names if name in thresholds})
+        own = {name: thresholds[name] for name in made.names if name in thresholds}
+        return made.with_thresholds(own).joining(settings.join)
 
 
 def _names(value: pa.Scalar) -> tuple[str, ...] | str | None:
