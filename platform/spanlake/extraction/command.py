@@ -225,7 +225,7 @@ def _request(args: argparse.Namespace) -> "Request":
     if args.since is None:
         if begun and "since" in begun["source"]:
             raise UserError(f"{output.uri} began with --since: give it again, or choose another output directory.")
-        source = read_source(uri, text_columns, wanted)
+        source = read_source(uri, text_columns, wanted, choice.where)
     else:
         since = find_since(uri, args.since, output, begun, args.into)
         if since is None:

@@ -9,20 +9,17 @@ from itertools import islice
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 
 from spanlake.errors import UserError, one_line
-from spanlake.extraction.source.condition import Bounds, BoundsOf, Path
-from spanlake.extraction.source.model import Constant, FileColumn, Source, SourceFile, Unit
+from spanlake.extraction.source.bounds import constant_bounds, possible_groups
+from spanlake.extraction.source.model import Source, SourceFile, Unit
 from spanlake.extraction.source.open import SourceHandle
 from spanlake.extraction.source.parquet import read_footer
 from spanlake.extraction.source.selection import pack
-from spanlake.extraction.source.texts import READ_ERROR, type_at
+from spanlake.extraction.source.texts import READ_ERROR
 from spanlake.extraction.source.where import Where
-from spanlake.extraction.source.widening import decoded_type
 
 _FILES_AT_ONCE = 16
-_UNKNOWN = Bounds(None)
 
 
 @dataclass(frozen=True)
@@ -92,7 +89,7 @@ def _match(source: Source, where: Where, text_columns: tuple[str, ...], file: So
 
     Files and row groups whose partitions or statistics exclude such rows are not read.
     """
-    constants = partial(_constant_bounds, source.schema, file)
+    constants = partial(constant_bounds, source.schema, file)
     if not where.condition.may_hold(constants):
         return None
     mask = file.mask()
@@ -127,58 +124,13 @@ def _unread(batch: pa.RecordBatch) -> np.ndarray:
 
 
 def _possible(source: Source, where: Where, file: SourceFile) -> np.ndarray:
-    """Returns a mask of the rows in a Parquet file whose row groups may fulfil the condition."""
-    footer = read_footer(source.root.filesystem, source.root.child(file.path))
-    parts = [
-        np.full(
-            rows, where.condition.may_hold(_group_bounds(source.schema, file, footer.metadata, footer.schema, index))
-        )
-        for index, rows in enumerate(file.groups)
-    ]
+    """Returns a mask of the rows in a Parquet file whose row groups may fulfil the condition.
+
+    Reads the footer only if it was not judged when it was read for the plan.
+    """
+    possible = file.possible
+    if possible is None:
+        footer = read_footer(source.root.filesystem, source.root.child(file.path))
+        possible = possible_groups(where.condition, source.schema, file, footer.metadata, footer.schema)
+    parts = [np.full(rows, may_hold) for rows, may_hold in zip(file.groups, possible, strict=True)]
     return np.concatenate(parts) if parts else np.zeros(0, bool)
-
-
-def _constant_bounds(schema: pa.Schema, file: SourceFile, path: Path) -> Bounds:
-    place = file.columns.get(path[0])
-    if not isinstance(place, Constant) or len(path) > 1:
-        return _UNKNOWN
-    if place.value is None:
-        return Bounds(None, has_values=False)
-    value = pa.array([place.value], pa.string()).cast(schema.field(path[0]).type)
-    return Bounds(pa.concat_arrays([value, value]), has_nulls=False)
-
-
-def _group_bounds(
-    schema: pa.Schema, file: SourceFile, metadata: pq.FileMetaData, held: pa.Schema, group: int
-) -> BoundsOf:
-    chunks = {}
-    for index in range(metadata.num_columns):
-        chunk = metadata.row_group(group).column(index)
-        chunks[chunk.path_in_schema] = chunk
-
-    def bounds(path: Path) -> Bounds:
-        place = file.columns.get(path[0])
-        if isinstance(place, Constant):
-            return _constant_bounds(schema, file, path)
-        names = [place.name if isinstance(place, FileColumn) else path[0], *path[1:]]
-        if names[0] not in held.names:
-            return Bounds(None, has_values=False)
-        chunk = chunks.get(".".join(names))
-        return _UNKNOWN if chunk is None else _statistics(chunk, type_at(held, names), type_at(schema, path))
-
-    return bounds
-
-
-def _statistics(chunk: pq.ColumnChunkMetaData, held: pa.DataType | None, kind: pa.DataType | None) -> Bounds:
-    found = chunk.statistics
-    if found is None or held is None or kind is None:
-        return _UNKNOWN
-    nulls = found.null_count if found.has_null_count else None
-    has_nulls, has_values = nulls != 0, nulls != chunk.num_values
-    if not found.has_min_max or pa.types.is_floating(kind) and (found.min != found.min or found.max != found.max):
-        return Bounds(None, has_nulls, has_values)
-    try:
-        ends = pa.array([found.min, found.max], decoded_type(held)).cast(decoded_type(kind))
-    except (pa.ArrowException, ValueError, TypeError):  # pyarrow cannot decode these statistics
-        return Bounds(None, has_nulls, has_values)
-    return Bounds(ends, has_nulls, has_values)

@@ -62,6 +62,7 @@ class SourceFile:
     bytes: int  # of its columns, uncompressed
     columns: ColumnPlaces = field(default_factory=dict)
     kept: Packed = b""  # the packed mask of the rows that belong to the source; empty if all do
+    possible: tuple[bool, ...] | None = None  # for each row group, whether it may fulfil --where; None if not judged
 
     @property
     def kept_rows(self) -> int:

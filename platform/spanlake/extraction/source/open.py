@@ -26,20 +26,23 @@ from spanlake.extraction.source.model import (
 )
 from spanlake.extraction.source.parquet import ParquetReader, read_parquet_files
 from spanlake.extraction.source.tables import TableName, read_table
+from spanlake.extraction.source.where import Where
 from spanlake.storage import Place, locate
 
 _START_BYTES = 1 << 10  # of a file, which show its format if its name does not
 _FILES_AT_ONCE = 16
 
 
-def read_source(uri: str, text_columns: tuple[str, ...], wanted: Wanted = None) -> Source:
+def read_source(uri: str, text_columns: tuple[str, ...], wanted: Wanted = None, where: Where | None = None) -> Source:
     """Finds the files of a source and reads their footers. The schema has the wanted columns and the text columns.
+
+    `where` is a condition for which row groups are judged from the footers. It does not choose rows.
 
     Raises UserError for a source that is missing, empty or unreadable, for files that do not fit together, for a text
     column that is missing or of another type, for a missing wanted column, and for names that the output adds.
     """
     if table := TableName.parse(uri):
-        return read_table(table, text_columns, wanted)
+        return read_table(table, text_columns, wanted, where)
     found = _find(locate(uri))
     if not found.paths:
         raise UserError(
@@ -47,7 +50,7 @@ def read_source(uri: str, text_columns: tuple[str, ...], wanted: Wanted = None) 
             ".jsonl, .ndjson, .json, .csv or .tsv)."
         )
     if found.format == "parquet":
-        files, schema = read_parquet_files(found.root, found.paths, text_columns, wanted)
+        files, schema = read_parquet_files(found.root, found.paths, text_columns, wanted, where)
     else:
         files, schema = read_line_files(found.root, found.paths, found.format, text_columns)
         check_names(found.root.uri, schema, text_columns, wanted)

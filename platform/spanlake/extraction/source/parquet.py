@@ -16,6 +16,7 @@ import pyarrow.parquet as pq
 from pyarrow import fs
 
 from spanlake.errors import UserError, one_line
+from spanlake.extraction.source.bounds import possible_groups
 from spanlake.extraction.source.model import (
     ADDED_COLUMNS,
     BATCH_BYTES,
@@ -33,6 +34,7 @@ from spanlake.extraction.source.model import (
     narrowed,
 )
 from spanlake.extraction.source.selection import unpack
+from spanlake.extraction.source.where import Where
 from spanlake.extraction.source.widening import merged
 from spanlake.storage import Place
 
@@ -79,10 +81,11 @@ def read_footer(filesystem: fs.FileSystem, path: str) -> Footer:
 
 
 def read_parquet_files(
-    root: Place, paths: Sequence[str], text_columns: tuple[str, ...], wanted: Wanted
+    root: Place, paths: Sequence[str], text_columns: tuple[str, ...], wanted: Wanted, where: Where | None = None
 ) -> tuple[list[SourceFile], pa.Schema]:
     """Returns every file, from its footer, and the common schema of the columns to read, with Hive's partitions.
 
+    The files are judged by `where`, so that their footers need not be read again.
     Raises UserError for files that cannot be read (one message says how many there are), for missing columns, and for
     columns without a common type.
     """
@@ -94,11 +97,12 @@ def read_parquet_files(
             return str(error)
         except OSError as error:
             return f"{root.child(path)} cannot be read ({one_line(error)})."
-        return describe_file(path, footer), footer.schema, _far_times(footer)
+        return judged(describe_file(path, footer), footer, footer.schema, where), footer.schema, _far_times(footer)
 
     files: list[SourceFile] = []
     problems: list[str] = []
     schemas: dict[bytes, tuple[str, pa.Schema]] = {}  # the different schemas, each with its first file
+    judged_types: list[list[pa.DataType]] = []  # for each file, of the columns of the condition
     far: list[tuple[SourceFile, dict[str, bool]]] = []
     with ThreadPoolExecutor(_FOOTERS_AT_ONCE) as pool:
         for path, answer in zip(paths, pool.map(read, paths), strict=True):
@@ -108,6 +112,7 @@ def read_parquet_files(
                 check_names(path, answer[1], text_columns, wanted)
                 schemas.setdefault(answer[1].remove_metadata().serialize().to_pybytes(), (path, answer[1]))
                 files.append(answer[0])
+                judged_types.append(_types(answer[1], where))
                 if answer[2]:
                     far.append((answer[0], answer[2]))
     if problems:
@@ -116,6 +121,10 @@ def read_parquet_files(
     common = merged({path: narrowed(schema, text_columns, wanted) for path, schema in schemas.values()})
     check_text_type(common, text_columns)
     _check_times(root, common, far)
+    wide = _types(common, where)
+    files = [  # statistics in another type say something else
+        file if types == wide else replace(file, possible=None) for file, types in zip(files, judged_types, strict=True)
+    ]
     partitions = {file.path: _partitions(file.path) for file in files}
     names = dict.fromkeys(name for _, schema in schemas.values() for name in schema.names)
     added = dict.fromkeys(name for found in partitions.values() for name in found if name not in names)
@@ -136,6 +145,24 @@ def describe_file(path: str, footer: Footer) -> SourceFile:
         groups=tuple(group.num_rows for group in groups),
         bytes=sum(group.total_byte_size for group in groups),
     )
+
+
+def judged(file: SourceFile, footer: Footer, schema: pa.Schema, where: Where | None) -> SourceFile:
+    """Returns the file with the row groups that may fulfil a condition, if the schema has the columns of the condition.
+
+    `schema` has the types in which the condition reads the columns.
+    """
+    if where is None or not where.columns <= set(schema.names):
+        return file
+    try:
+        possible = possible_groups(where.condition, schema, file, footer.metadata, footer.schema)
+    except (UserError, pa.ArrowException):  # the condition may fit the types of the source
+        return file
+    return replace(file, possible=possible)
+
+
+def _types(schema: pa.Schema, where: Where | None) -> list[pa.DataType]:
+    return [schema.field(name).type for name in sorted(where.columns) if name in schema.names] if where else []
 
 
 def file_digest(path: str, footer: Footer) -> str:

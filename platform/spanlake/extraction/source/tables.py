@@ -32,8 +32,9 @@ from spanlake.extraction.source.model import (
     narrowed,
     sort_files,
 )
-from spanlake.extraction.source.parquet import describe_file, read_footer
+from spanlake.extraction.source.parquet import describe_file, judged, read_footer
 from spanlake.extraction.source.table_types import plain
+from spanlake.extraction.source.where import Where
 from spanlake.storage import Place, locate
 
 _NAME = re.compile(r"(delta|iceberg):(.+?)(?:@(\d+))?")
@@ -95,14 +96,14 @@ def pinned(uri: str, recorded: str | None) -> str:
     return str(begun)
 
 
-def read_table(name: TableName, text_columns: tuple[str, ...], wanted: Wanted) -> Source:
+def read_table(name: TableName, text_columns: tuple[str, ...], wanted: Wanted, where: Where | None = None) -> Source:
     """Returns a snapshot of a table as a source. Without a version, it is the newest snapshot.
 
     Raises UserError for a table that cannot be reached, has no such version, or has features that cannot be read.
     """
     snapshot = open_snapshot(name)
     schema = schema_of(snapshot, text_columns, wanted)
-    files = describe_files(snapshot, schema, snapshot.files)
+    files = describe_files(snapshot, schema, snapshot.files, where)
     return Source(str(snapshot.name), snapshot.root, sort_files(files), schema, (), deep=True, format="table")
 
 
@@ -127,8 +128,13 @@ def schema_of(snapshot: "Snapshot", text_columns: tuple[str, ...], wanted: Wante
     return schema
 
 
-def describe_files(snapshot: "Snapshot", schema: pa.Schema, files: Sequence["TableFile"]) -> list[SourceFile]:
-    """Returns the descriptions of some files of a snapshot, from their footers, with the places of these columns."""
+def describe_files(
+    snapshot: "Snapshot", schema: pa.Schema, files: Sequence["TableFile"], where: Where | None = None
+) -> list[SourceFile]:
+    """Returns the descriptions of some files of a snapshot, from their footers, with the places of these columns.
+
+    The files are judged by `where`, so that their footers need not be read again.
+    """
     snapshot = replace(snapshot, schema=pa.schema([snapshot.schema.field(column) for column in schema.names]))
 
     def read(file: TableFile) -> SourceFile:
@@ -140,7 +146,8 @@ def describe_files(snapshot: "Snapshot", schema: pa.Schema, files: Sequence["Tab
             ) from error
         described = describe_file(file.path, footer)
         columns = _columns(file, footer.schema, snapshot)
-        return replace(described, columns=columns, kept=kept_rows(described.rows, file.deleted))
+        described = replace(described, columns=columns, kept=kept_rows(described.rows, file.deleted))
+        return judged(described, footer, schema, where)
 
     with ThreadPoolExecutor(_FOOTERS_AT_ONCE) as pool:
         return list(pool.map(read, files))

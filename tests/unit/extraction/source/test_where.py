@@ -16,6 +16,7 @@ import pytest
 from deltalake import write_deltalake
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from pyarrow import fs
 from units import run_units
 
 from spanlake.decoding import Entity
@@ -23,6 +24,7 @@ from spanlake.errors import UserError
 from spanlake.extraction.output.audit import audit
 from spanlake.extraction.output.layout import Layout
 from spanlake.extraction.output.ledger import Ledger, Request, prepare, read_ledger
+from spanlake.extraction.source import choice as choice_module
 from spanlake.extraction.source import parquet
 from spanlake.extraction.source.choice import Choice
 from spanlake.extraction.source.open import SourceHandle, read_source
@@ -174,13 +176,38 @@ def test_conditions_that_do_not_fit_the_columns(text: str, reason: str) -> None:
 
 
 def chosen(directory: Path | str, text: str | None, limit: int | None = None) -> list[int]:
-    """Returns the ids of the chosen rows."""
+    """Returns the ids of the chosen rows: the same, whether files were judged when they were planned or later."""
     choice = Choice(text and parse_where(text), limit)
-    source = read_source(str(directory), ("text",))
-    choice.check(source)
-    reader = SourceHandle.of(source, ("text",), ["id"]).open()
-    files = choice.rows(source, source.files, ("text",), 0)
-    return [row for file in files for batch in reader.read(file.whole()) for row in batch["id"].to_pylist()]
+    found = []
+    for where in (choice.where, None):
+        source = read_source(str(directory), ("text",), where=where)
+        choice.check(source)
+        reader = SourceHandle.of(source, ("text",), ["id"]).open()
+        files = choice.rows(source, source.files, ("text",), 0)
+        batches = [batch for file in files for batch in reader.read(file.whole())]
+        found.append([row for batch in batches for row in batch["id"].to_pylist()])
+    assert found[0] == found[1]
+    return found[0]
+
+
+def test_each_footer_is_read_once_before_rows_are_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A file that cannot fulfil the condition is opened once; another one again for its rows."""
+    for number in range(6):
+        table = pa.table({"text": ["t", "t"], "n": [number, None]})
+        pq.write_table(table, tmp_path / f"{number}.parquet")
+    read: list[str] = []
+    original = parquet.read_footer
+
+    def counted(filesystem: fs.FileSystem, path: str) -> Any:
+        read.append(Path(path).name)
+        return original(filesystem, path)
+
+    for module in (parquet, choice_module):
+        monkeypatch.setattr(module, "read_footer", counted)
+    choice = Choice(parse_where("n = 4"))
+    source = read_source(str(tmp_path), ("text",), where=choice.where)
+    assert [file.path for file in choice.rows(source, source.files, ("text",), 0)] == ["4.parquet"]
+    assert sorted(read) == sorted([*(f"{number}.parquet" for number in range(6)), "4.parquet"])
 
 
 VALUES = st.one_of(st.none(), st.integers(0, 9))
