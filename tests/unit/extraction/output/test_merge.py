@@ -10,7 +10,7 @@ import pyarrow.dataset as ds
 import pyarrow.parquet as pq
 import pytest
 from deltalake import DeltaTable, write_deltalake
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from pyiceberg.catalog import Catalog
 from pyiceberg.transforms import BucketTransform, DayTransform
@@ -62,8 +62,8 @@ def rows(*ids: int, text: str = "Row", **more: Any) -> pa.Table:
 
 
 def extract(source: Source, output: Path, unit_rows: int = 4) -> Ledger:
-    settings = Settings.make(["a"])
-    request = Request(source, locate(str(output)), ("text",), settings, "m", "f", "auto", unit_rows, Layout())
+    labels = Settings.make(["a"])
+    request = Request(source, locate(str(output)), ("text",), labels, "m", "f", "auto", unit_rows, Layout())
     ledger = prepare(request)
     run_units(request, ledger, Whole())
     return ledger
@@ -177,6 +177,7 @@ def test_keys_that_do_not_name_one_row_are_refused(tmp_path: Path) -> None:
         publish(ledger, opened(f"delta:{tmp_path}/found", ledger, merge_on=("id",)))
 
 
+@settings(deadline=None)
 @given(st.lists(st.tuples(st.integers(0, 5), st.booleans())))
 def test_a_merge_has_one_row_for_each_key(changes: list[tuple[int, bool]]) -> None:
     added: set[int] = set()

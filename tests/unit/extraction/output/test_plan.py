@@ -5,7 +5,7 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from spanlake.errors import UserError
@@ -24,6 +24,7 @@ def source_file(groups: list[int], size: int = 1000) -> SourceFile:
     return SourceFile("a.parquet", 1, "d" * 64, sum(groups), tuple(groups), size)
 
 
+@settings(deadline=None)
 @given(groups=st.lists(st.integers(0, 50), max_size=12), unit_rows=st.integers(1, 40))
 def test_units_cover_each_row_once_in_order(groups: list[int], unit_rows: int) -> None:
     units = list(cut(source_file(groups), unit_rows))
@@ -33,6 +34,7 @@ def test_units_cover_each_row_once_in_order(groups: list[int], unit_rows: int) -
     assert units and [unit.name for unit in units] == sorted({unit.name for unit in units})
 
 
+@settings(deadline=None)
 @given(groups=st.lists(st.integers(1, 20), min_size=1, max_size=12), unit_rows=st.integers(20, 60))
 def test_row_groups_that_fit_are_not_cut(groups: list[int], unit_rows: int) -> None:
     ends = {sum(groups[: index + 1]) for index in range(len(groups))}

@@ -11,7 +11,7 @@ import pyarrow.parquet as pq
 import pytest
 from delta import delete_from_delta
 from deltalake import DeltaTable, write_deltalake
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from pyiceberg.catalog import Catalog
 from units import run_units
@@ -114,6 +114,7 @@ def test_a_table_of_which_nothing_can_be_said(table: Path) -> None:
         TableName.of("a.parquet", "--since")
 
 
+@settings(deadline=None)
 @given(st.lists(st.integers(0, 5)), st.lists(st.integers(0, 5)))
 def test_equal_rows_cancel_as_often_as_both_sides_have_them(one: list[int], other: list[int]) -> None:
     left = _surplus(np.array(one, np.int64), np.array(other, np.int64))
