@@ -128,7 +128,7 @@ def _run_extract(args: argparse.Namespace) -> int:
     if find_spec("ray") is None:
         raise UserError("`spanlake extract` needs Ray, which is not installed: pip install 'spanlake[ray]'.")
     request = _request(args)
-    from spanlake.extraction.output.dataset import DatasetTarget
+    from spanlake.extraction.output.dataset import Apart, DatasetTarget
     from spanlake.extraction.output.fit import check_values
     from spanlake.extraction.output.lease import check_free
     from spanlake.extraction.output.ledger import discard, read_ledger
@@ -144,7 +144,7 @@ def _run_extract(args: argparse.Namespace) -> int:
     table_options = read_table_options(args)
     target = None
     if args.into:
-        apart = [request.source.root, request.output]
+        apart = [Apart(request.source.root, request.source.deep), Apart(request.output, deep=True)]
         target = open_target(args.into, request.output_schema, request.source.uri, table_options, apart)
         if not isinstance(target, DatasetTarget):
             check_values(str(target), request.source, request.output_schema)

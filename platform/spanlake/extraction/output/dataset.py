@@ -6,6 +6,7 @@ mark is an empty file, written after all others.
 
 from collections.abc import Sequence
 from pathlib import PurePosixPath
+from typing import NamedTuple
 
 import pyarrow as pa
 import pyarrow.dataset as ds
@@ -22,9 +23,16 @@ PREFIX = "parquet:"
 _PARTITIONS = 10_000  # of one unit
 
 
+class Apart(NamedTuple):
+    """A directory of other files."""
+
+    place: Place
+    deep: bool  # whether files in all directories below it belong to it
+
+
 class DatasetTarget:
-    def __init__(self, uri: str, options: TableOptions, apart: Sequence[Place] = ()) -> None:
-        """`apart` are the places of the source and the output, which the directory must not share.
+    def __init__(self, uri: str, options: TableOptions, apart: Sequence[Apart] = ()) -> None:
+        """`apart` are the directories of the source and the output, which the directory must not share.
 
         Raises UserError if it shares one, and if rows are to be merged.
         """
@@ -33,9 +41,10 @@ class DatasetTarget:
         self._place = locate(uri.removeprefix(PREFIX))
         if options.merge_on:
             raise _cannot_merge(uri)
-        for other in apart:
+        for other, deep in apart:
             one, two = f"{self._place.path.rstrip('/')}/", f"{other.path.rstrip('/')}/"
-            if self._place.filesystem == other.filesystem and (one.startswith(two) or two.startswith(one)):
+            shared = one == two or deep and (one.startswith(two) or two.startswith(one))
+            if self._place.filesystem == other.filesystem and shared:
                 raise UserError(f"--into {uri} shares files with {other.uri}: choose a directory outside it.")
 
     def __str__(self) -> str:

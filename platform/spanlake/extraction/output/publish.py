@@ -12,7 +12,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from spanlake.errors import ShortfallError, UserError, one_line
-from spanlake.extraction.output.dataset import PREFIX, DatasetTarget
+from spanlake.extraction.output.dataset import PREFIX, Apart, DatasetTarget
 from spanlake.extraction.output.delta import DeltaTarget
 from spanlake.extraction.output.iceberg import IcebergTarget
 from spanlake.extraction.output.ledger import FOLDER, SUFFIX, Ledger
@@ -32,11 +32,11 @@ def open_target(
     schema: pa.Schema,
     source: str = "",
     options: TableOptions | None = None,
-    apart: Sequence[Place] = (),
+    apart: Sequence[Apart] = (),
 ) -> Target:
     """Returns the table or directory that a URI names, for an output with this schema. It need not exist.
 
-    `apart` are the places of the source and the output.
+    `apart` are the directories of the source and the output.
     Raises UserError for a table that cannot be reached, cannot hold these columns, or is the source of the output.
     """
     options = options or TableOptions()
@@ -61,7 +61,7 @@ def open_target(
     return target
 
 
-def target_named(uri: str, options: TableOptions, apart: Sequence[Place] = ()) -> Target:
+def target_named(uri: str, options: TableOptions, apart: Sequence[Apart] = ()) -> Target:
     """Returns the table or directory that a URI names. Raises UserError if it names none."""
     if uri.startswith(PREFIX):
         return DatasetTarget(uri, options, apart)

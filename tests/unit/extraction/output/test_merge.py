@@ -19,6 +19,7 @@ from units import run_units
 from spanlake.decoding import Entity
 from spanlake.errors import ShortfallError, UserError
 from spanlake.extraction.output import publish as publish_module
+from spanlake.extraction.output.dataset import Apart
 from spanlake.extraction.output.layout import Layout
 from spanlake.extraction.output.ledger import Ledger, Request, prepare
 from spanlake.extraction.output.merge import check_source_keys, replaced_keys, without_replaced
@@ -285,7 +286,11 @@ def test_directories_that_cannot_take_rows(tmp_path: Path) -> None:
         opened("parquet:found", ledger, merge_on=("id",))
     with pytest.raises(UserError, match=r"shares files with .*first/in: choose a directory outside it"):
         source = locate(f"{tmp_path}/first/in")
-        open_target(f"parquet:{tmp_path}/first/in/found", ledger.schema, apart=[source])
+        open_target(f"parquet:{tmp_path}/first/in/found", ledger.schema, apart=[Apart(source, deep=True)])
+    beside = [Apart(source, deep=False)]  # single files, or those of a glob
+    open_target(f"parquet:{tmp_path}/first/in/found", ledger.schema, apart=beside)
+    with pytest.raises(UserError, match="shares files with"):
+        open_target(f"parquet:{tmp_path}/first/in", ledger.schema, apart=beside)
     texts = pa.table({"id": ["x"], "text": ["t"]})
     (tmp_path / "found").mkdir()
     pq.write_table(texts, tmp_path / "found" / "a.parquet")
