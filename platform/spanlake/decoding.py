@@ -11,6 +11,8 @@ from numpy.typing import NDArray
 
 IntArray = NDArray[np.int64]
 
+_ROUNDS = 32  # of the choice among many spans at once, before the rest is done one by one
+
 
 @dataclass(frozen=True, slots=True)
 class Entity:
@@ -38,7 +40,9 @@ def select(
     nested: bool,
     multi_label: bool,
 ) -> IntArray:
-    """Chooses the entities of one text among its candidates, the best score first.
+    """Chooses the entities of a text among its candidates, the best score first.
+
+    Several texts can be chosen together if the words of each have numbers of their own.
 
     start, end: int [n], first and last word (inclusive); label: int [n]; score: float [n], above the threshold.
 
@@ -66,9 +70,7 @@ def select(
     # therefore sees each span once, at its best score.
     _, best, span = np.unique(first * len(positions) + last, return_index=True, return_inverse=True)
     turns = np.argsort(best)
-    accept = _accept_nested if nested else _accept_flat
-    taken = accept(first[best[turns]].tolist(), last[best[turns]].tolist(), len(positions))
-    winners = turns[taken]
+    winners = turns[_accept(first[best[turns]], last[best[turns]], len(positions), nested=nested)]
 
     if multi_label:
         labels, label_rank = np.unique(label[order], return_inverse=True)
@@ -82,25 +84,39 @@ def select(
     return ordered
 
 
-def to_entities(
-    text: str,
-    offsets: NDArray[Any],
-    names: Sequence[str],
-    start: NDArray[Any],
-    end: NDArray[Any],
-    label: NDArray[Any],
-    score: NDArray[Any],
-) -> list[Entity]:
-    """Returns the entities of spans of words, in the given order.
+def _accept(first: IntArray, last: IntArray, size: int, *, nested: bool) -> IntArray:
+    """Goes through distinct spans in turn, and accepts each that conflicts with no accepted one.
 
-    offsets: [W, 2] of the text's words; names: the labels; start, end (inclusive), label, score: [n] as for select().
+    first, last: [n], positions in 0..size-1, in the order of the turns.
+
+    Each round cuts the spans into groups that overlap no other group, accepts the first of each group, and drops what
+    conflicts with it. A long chain of overlapping spans would need many rounds, so after some rounds the rest is done
+    one by one.
+
+    Returns the turns of the accepted spans, [n].
     """
-    begins = offsets[start, 0].tolist()
-    stops = offsets[end, 1].tolist()
-    return [
-        Entity(begin, stop, text[begin:stop], names[index], float(value))
-        for begin, stop, index, value in zip(begins, stops, label.tolist(), score.tolist(), strict=True)
-    ]
+    turn = np.lexsort((-last, first))
+    first, last = first[turn], last[turn]
+    accepted = []
+    for _ in range(_ROUNDS):
+        if not len(turn):
+            break
+        begins = np.concatenate(([True], first[1:] > np.maximum.accumulate(last)[:-1]))
+        group = np.cumsum(begins) - 1
+        best = np.minimum.reduceat(turn, np.flatnonzero(begins))[group]
+        is_best = turn == best
+        accepted.append(turn[is_best])
+        best_first, best_last = first[is_best][group], last[is_best][group]
+        kept = (last < best_first) | (first > best_last)
+        if nested:
+            kept |= (first >= best_first) & (last <= best_last) | (first <= best_first) & (last >= best_last)
+            kept &= ~is_best
+        turn, first, last = turn[kept], first[kept], last[kept]
+    if len(turn):
+        order = np.argsort(turn)
+        accept = _accept_nested if nested else _accept_flat
+        accepted.append(turn[order][accept(first[order].tolist(), last[order].tolist(), size)])
+    return np.concatenate(accepted)
 
 
 def join_adjacent(text: str, entities: Sequence[Entity]) -> list[Entity]:

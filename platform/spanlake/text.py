@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
+from functools import cache
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -12,13 +14,13 @@ from numpy.typing import NDArray
 IntArray = NDArray[np.int64]
 BoolArray = NDArray[np.bool_]
 
-# The published GLiNER checkpoints were trained on exactly these words.
-_WORD = re.compile(r"\w+(?:[-_]\w+)*|\S")
+_SPACE, _SIGN, _LETTER = 0, 1, 2  # kinds of code points: a letter is what \w matches in a regular expression
+_HYPHEN = ord("-")
 _SURROGATE = re.compile("[\ud800-\udfff]")
 _CLUSTER = regex.compile(r"\X")
 # Without these characters, every cluster of a text is one code point, except \r\n.
 _JOINING = regex.compile(
-    r"[\p{GCB=Extend}\p{GCB=SpacingMark}\p{GCB=ZWJ}\p{GCB=Prepend}\p{GCB=RI}\p{GCB=L}\p{GCB=V}\p{GCB=T}]"
+    r"[\p{GCB=Extend}\p{GCB=SpacingMark}\p{GCB=ZWJ}\p{GCB=Prepend}\p{GCB=RI}\p{GCB=L}\p{GCB=V}\p{GCB=T}]+"
 )
 
 
@@ -33,14 +35,64 @@ _CLOSERS = code_points("\"'”’»›)]}」』）】》〉］｝〕｣")
 _LINE_BREAKS = code_points("\n\r\v\f\x1c\x1d\x1e\x85\u2028\u2029")  # where str.splitlines() cuts
 
 
+@cache
+def _kinds() -> NDArray[np.uint8]:
+    """Returns the kind of every code point."""
+    everything = _every_code_point()
+    kinds = np.full(len(everything), _SIGN, dtype=np.uint8)
+    for pattern, kind in ((r"\s+", _SPACE), (r"\w+", _LETTER)):
+        for match in re.finditer(pattern, everything):
+            kinds[match.start() : match.end()] = kind
+    return kinds
+
+
+@cache
+def _joins() -> BoolArray:
+    """Returns, for every code point, whether it may share a cluster with another one."""
+    everything = _every_code_point()
+    joins = np.zeros(len(everything), dtype=np.bool_)
+    for match in _JOINING.finditer(everything):
+        joins[match.start() : match.end()] = True
+    return joins
+
+
+def _every_code_point() -> str:
+    return np.arange(0x110000, dtype="<u4").tobytes().decode("utf-32-le", "surrogatepass")
+
+
 def word_offsets(text: str) -> IntArray:
     """Returns the words of a text: int64 [W, 2], the start and end (exclusive) of each word in code points.
+
+    A word is a run of letters, digits and underscores, with single hyphens between them. Every other character is a
+    word by itself, except whitespace. The published GLiNER checkpoints were trained on exactly these words.
 
     The offsets increase, and the words do not overlap. Only whitespace lies between words, so no other character is
     lost.
     """
-    flat = np.fromiter((edge for match in _WORD.finditer(text) for edge in match.span()), dtype=np.int64)
-    return flat.reshape(-1, 2)
+    return words_in(code_points(text))
+
+
+def words_in(codes: NDArray[np.uint32]) -> IntArray:
+    """Returns the words of a text as `word_offsets` does, from its code points."""
+    kinds = _kinds()[codes]
+    inside, alone = kinds == _LETTER, kinds == _SIGN
+    hyphens = np.flatnonzero(codes[1:-1] == _HYPHEN) + 1
+    joints = hyphens[inside[hyphens - 1] & inside[hyphens + 1]]
+    inside[joints], alone[joints] = True, False
+    begins, ends = inside.copy(), inside.copy()
+    begins[1:] &= ~inside[:-1]
+    ends[:-1] &= ~inside[1:]
+    return np.stack((np.flatnonzero(begins | alone), np.flatnonzero(ends | alone) + 1), axis=1)
+
+
+def code_points_of(texts: Sequence[str]) -> tuple[NDArray[np.uint32], IntArray]:
+    """Returns the code points of all texts, with a line break after each, and the place at which each text begins.
+
+    The places are int64 [N + 1]; the last is the end.
+    """
+    edges = np.zeros(len(texts) + 1, dtype=np.int64)
+    np.cumsum(np.fromiter(map(len, texts), dtype=np.int64, count=len(texts)) + 1, out=edges[1:])
+    return code_points("".join([f"{text}\n" for text in texts])), edges
 
 
 def cluster_edges(text: str) -> IntArray | None:
@@ -48,7 +100,7 @@ def cluster_edges(text: str) -> IntArray | None:
 
     In the second case, a line break of two code points is still one cluster.
     """
-    if text.isascii() or not _JOINING.search(text):
+    if text.isascii() or not _joins()[code_points(text)].any():
         return None
     return np.fromiter((cluster.end() for cluster in _CLUSTER.finditer(text)), dtype=np.int64)
 

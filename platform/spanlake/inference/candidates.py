@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import numpy as np
 
-from spanlake.decoding import Entity, join_adjacent, select, to_entities
+from spanlake.decoding import Entity, join_adjacent, select
 from spanlake.inference.settings import Settings
 from spanlake.modeling.cutting import CutText
 from spanlake.text import IntArray, whole_characters
@@ -48,23 +48,54 @@ def join(parts: Sequence[Candidates]) -> Candidates:
     return Candidates(*map(np.concatenate, columns))
 
 
-def choose(cut: CutText, settings: Settings, found: Candidates) -> list[Entity]:
-    """Returns the entities of a text, chosen among the candidates of all its windows and label groups.
+def choose(texts: Sequence[tuple[CutText, Settings]], found: Candidates) -> list[list[Entity]]:
+    """Returns the entities of each text, chosen among the candidates of all its windows and label groups.
 
     Matches of rules are chosen before the candidates of the model. A text without words has no entities.
+
+    found: `text` is the index of a text in `texts`.
     """
-    offsets = whole_characters(cut.text, cut.offsets) if len(found.start) else cut.offsets
-    start, end = found.start, found.end
-    if offsets is not cut.offsets:  # an entity holds all or none of the words that share a character
-        first, last = _joined(offsets)
-        start, end = first[start], last[end]
-    spans = (start, end, found.label, found.score)
-    if settings.rules and len(offsets):
-        entities = _choose_with_rules(cut.text, settings, settings.rules, offsets, spans)
-    else:
-        chosen = select(*spans, nested=settings.nested, multi_label=settings.multi_label)
-        entities = to_entities(cut.text, offsets, settings.names, *(values[chosen] for values in spans))
-    return join_adjacent(cut.text, entities) if settings.join else entities
+    counts = [len(cut.offsets) for cut, _ in texts]
+    before = np.cumsum([0, *counts])  # words of earlier texts: a word of all texts has a place of its own
+    offsets = np.concatenate([cut.offsets for cut, _ in texts])
+    start, end = before[found.text] + found.start, before[found.text] + found.end
+    for at in np.unique(found.text).tolist():
+        cut = texts[at][0]
+        whole = whole_characters(cut.text, cut.offsets)
+        if whole is not cut.offsets:  # an entity holds all or none of the words that share a character
+            own = found.text == at
+            first, last = _joined(whole)
+            start[own], end[own] = before[at] + first[found.start[own]], before[at] + last[found.end[own]]
+            offsets[before[at] : before[at + 1]] = whole
+    placed = replace(found, start=start, end=end)
+    entities: list[list[Entity]] = [[] for _ in texts]
+    for kept in _selected([settings for _, settings in texts], placed):
+        values = found.text, offsets[start, 0], offsets[end, 1], found.label, found.score
+        for at, begin, stop, label, score in zip(*(value[kept].tolist() for value in values), strict=True):
+            cut, settings = texts[at]
+            entities[at].append(Entity(begin, stop, cut.text[begin:stop], settings.names[label], score))
+    with_rules = [at for at, (_, settings) in enumerate(texts) if settings.rules and counts[at]]
+    for at, part in zip(with_rules, placed.by_text(with_rules), strict=True):
+        cut, settings = texts[at]
+        assert settings.rules
+        spans = part.start, part.end, part.label, part.score
+        entities[at] = _choose_with_rules(cut.text, settings, settings.rules, offsets, spans)
+    return [
+        join_adjacent(cut.text, chosen) if settings.join else chosen
+        for (cut, settings), chosen in zip(texts, entities, strict=True)
+    ]
+
+
+def _selected(settings: Sequence[Settings], placed: Candidates) -> Iterator[IntArray]:
+    """Yields the indexes of the accepted candidates, those of texts with the same kind of selection together.
+
+    It leaves out texts with rules. settings: of each text. placed: the words of all texts have places of their own.
+    """
+    kinds = [None if each.rules else (each.nested, each.multi_label) for each in settings]
+    for nested, multi_label in {kind for kind in kinds if kind}:
+        own = np.flatnonzero(np.array([kind == (nested, multi_label) for kind in kinds])[placed.text])
+        spans = (placed.start, placed.end, placed.label, placed.score)
+        yield own[select(*(values[own] for values in spans), nested=nested, multi_label=multi_label)]
 
 
 def _choose_with_rules(

@@ -24,7 +24,7 @@ from spanlake.inference.scoring import Pass, Scorer
 from spanlake.inference.settings import Settings, settings_of_each
 from spanlake.labels import Labels, Threshold
 from spanlake.modeling.config import ModelConfig
-from spanlake.modeling.cutting import CutText, cut_text
+from spanlake.modeling.cutting import CutText, cut_text, cut_texts
 from spanlake.modeling.tokens import PromptTokenizer
 from spanlake.package import Package, absolute_name, open_package
 
@@ -215,7 +215,7 @@ class Extractor:
                 if on_pass:
                     on_pass(step.tokens)
             else:
-                for entities in _choose_all(step.texts, found):
+                for entities in choose(step.texts, join([NONE, *found])):
                     yield entities
                     if os.getpid() != process:
                         raise UserError("The stream began before this process was forked; begin another one here.")
@@ -240,12 +240,9 @@ class Extractor:
 
     def _plan(self, requests: Iterable[tuple[str, Settings]]) -> Iterator[Pass | _Scored]:
         for chunk in _chunked(requests):
-            texts: list[tuple[CutText, Settings]] = []
-            rows: list[Row] = []
-            for index, (text, settings) in enumerate(chunk):
-                cut, own = self.plan(index, text, settings)
-                texts.append((cut, settings))
-                rows += own
+            cuts = cut_texts([text for text, _ in chunk], self.package.tokenizer)
+            texts = [(cut, settings) for cut, (_, settings) in zip(cuts, chunk, strict=True)]
+            rows = [row for index, text in enumerate(texts) for row in self._rows(index, *text)]
             a_lane = sum(row.tokens for row in rows) // self.lanes  # so that few rows, too, occupy all lanes
             for batch in plan_batches(rows, min(self.batch_tokens, max(1, a_lane))):
                 yield self.scorer.prepare(batch)
@@ -259,9 +256,11 @@ class Extractor:
 
         Raises `UserError` for a label that the model cannot read.
         """
-        tokenizer, config = self.package.tokenizer, self.package.config
-        cut = cut_text(text, tokenizer)
-        return cut, list(plan_rows(index, cut, self._groups(settings), tokenizer, config))
+        cut = cut_text(text, self.package.tokenizer)
+        return cut, list(self._rows(index, cut, settings))
+
+    def _rows(self, index: int, cut: CutText, settings: Settings) -> Iterator[Row]:
+        return plan_rows(index, cut, self._groups(settings), self.package.tokenizer, self.package.config)
 
     def prompt_size(self, settings: Settings) -> tuple[int, int]:
         """Returns how many prompts the labels need, and their sub-words in total. Raises `UserError` as `plan` does."""
@@ -305,11 +304,6 @@ def _group(
     settings: Settings, calibration: Calibration | None, tokenizer: PromptTokenizer, config: ModelConfig
 ) -> list[LabelGroup]:
     return group_labels(settings.calibrated(calibration), tokenizer, config)
-
-
-def _choose_all(texts: Sequence[tuple[CutText, Settings]], found: Sequence[Candidates]) -> Iterator[list[Entity]]:
-    for (cut, settings), own in zip(texts, join([NONE, *found]).by_text(range(len(texts))), strict=True):
-        yield choose(cut, settings, own)
 
 
 def _one_for_all(labels: Labels | Sequence[Labels]) -> bool:

@@ -7,16 +7,27 @@ Shapes: W words.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import pairwise
 
 import numpy as np
 
 from spanlake.modeling.config import ModelConfig
 from spanlake.modeling.tokens import PromptTokenizer
-from spanlake.modeling.words import Words
+from spanlake.modeling.words import Words, runs
 from spanlake.splitters.find import find_splitter
-from spanlake.text import BoolArray, IntArray, Window, plan_windows, replace_surrogates, sentence_starts
+from spanlake.text import (
+    BoolArray,
+    IntArray,
+    Window,
+    code_points_of,
+    plan_windows,
+    sentence_starts,
+    word_offsets,
+    words_in,
+)
 
 # Neighbouring windows overlap by the widest span and this many more words, which give context.
 _CONTEXT = 20
@@ -41,11 +52,13 @@ class CutText:
         the first ones are kept; its vector is read at the first sub-word in any case. Windows overlap by more than the
         widest span, so every span that fits into a window lies wholly in one.
         """
+        count = len(self.words)
+        if count <= config.max_words and len(self.words.ids) <= room:
+            return self.words, [Window(0, count, 0, 2 * count)] if count else []
         words = self.words.clipped(room)
-        fits = len(words) <= config.max_words and len(words.ids) <= room
         windows = plan_windows(
             words.lengths,
-            np.zeros(len(words), dtype=np.bool_) if fits else self.sentence_starts,
+            self.sentence_starts,
             max_words=config.max_words,
             max_tokens=room,
             overlap=min(config.max_width + _CONTEXT, config.max_words - 1),
@@ -54,11 +67,28 @@ class CutText:
 
 
 def cut_text(text: str, tokenizer: PromptTokenizer) -> CutText:
-    """Returns the words of a text and their sub-words.
+    """Returns the words of a text and their sub-words, as `cut_texts` does."""
+    return cut_texts([text], tokenizer)[0]
+
+
+def cut_texts(texts: Sequence[str], tokenizer: PromptTokenizer) -> list[CutText]:
+    """Returns the words of each text and their sub-words. The texts share the arrays.
 
     It leaves out words that the tokenizer cannot see, such as a zero-width character.
     """
-    offsets = find_splitter(tokenizer.splitter)(text)
-    readable = replace_surrogates(text)
-    words = tokenizer.words([readable[start:end] for start, end in offsets.tolist()])
-    return CutText(text, offsets[words.lengths > 0], words.without_empty())
+    codes, begins = code_points_of(texts)
+    split = find_splitter(tokenizer.splitter)
+    if split is word_offsets:  # it cuts all texts at once
+        offsets = words_in(codes)
+    else:
+        found = [split(text) + begin for text, begin in zip(texts, begins[:-1].tolist(), strict=True)]
+        offsets = np.concatenate([np.zeros((0, 2), dtype=np.int64), *found])
+    lengths = offsets[:, 1] - offsets[:, 0]
+    words = tokenizer.cut(codes[runs(offsets[:, 0], lengths)], lengths)
+    offsets, words = offsets[words.lengths > 0], words.without_empty()
+    first = np.searchsorted(offsets[:, 0], begins)
+    offsets -= np.repeat(begins[:-1], np.diff(first))[:, None]
+    return [
+        CutText(text, offsets[start:stop], words[start:stop])
+        for text, (start, stop) in zip(texts, pairwise(first.tolist()), strict=True)
+    ]

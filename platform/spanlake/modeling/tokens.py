@@ -11,14 +11,19 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
+from itertools import pairwise
 
 import numpy as np
+import pyarrow as pa
 import torch
+from numpy.typing import NDArray
 from tokenizers import Tokenizer
 
 from spanlake.errors import PackageError, UserError, shown
 from spanlake.modeling.words import Words
 from spanlake.splitters.find import find_splitter
+from spanlake.text import IntArray, code_points
 
 # The cache of cut words. It leaves out longer words, which are rare and could fill the memory.
 _CACHED_WORDS = 200_000
@@ -31,6 +36,11 @@ class Prompt:
 
     ids: tuple[int, ...]
     type_positions: tuple[int, ...]
+
+    @cached_property
+    def arrays(self) -> tuple[IntArray, IntArray]:
+        """Returns the sub-words and the positions as arrays."""
+        return np.array(self.ids, dtype=np.int64), np.array(self.type_positions, dtype=np.int64)
 
 
 @dataclass
@@ -98,13 +108,28 @@ class PromptTokenizer:
         return len(self._before) + len(self._after)
 
     def words(self, words: Sequence[str]) -> Words:
-        """Returns the sub-words of words, which must hold no lone surrogates.
+        """Returns the sub-words of words. They are those of U+FFFD for a lone surrogate.
 
         A word that the tokenizer cannot see, such as a zero-width character, has 0 sub-words.
         """
+        lengths = np.fromiter(map(len, words), dtype=np.int64, count=len(words))
+        return self.cut(code_points("".join(words)), lengths)
+
+    def cut(self, codes: NDArray[np.uint32], lengths: IntArray) -> Words:
+        """Returns the sub-words of words as `words` does.
+
+        codes: the code points of the words without anything between them; lengths: [W], code points of each word.
+        """
+        readable = np.where(codes & 0xFFFFF800 == 0xD800, np.uint32(0xFFFD), codes)
+        edges = np.concatenate(([0], np.cumsum(lengths))) * readable.itemsize
+        buffers = [None, pa.py_buffer(edges), pa.py_buffer(readable)]
+        places = pa.Array.from_buffers(pa.large_binary(), len(lengths), buffers).dictionary_encode()
+        return Words.of(self._cut_distinct(_strings(places.dictionary))).take(places.indices.to_numpy())
+
+    def _cut_distinct(self, words: list[str]) -> list[tuple[int, ...]]:
         cache = self._words
         found = {word: cache[word] for word in words if word in cache}
-        new = list(set(words) - found.keys())
+        new = [word for word in words if word not in found]
         if new:
             pieces = [[word] for word in new]
             encodings = self.backend.encode_batch(pieces, is_pretokenized=True, add_special_tokens=False)
@@ -113,7 +138,7 @@ class PromptTokenizer:
                 cache = self._words = {}  # a new cache, because another thread may be reading the old one
             cache.update((word, ids) for word, ids in cut.items() if len(word) <= _CACHED_LENGTH)
             found |= cut
-        return Words.of([found[word] for word in words])
+        return [found[word] for word in words]
 
     def _word(self, word: str) -> tuple[int, ...]:
         return tuple(self.backend.encode([word], is_pretokenized=True, add_special_tokens=False).ids)
@@ -146,32 +171,44 @@ class PromptTokenizer:
 
     def collate(self, rows: Sequence[tuple[Prompt, Words]], pad_id: int) -> Batch:
         """Returns a batch of the rows. A row is a prompt and its words, each word with at least one sub-word."""
-        length = max(len(prompt.ids) + len(words.ids) for prompt, words in rows) + self.special_tokens
-        count = max(len(words) for _, words in rows)
-        types = max(len(prompt.type_positions) for prompt, _ in rows)
-        input_ids = np.full((len(rows), length), pad_id, dtype=np.int64)
-        mask = np.zeros((len(rows), length), dtype=np.int64)
-        word_positions = np.zeros((len(rows), count), dtype=np.int64)
-        type_positions = np.zeros((len(rows), types), dtype=np.int64)
-        lead = len(self._before)
-        for row, (prompt, words) in enumerate(rows):
-            start = lead + len(prompt.ids)
-            stop = start + len(words.ids)
-            end = stop + len(self._after)
-            input_ids[row, :start] = (*self._before, *prompt.ids)
-            input_ids[row, start:stop] = words.ids
-            input_ids[row, stop:end] = self._after
-            mask[row, :end] = 1
-            word_positions[row, : len(words)] = start + words.edges[:-1]
-            type_positions[row, : len(prompt.type_positions)] = np.asarray(prompt.type_positions) + lead
+        prompts, words = zip(*rows, strict=True)
+        prompt_ids, types = zip(*(prompt.arrays for prompt in prompts), strict=True)
+        lead, tail = len(self._before), len(self._after)
+        word_counts, type_counts = list(map(len, words)), list(map(len, types))
+        start = lead + np.array(list(map(len, prompt_ids)))[:, None]
+        stop = start + np.array([len(part.ids) for part in words])[:, None]
+        place = np.arange(int(stop.max()) + tail)
+        input_ids = np.full((len(rows), len(place)), pad_id, dtype=np.int64)
+        input_ids[:, :lead] = self._before
+        input_ids[(place >= lead) & (place < start)] = np.concatenate(prompt_ids)
+        input_ids[(place >= start) & (place < stop)] = np.concatenate([part.ids for part in words])
+        input_ids[(place >= stop) & (place < stop + tail)] = self._after * len(rows)
+        words_at = _padded([part.edges[:-1] for part in words], word_counts)
+        words_at += np.where(np.arange(words_at.shape[1]) < np.array(word_counts)[:, None], start, 0)
+        types_at = _padded([positions + lead for positions in types], type_counts)
         return Batch(
             torch.from_numpy(input_ids),
-            torch.from_numpy(mask),
-            torch.from_numpy(word_positions),
-            torch.from_numpy(type_positions),
-            [len(words) for _, words in rows],
-            [len(prompt.type_positions) for prompt, _ in rows],
+            torch.from_numpy((place < stop + tail).astype(np.int64)),
+            torch.from_numpy(words_at),
+            torch.from_numpy(types_at),
+            word_counts,
+            type_counts,
         )
+
+
+def _padded(rows: Sequence[IntArray], counts: Sequence[int]) -> IntArray:
+    """Returns the rows as one array, with 0 after the end of a row."""
+    padded = np.zeros((len(rows), max(counts)), dtype=np.int64)
+    padded[np.arange(padded.shape[1]) < np.array(counts)[:, None]] = np.concatenate(rows)
+    return padded
+
+
+def _strings(words: pa.LargeBinaryArray) -> list[str]:
+    """Returns strings from an array of words in UTF-32."""
+    _, edges, data = words.buffers()
+    text = data.to_pybytes().decode("utf-32-le") if data else ""
+    places = (np.frombuffer(edges, dtype=np.int64)[: len(words) + 1] // 4).tolist()
+    return [text[start:stop] for start, stop in pairwise(places)]
 
 
 def _surrounding_tokens(tokenizer: Tokenizer) -> tuple[list[int], list[int]]:

@@ -27,6 +27,12 @@ class Words:
         np.cumsum(np.fromiter(map(len, words), dtype=np.int64, count=len(words)), out=edges[1:])
         return cls(np.fromiter(chain.from_iterable(words), dtype=np.int64, count=int(edges[-1])), edges)
 
+    def take(self, places: IntArray) -> Words:
+        """Returns the words at these places, one after the other."""
+        lengths = self.lengths[places]
+        edges = np.concatenate(([0], np.cumsum(lengths)))
+        return Words(self.ids[runs(self.edges[places], lengths)], edges)
+
     def __len__(self) -> int:
         return len(self.edges) - 1
 
@@ -54,3 +60,9 @@ class Words:
         within = np.arange(len(self.ids)) - np.repeat(self.edges[:-1], lengths)
         edges = np.concatenate(([0], np.cumsum(np.minimum(lengths, most))))
         return Words(self.ids[within < most], edges)
+
+
+def runs(starts: IntArray, lengths: IntArray) -> IntArray:
+    """Returns, for each start s and length n in turn, the numbers s, s + 1, … s + n - 1."""
+    before = np.cumsum(lengths) - lengths
+    return np.repeat(starts - before, lengths) + np.arange(int(lengths.sum()))

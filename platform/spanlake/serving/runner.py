@@ -12,8 +12,10 @@ import logging
 import time
 from collections.abc import Callable, Coroutine, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
+
+import numpy as np
 
 from spanlake.decoding import Entity
 from spanlake.inference.candidates import Candidates, choose, join
@@ -267,7 +269,8 @@ def _choose_all(texts: Sequence[Text]) -> list[list[Entity] | Exception]:
     for text in texts:
         try:
             assert text.cut is not None
-            results.append(choose(text.cut, text.settings, join(text.found)))
+            found = join(text.found)
+            results += choose([(text.cut, text.settings)], replace(found, text=np.zeros_like(found.text)))
         except Exception as error:
             results.append(error)
     return results

@@ -6,7 +6,7 @@ import pytest
 from tokenizers import Tokenizer, models, pre_tokenizers
 
 from spanlake.modeling.config import ModelConfig
-from spanlake.modeling.cutting import cut_text
+from spanlake.modeling.cutting import cut_text, cut_texts
 from spanlake.modeling.tokens import PromptTokenizer
 from spanlake.modeling.words import Words
 from spanlake.text import word_offsets
@@ -79,3 +79,12 @@ def test_a_text_that_fits_is_one_window(prompts: PromptTokenizer) -> None:
     _, windows = cut.windows(500, config)
     assert [(window.first, window.stop) for window in windows] == [(0, len(cut.words))]
     assert cut_text(" \n", prompts).windows(500, config)[1] == []
+
+
+def test_texts_are_cut_together_as_they_are_cut_alone(prompts: PromptTokenizer) -> None:
+    texts = ["", "ab ba-b", " \n", "-a- a--b", "\ud800b \u200b\udc00", "ab", "ż a\u0308\r\n\U0001f600."]
+    for text, cut in zip(texts, cut_texts(texts, prompts), strict=True):
+        alone = cut_text(text, prompts)
+        assert cut.text == text and cut.offsets.tolist() == alone.offsets.tolist()
+        assert listed(cut.words) == listed(alone.words)
+    assert cut_texts([], prompts) == []
