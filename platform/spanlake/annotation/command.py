@@ -49,7 +49,7 @@ def add_commands(subparsers: "argparse._SubParsersAction[Any]") -> None:
     )
     parser.add_argument("--retry-dead", action="store_true", help="ask again about rows that could not be annotated")
     parser.add_argument("--json", action="store_true", help="print a summary as JSON")
-    add_choice_options(parser)
+    add_choice_options(parser, with_since=False)
     parser.set_defaults(run=_annotate)
 
 

@@ -101,14 +101,15 @@ def read_labels(args: argparse.Namespace) -> "tuple[Settings, RowLabels | None]"
     return settings.with_thresholds(own).joining(args.join_adjacent), row_labels
 
 
-def add_choice_options(parser: argparse.ArgumentParser) -> None:
+def add_choice_options(parser: argparse.ArgumentParser, *, with_since: bool) -> None:
     group = parser.add_argument_group("the rows of the source")
-    group.add_argument(
-        "--since",
-        metavar="VERSION|DIR",
-        help="only what has changed in a table since a version or snapshot, or since the newest complete output in a "
-        "directory; the column _change_type says insert or delete",
-    )
+    if with_since:
+        group.add_argument(
+            "--since",
+            metavar="VERSION|DIR",
+            help="only what has changed in a table since a version or snapshot, or since the newest complete output "
+            "in a directory; the column _change_type says insert or delete",
+        )
     group.add_argument(
         "--where", metavar="SQL", help="a condition on columns of the source, such as \"lang = 'en' AND year >= 2020\""
     )

@@ -193,6 +193,9 @@ def test_bad_calls_are_refused(source: Path, server: ChatServer, capfd: Any):
         assert cli.main(call(source, server, *options)) == 2
         error = capfd.readouterr().err
         assert says in error and error.count("\n") == 1
+    with pytest.raises(SystemExit) as exited:  # an option of `extract` that annotate does not have
+        cli.main(call(source, server, "--since", "3"))
+    assert exited.value.code == 2 and "--since 3" in capfd.readouterr().err
 
 
 def test_other_content_and_a_changed_source_are_refused(source: Path, server: ChatServer, capfd: Any):
