@@ -91,7 +91,7 @@ def _add_extract(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--retry-errors", action="store_true", help="extract units with failed rows again")
     parser.add_argument("--overwrite", action="store_true", help="first delete the existing output in OUTPUT")
     parser.add_argument("--json", action="store_true", help="print a summary as JSON")
-    add_choice_options(parser)
+    add_choice_options(parser, with_since=True)
     add_layout_options(parser)
     parser.add_argument("--dry-run", action="store_true", help="extract some rows, print an estimate, write nothing")
     add_table_options(parser)
@@ -238,10 +238,12 @@ def _request(args: argparse.Namespace) -> "Request":
         row_labels.check(source.schema)
     # This imports torch, which is slow, so the quick checks come first.
     from spanlake.inference.hardware import choose_device, choose_precision
+    from spanlake.inference.planning import group_labels
     from spanlake.package import open_package
 
     choose_precision(args.precision, choose_device("cpu"))  # a name that is unknown here is also unknown to workers
     package = open_package(args.model)
+    group_labels(settings, package.tokenizer, package.config)  # refuses labels that are too long for the model
     return Request(
         source=source,
         output=output,

@@ -76,7 +76,7 @@ def _names(value: pa.Scalar) -> tuple[str, ...] | str | None:
         names = value.as_py()
         if isinstance(names, str):
             names = json.loads(names) if names.lstrip().startswith("[") else split_names(names, "label")
-    except (ValueError, UserError) as error:
+    except (ValueError, RecursionError) as error:  # brackets may be nested too deeply
         return f"labels cannot be read ({one_line(error)})"
     if names is None:
         return None

@@ -50,7 +50,7 @@ def extract(
     settings: Settings,
     labels: RowLabels | None = None,
     layout: Layout | None = None,
-    extractor: Capitals | None = None,
+    extractor: Capitals | Extractor | None = None,
 ) -> tuple[Ledger, list[dict[str, Any]]]:
     """Returns the ledger of a complete output, which an audit has proved, and its rows."""
     layout = layout or Layout()
@@ -182,6 +182,21 @@ def test_each_row_has_its_labels(tmp_path: Path, labels: pa.Array) -> None:
     assert rows[5]["error"].startswith("labels hold ") and rows[5]["error"].endswith(", which is not a name")
     assert audit(ledger).by_label == {"animal": 1, "person": 4, "place": 1}
     assert "place" in report(ledger)
+
+
+def test_labels_that_cannot_be_read_are_an_error_of_their_row(tmp_path: Path, tiny_model_dir: Path) -> None:
+    labels = pa.array([["Person"], ["long " * 1000], ["place"], ["person"], ["a"], ["b"]])
+    source = rows_with_labels(tmp_path, labels)
+    with Extractor.load(str(tiny_model_dir), device="cpu", precision="float32") as extractor:
+        _, rows = extract(source, ("text",), Settings.make(["x"]), RowLabels("labels"), extractor=extractor)
+    assert [row["error"] is None for row in rows] == [True, False, True, True, True, True]
+    assert "so shorten it" in rows[1]["error"]
+
+
+def test_a_deeply_nested_list_of_labels_is_an_error_of_its_row(tmp_path: Path) -> None:
+    source = rows_with_labels(tmp_path, pa.array(["person", "[" * 100_000, "a", "b", "c", "d"]))
+    _, rows = extract(source, ("text",), Settings.make(["x"]), RowLabels("labels"))
+    assert rows[0]["error"] is None and rows[1]["error"].startswith("labels cannot be read")
 
 
 def test_null_labels_without_labels_of_the_run_are_an_error(tmp_path: Path) -> None:
