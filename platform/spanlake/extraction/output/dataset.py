@@ -57,13 +57,18 @@ class DatasetTarget:
         first = self._first_file()
         if first is None:
             return schema
-        parts = [part.partition("=")[0] for part in PurePosixPath(first).parts[:-1]]
+        parts = _partitions(first)
         check_partitions(self._uri, parts, self.options.partition_by)
+        if lacking := [part for part in parts if part not in schema.names]:
+            raise UserError(
+                f"{self._uri} is partitioned by {lacking[0]}, which is not a column of the output: choose another "
+                "directory."
+            )
         try:
             there = pq.read_schema(self._place.child(first), filesystem=self._place.filesystem)
         except (OSError, pa.ArrowException) as error:
             raise UserError(f"{self._place.child(first)} cannot be read ({one_line(error)}).") from error
-        _check_columns(self._uri, schema, there, [*parts], evolve=self.options.evolve)
+        _check_columns(self._uri, schema, there, parts, evolve=self.options.evolve)
         return schema
 
     def _first_file(self) -> str | None:
@@ -75,7 +80,8 @@ class DatasetTarget:
         return self._place.kind(f"_{mark}") == fs.FileType.File
 
     def append(self, units: Sequence[UnitRows], schema: pa.Schema, mark: str) -> None:
-        keys = list(self.options.partition_by)
+        first = self._first_file()
+        keys = self.options.partition_by if first is None else _partitions(first)
         partitioning = ds.partitioning(pa.schema([schema.field(key) for key in keys]), flavor="hive") if keys else None
         for unit in units:
             ds.write_dataset(
@@ -95,6 +101,11 @@ class DatasetTarget:
 
     def merge(self, units: Sequence[UnitRows], schema: pa.Schema, mark: str) -> None:
         raise _cannot_merge(self._uri)
+
+
+def _partitions(path: str) -> list[str]:
+    """Returns the columns that partition a directory, from the path of a file in it."""
+    return [part.partition("=")[0] for part in PurePosixPath(path).parts[:-1]]
 
 
 def _cannot_merge(uri: str) -> UserError:

@@ -52,6 +52,12 @@ def open_target(
             raise UserError(
                 f"{option} {missing[0]} is not a column of the output: give one of {', '.join(schema.names)}."
             )
+        nested = [schema.field(column) for column in columns if pa.types.is_nested(schema.field(column).type)]
+        if nested:
+            raise UserError(
+                f"{option} {nested[0].name} is a column of {nested[0].type}: give columns of plain values, such as "
+                "strings or numbers."
+            )
     try:
         target.fitted(_columns(schema, options))
     except UserError:

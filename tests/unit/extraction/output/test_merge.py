@@ -280,6 +280,25 @@ def test_a_directory_of_parquet_files(tmp_path: Path, monkeypatch: pytest.Monkey
     assert len(read_files(tmp_path / "found")) == 11
 
 
+def test_a_directory_of_parquet_files_keeps_its_partitions(tmp_path: Path) -> None:
+    first = extract_rows(rows(1, lang="en"), tmp_path / "first")
+    name = f"parquet:{tmp_path}/found"
+    publish(first, opened(name, first, partition_by=("lang",)))
+    second = extract_rows(rows(2, lang="fr"), tmp_path / "second")
+    publish(second, opened(name, second))
+    assert {path.parent.name for path in (tmp_path / "found").rglob("*.parquet")} == {"lang=en", "lang=fr"}
+    third = extract_rows(rows(3), tmp_path / "third")
+    with pytest.raises(UserError, match="is partitioned by lang, which is not a column of the output"):
+        opened(name, third)
+
+
+@pytest.mark.parametrize("option", ["partition_by", "merge_on"])
+def test_keys_and_partitions_are_plain_values(tmp_path: Path, option: str) -> None:
+    ledger = extract_rows(rows(1), tmp_path / "first")
+    with pytest.raises(UserError, match=f"--{option.replace('_', '-')} entities is a column of list<.*: give columns"):
+        opened(f"delta:{tmp_path}/found", ledger, **{option: ("id", "entities")})
+
+
 def test_directories_that_cannot_take_rows(tmp_path: Path) -> None:
     ledger = extract_rows(rows(1), tmp_path / "first")
     with pytest.raises(UserError, match="--merge-on needs a table, and parquet:found is a directory of files"):
