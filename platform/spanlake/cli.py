@@ -115,7 +115,7 @@ def _predict(args: argparse.Namespace) -> int:
     for entities in found:
         for entity in entities:
             found_by = entity.source if entity.source == "rule" else f"{entity.score:.2f}"
-            print(f"{entity.start}-{entity.end}\t{entity.label}\t{found_by}\t{printable(entity.text)}")
+            print(f"{entity.start}-{entity.end}\t{printable(entity.label)}\t{found_by}\t{printable(entity.text)}")
         print(f"({len(entities)} entities)")
     return 0
 

@@ -122,8 +122,10 @@ def _with_lists(content: dict[str, Any], directory: Path) -> dict[str, Any]:
 def _with_list(values: dict[str, Any], name: str, directory: Path) -> dict[str, Any]:
     """Returns the values with the terms of `NAME_file` added to those of `NAME`."""
     file, terms = values.get(f"{name}_file"), values.get(name, [])
-    if not isinstance(file, str) or not isinstance(terms, list):
+    if f"{name}_file" not in values or not isinstance(terms, list):
         return values
+    if not isinstance(file, str):
+        raise UserError(f"{name}_file is {shown(file)}: give the name of a file, in quotes.")
     others = {key: value for key, value in values.items() if key != f"{name}_file"}
     return others | {name: [*terms, *_lines(directory / file)]}
 
@@ -149,6 +151,8 @@ def _first_problem(problem: ErrorDetails) -> str:
         return f"{where} is unknown: write {', '.join([*model.model_fields, name])}."
     if problem["type"] == "missing":
         return f"{where} is missing: every rule has a label."
+    if problem["type"] == "model_type":
+        return f"{where} is {shown(problem['input'])}: write a mapping, such as {{label: email, kind: email}}."
     advice = "; put it in quotes" if problem["type"] == "string_type" else ""
     return f"{where} is {shown(problem['input'])}: {problem['msg'].lower()}{advice}."
 

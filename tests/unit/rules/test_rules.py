@@ -66,6 +66,7 @@ def test_the_digest_changes_with_each_value() -> None:
         ("Zoe", "Zoe\u0308 and Zoe2, Zoe", ["Zoe"]),
         ("Ann", "Anna, Joann, Ann-Marie", ["Ann"]),
         ("C++", "C++ or c++17", ["C++", "c++"]),
+        ("Blue  Heron", "  Blue\r\n  heron, blue Heron  Blue Herons", ["Blue\r\n  heron", "blue Heron"]),
         ("İzmir", "İZMİR", ["İZMİR"]),
         ("ΟΔΟΣ", "οδός οδος", ["οδος"]),
         ("東京", "東京都に", ["東京"]),
@@ -107,6 +108,7 @@ WRONG: list[tuple[Any, str]] = [
     ({"rules": [], "allow": ["x"]}, "allow is unknown: write rules, allow_list, allow_list_file."),
     ({"rules": [{"label": "a", "patern": "x"}]}, "rules[0].patern is unknown: write label, pattern, kind, region,"),
     ({"rules": [{"pattern": "x"}]}, "rules[0].label is missing"),
+    ({"rules": [None]}, "rules[0] is None: write a mapping"),
     ({"rules": [{"label": " ", "pattern": "x"}]}, "rules[0].label is blank"),
     ({"rules": [{"label": "a"}]}, "rules[0] has nothing to find: give one of pattern, kind, deny_list"),
     ({"rules": [{"label": "a", "pattern": "x", "kind": "url"}]}, "rules[0] has pattern and kind: give one of"),
@@ -140,6 +142,7 @@ def test_wrong_rules_are_refused(content: Any, message: str) -> None:
         ("rules: [", "cannot be read"),
         ("- label", "hold ['label']: write a mapping"),
         ("rules: [{label: a, deny_list_file: none.txt}]", "none.txt cannot be read"),
+        ("rules: [{label: a, deny_list_file: 3}]", "deny_list_file is 3: give the name of a file"),
         ("rules: [{label: a, kind: fax}]", "pii.yaml are wrong: rules[0].kind is 'fax'"),
     ],
 )
