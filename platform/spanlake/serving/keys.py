@@ -107,8 +107,8 @@ def add_key(path: Path, name: str, requests_per_minute: float | None) -> str:
 
     Raises: UserError for a name that the file has, or a file that cannot be read or written.
     """
-    keys = _read(path) if path.exists() else {}
-    if name in keys:
+    content = _content(path) if path.exists() else ""
+    if name in _parsed(path, content):
         raise UserError(f"{path} already has a key of the name {name!r}; remove it there, or choose another name.")
     value = f"sl_{secrets.token_urlsafe(32)}"
     entry: dict[str, Any] = {"sha256": _digest(value)}
@@ -116,19 +116,38 @@ def add_key(path: Path, name: str, requests_per_minute: float | None) -> str:
         if not (requests_per_minute > 0 and math.isfinite(requests_per_minute)):
             raise UserError(f"The rate is {requests_per_minute} requests a minute; it must be above 0.")
         entry["requests_per_minute"] = requests_per_minute
+    added = ("" if content.endswith("\n") or not content else "\n") + yaml.safe_dump({name: entry})
+    try:
+        _parsed(path, content + added)
+    except UserError as error:
+        raise UserError(
+            f"A key cannot be added at the end of {path}: write one key under the other in it, without braces around "
+            "them."
+        ) from error
     try:
         path.touch(mode=0o600)
         with open(path, "a", encoding="utf-8") as file:
-            yaml.safe_dump({name: entry}, file)
+            file.write(added)
     except OSError as error:
         raise UserError(f"The key file {path} cannot be written ({one_line(error)}).") from error
     return value
 
 
 def _read(path: Path) -> dict[str, Key]:
+    return _parsed(path, _content(path))
+
+
+def _content(path: Path) -> str:
     try:
-        values = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        return path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"The key file {path} cannot be read ({one_line(error)}).") from error
+
+
+def _parsed(path: Path, content: str) -> dict[str, Key]:
+    try:
+        values = yaml.safe_load(content)
+    except yaml.YAMLError as error:
         raise UserError(f"The key file {path} cannot be read ({one_line(error)}).") from error
     try:
         return _FILE.validate_python(values if values is not None else {})

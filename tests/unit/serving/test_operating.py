@@ -44,6 +44,23 @@ def test_keys_change_without_a_restart(always: None, tmp_path: Path, caplog: pyt
     assert keys.admit(new) == "team-2026"
 
 
+def test_a_key_is_added_to_a_file_that_was_edited(tmp_path: Path) -> None:
+    file = tmp_path / "keys.yaml"
+    old = add_key(file, "old", None)
+    file.write_text(file.read_text().rstrip("\n"))
+    new = add_key(file, "new", None)
+    keys = read_keys(file)
+    assert (keys.admit(old), keys.admit(new)) == ("old", "new")
+
+
+def test_a_key_is_not_added_where_it_would_break_the_file(tmp_path: Path) -> None:
+    file = tmp_path / "keys.yaml"
+    file.write_text("{}\n")
+    with pytest.raises(UserError, match="write one key under the other"):
+        add_key(file, "new", None)
+    assert file.read_text() == "{}\n"
+
+
 def test_the_audit_log_names_who_asked_and_nothing_of_the_text(tmp_path: Path) -> None:
     logger = logging.getLogger("spanlake.access")
     handler = open_audit_log(tmp_path / "audit")
