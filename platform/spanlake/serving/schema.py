@@ -80,12 +80,15 @@ class Question(_Options):
 
     def settings(self, rules: Rules | None, own: LabelSet | None = None) -> Settings:
         """Returns the settings of a text that may have labels of its own. `rules` are those of the name `self.rules`.
+        A mapping of thresholds may hold some for labels that the text does not have.
 
         Raises: ApiError 422 for values that no model can use.
         """
         try:
-            labels = self.labels if own is None else own
-            return Settings.make(labels, self.threshold, self.nested, self.multi_label, rules)
+            labels, threshold = self.labels if own is None else own, self.threshold
+            if own is not None and isinstance(threshold, dict):
+                threshold = {name: value for name, value in threshold.items() if name in own}
+            return Settings.make(labels, threshold, self.nested, self.multi_label, rules)
         except UserError as error:
             raise invalid(str(error)) from error
 

@@ -121,6 +121,16 @@ def test_a_line_of_a_stream_may_have_labels_of_its_own(client: httpx.Client, ext
     assert spans([each["entities"] for each in found if "entities" in each]) == of(expected)
 
 
+def test_thresholds_by_name_apply_to_those_labels_that_a_line_has(client: httpx.Client, extractor: Extractor):
+    thresholds = {"person": 0.2, "city": 0.4}
+    question = {"labels": ["person", "city"], "threshold": thresholds}
+    _, own, other, _ = ask_stream(
+        client, question, {"text": TEXTS[0], "labels": ["city"]}, {"text": TEXTS[0], "labels": ["fruit"]}
+    )
+    assert spans([own["entities"]]) == of(extractor.extract([TEXTS[0]], ["city"], 0.4))
+    assert "differ in 'fruit'" in other["error"]["message"]
+
+
 # --- offsets ----------------------------------------------------------------------------------------------------------
 
 
