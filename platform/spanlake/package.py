@@ -32,6 +32,7 @@ from tokenizers import Tokenizer
 from spanlake.calibration import Calibration
 from spanlake.errors import PackageError, one_line, shown
 from spanlake.modeling.config import ModelConfig
+from spanlake.modeling.gliner_format import CONFIG as GLINER_CONFIG
 from spanlake.modeling.gliner_format import is_gliner_directory, read_gliner
 from spanlake.modeling.model import SpanModel, unfilled_model
 from spanlake.modeling.tokens import PromptTokenizer
@@ -43,6 +44,7 @@ MANIFEST = "spanlake.json"
 WEIGHTS = "model.safetensors"
 TOKENIZER = "tokenizer.json"
 CARD = "README.md"
+ENCODER_CONFIG = "config.json"  # of other libraries
 EMBEDDED = Path(__file__).parent / "models"
 
 _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
@@ -159,6 +161,7 @@ def open_package(model: str) -> Package:
     """
     directory = find_model(model)
     if not is_gliner_directory(directory):
+        _refuse_other_family(directory)
         return load_package(directory)
     span_model, tokenizer = read_gliner(directory)
     return Package(
@@ -168,6 +171,28 @@ def open_package(model: str) -> Package:
         {"license": "as published"},
         fingerprint_model(span_model, tokenizer),
     )
+
+
+def _refuse_other_family(directory: Path) -> None:
+    """Raises `PackageError` for a checkpoint of the transformers library or of GLiNER2, which has a config.json."""
+    if (directory / MANIFEST).is_file() or not (directory / ENCODER_CONFIG).is_file():
+        return
+    try:
+        values = json.loads((directory / ENCODER_CONFIG).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return
+    kind = values.get("model_type") if isinstance(values, dict) else None
+    if kind == "extractor":
+        raise PackageError(
+            f"{directory} is a GLiNER2 checkpoint (model_type 'extractor', architecture "
+            f"{shown(values.get('architecture'))}); this version reads GLiNER checkpoints with {GLINER_CONFIG}, of "
+            "spans and of tokens, so choose one of these."
+        )
+    if kind is not None:
+        raise PackageError(
+            f"{directory} is a checkpoint of type {shown(kind)}, which finds no entities by itself; train a model on "
+            "it with model.encoder in a recipe, or choose a package or a GLiNER checkpoint."
+        )
 
 
 def describe_model(model: str) -> dict[str, Any]:

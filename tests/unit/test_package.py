@@ -496,3 +496,17 @@ def test_a_splitter_that_is_unknown_or_not_installed_is_named(copy: Path, monkey
         monkeypatch.setitem(sys.modules, "stanza", None)
         with pytest.raises(UserError, match=says):
             load_package(copy)
+
+
+@pytest.mark.parametrize(
+    ("config", "says"),
+    [
+        ({"model_type": "extractor", "architecture": "span"}, "is a GLiNER2 checkpoint .* architecture 'span'"),
+        ({"model_type": "bert"}, "is a checkpoint of type 'bert', which finds no entities by itself"),
+        ({}, "is not a model package: it has no spanlake.json"),
+        ([], "is not a model package"),
+    ],
+)
+def test_a_checkpoint_of_another_family_is_named(tmp_path: Path, config: Any, says: str):
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    assert re.search(says, refusal(open_package, str(tmp_path)))
