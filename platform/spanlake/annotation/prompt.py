@@ -56,8 +56,9 @@ def read_annotation(text: str, answer: str) -> Annotation:
         raise DeadError(f"the answer cannot be read: {error}") from error
     if not whole:
         raise DeadError("the answer breaks off or is not well-formed")
-    entities = next((rows for rows in lists if any(len(row) > 1 for row in rows)), [])
-    others = [rows for rows in lists if rows is not entities]
+    typed = [any(len(row) > 1 for row in rows) for rows in lists]  # some models write a list for each type
+    entities = [row for rows, has_types in zip(lists, typed, strict=True) if has_types for row in rows]
+    others = [rows for rows, has_types in zip(lists, typed, strict=True) if not has_types]
     if not entities and any(lists[0]):
         raise DeadError("no entity of the answer has a type")
     dropped = Counter({"without_type": sum(len(row) == 1 for row in entities), "malformed": entities.count(())})

@@ -22,6 +22,13 @@ def test_an_answer_becomes_mentions_with_types_in_levels_and_absent_types():
     assert dropped == {"not_found": 1, "inside_a_word": 1, "overlapping": 4, "without_type": 2, "malformed": 1}
 
 
+def test_mentions_may_be_in_several_lists():
+    answer = 'Entities: [("Ada", "person")]\n[("London", "city")]\nAbsent: ["film"]'
+    example, dropped = read_annotation("Ada lives in London.", answer)
+    assert [(mention.start, mention.label) for mention in example.mentions] == [(0, "person"), (13, "city")]
+    assert example.negatives == ("film",) and not dropped
+
+
 def test_the_first_types_of_a_string_count():
     example, _ = read_annotation("Ada met Bo", '[("Ada", "poet"), ("Ada", "person"), ("ADA", "city")]')
     assert [(m.start, m.end, m.types) for m in example.mentions] == [(0, 3, ("poet",))]
