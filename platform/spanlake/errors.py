@@ -3,6 +3,8 @@
 Each message is one sentence: what was wrong, the value, what is allowed, what to do.
 """
 
+import yaml
+
 
 class SpanlakeError(Exception):
     """The base of every error that Spanlake raises on purpose; the command line prints it without a traceback."""
@@ -31,7 +33,12 @@ def shown(value: object) -> str:
 
 
 def one_line(error: BaseException) -> str:
-    """Returns the first line of an exception's message, at most 300 characters, without its full stop."""
+    """Returns the first line of an exception's message, at most 300 characters, without its full stop.
+
+    That of a YAML file says what is wrong and in which line; the first line of its message says neither.
+    """
+    if isinstance(error, yaml.MarkedYAMLError) and error.problem and error.problem_mark:
+        return f"line {error.problem_mark.line + 1}: {error.problem}"[:300]
     lines = str(error).strip().splitlines() or [type(error).__name__]
     return lines[0].strip().rstrip(".")[:300]
 

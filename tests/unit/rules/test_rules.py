@@ -139,7 +139,7 @@ def test_wrong_rules_are_refused(content: Any, message: str) -> None:
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        ("rules: [", "cannot be read"),
+        ("rules:\n- {label: a", "cannot be read (line 2: expected ',' or '}', but got '<stream end>')"),
         ("- label", "hold ['label']: write a mapping"),
         ("rules: [{label: a, deny_list_file: none.txt}]", "none.txt cannot be read"),
         ("rules: [{label: a, deny_list_file: 3}]", "deny_list_file is 3: give the name of a file"),
