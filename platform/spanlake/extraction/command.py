@@ -127,6 +127,7 @@ def _count(text: str) -> int:
 def _run_extract(args: argparse.Namespace) -> int:
     if find_spec("ray") is None:
         raise UserError("`spanlake extract` needs Ray, which is not installed: pip install 'spanlake[ray]'.")
+    table_options = read_table_options(args)
     request = _request(args)
     from spanlake.extraction.output.dataset import Apart, DatasetTarget
     from spanlake.extraction.output.fit import check_values
@@ -141,7 +142,6 @@ def _run_extract(args: argparse.Namespace) -> int:
 
     # Workers have another working directory.
     model = os.path.abspath(args.model) if os.path.isdir(args.model) else args.model
-    table_options = read_table_options(args)
     target = None
     if args.into:
         apart = [Apart(request.source.root, request.source.deep), Apart(request.output, deep=True)]

@@ -176,6 +176,8 @@ def _plan(args: argparse.Namespace) -> int:
         raise UserError(
             "The speed of a replica is neither given nor can it be measured; give --rate, or --texts and --labels."
         )
+    if args.rate is not None and args.texts:
+        raise UserError("--rate gives the speed of a replica, and --texts measures it; give one of them.")
     speed = Speed(args.rate, 1 / args.rate) if args.rate else _measured(args)
     found = capacity(speed, args.texts_per_day, args.peak, args.p99, args.price)
     print(json.dumps(found.as_json()) if args.json else in_words(found))

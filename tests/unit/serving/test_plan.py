@@ -85,6 +85,7 @@ def test_the_command(
     ("more", "says"),
     [
         ([], "give --rate, or --texts and --labels"),
+        (["--rate", "5", "--texts", "texts.txt"], "--rate gives the speed"),
         (["--rate", "0"], "'0' is not a number above 0"),
         (["--rate", "nan"], "'nan' is not a number above 0"),
         (["--labels", "person", "--texts", "absent.txt"], "cannot be read"),
