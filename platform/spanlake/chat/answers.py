@@ -34,12 +34,12 @@ class Lists(NamedTuple):
 
 
 def read_rows(answer: str) -> Rows:
-    """Returns the rows of the list in an answer: of the first list that has some, if there are several.
+    """Returns the rows of all lists in an answer. Lists without a row, such as `[1]` for a footnote, do not count.
 
     Raises ValueError where the answer holds no list.
     """
     lists, whole = read_lists(answer)
-    rows = next(filter(any, lists), lists[0])
+    rows = [row for each in lists if any(each) for row in each] or lists[0]
     return Rows([row for row in rows if row], rows.count(()), whole)
 
 

@@ -22,6 +22,7 @@ ADA = [("Ada", "person")]
         ('[("Ada", ["mathematician", "person"])]', [("Ada", "mathematician", "person")]),
         ('[("Ada", "mathematician", "person")]', [("Ada", "mathematician", "person")]),
         ('[{"name": "Ada", "types": ["mathematician", "person"]}]', [("Ada", "mathematician", "person")]),
+        ('person: [("Ada", "person")]\ncity: [["Rome", "city"]]', [*ADA, ("Rome", "city")]),
         ('["Ada", "O\'Neil"]', [("Ada",), ("O'Neil",)]),
         ("[]", []),
         ("None.", []),
