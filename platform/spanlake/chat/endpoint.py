@@ -196,7 +196,7 @@ class Chat:
         status = response.status_code
         if status in _AGAIN or status >= 500:
             raise _AgainError(said, _retry_after(response))
-        refused = [name for name in settings if name in said]
+        refused = [name for name in settings if name in str(_message(answer))]
         if status == 400 and refused:
             for name in refused:
                 self._settings.pop(name, None)
@@ -212,10 +212,10 @@ class Chat:
 
     def _said(self, answer: Any, status: int) -> str:
         """Returns what an error's body says, without the key."""
-        error = answer.get("error") if isinstance(answer, dict) else None
-        message = error.get("message") if isinstance(error, dict) else error
-        said = f"status {status}" + (f": {shown(message)}" if message else "")
-        return said.replace(self._endpoint.key, "(the key)") if self._endpoint.key else said
+        message = str(_message(answer) or "")
+        if self._endpoint.key:  # before it is shortened, which may leave a part of the key
+            message = message.replace(self._endpoint.key, "(the key)")
+        return f"status {status}" + (f": {shown(message)}" if message else "")
 
     def _pause(self, attempt: int, failure: Exception) -> float:
         """Returns seconds to wait. A random part keeps questions that failed together from coming back together."""
@@ -231,6 +231,12 @@ class _AgainError(Exception):
     def __init__(self, reason: str, retry_after: float | None = None) -> None:
         super().__init__(reason)
         self.retry_after = retry_after
+
+
+def _message(answer: Any) -> Any:
+    """Returns what an error's body says; None where it says nothing."""
+    error = answer.get("error") if isinstance(answer, dict) else None
+    return error.get("message") if isinstance(error, dict) else error
 
 
 def _reply(answer: Any, messages: Sequence[Message]) -> Reply:

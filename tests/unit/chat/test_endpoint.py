@@ -66,8 +66,10 @@ def test_a_question_without_an_answer_is_an_error_of_its_own():
     assert isinstance(second, Reply)
 
 
-def test_settings_that_the_model_refuses_are_left_out():
-    refusal = {"status": 400, "say": "Unsupported parameter: 'max_tokens'", "times": 1}
+@pytest.mark.parametrize("before", ["", "The proxy of this endpoint has an answer of the model's server. " * 3])
+def test_settings_that_the_model_refuses_are_left_out(before: str):
+    says = f"{before}Unsupported parameter: 'max_tokens'. See the reference of the chat endpoint."
+    refusal = {"status": 400, "say": says, "times": 1}
     with chat_server(refusal, {"say": "[]"}) as server:
         [reply], _ = ask(server)
     assert isinstance(reply, Reply)
@@ -92,6 +94,13 @@ def test_a_refusal_stops_at_once_and_does_not_show_the_key(status: int, says: st
     assert isinstance(error, UserError) and says in str(error)
     assert server.asked[0]["key"] == f"Bearer {KEY}" and len(server.asked) == 1
     assert KEY not in str(error) + repr(Endpoint("u", "m", KEY)) + caplog.text
+
+
+def test_a_long_refusal_shows_no_part_of_the_key():
+    says = f"{'Wrong key ':x<70}{KEY}, and more words that are left out of the message of the error"
+    with chat_server({"status": 401, "say": says}) as server:
+        [error], _ = ask(server, key=KEY)
+    assert "x" * 20 in str(error) and KEY[:6] not in str(error)
 
 
 def test_an_endpoint_that_is_down_is_named():
