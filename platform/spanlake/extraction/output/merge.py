@@ -7,7 +7,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from spanlake.errors import UserError
+from spanlake.errors import UserError, one_line
 from spanlake.extraction.source.model import CHANGE, DELETED, INSERTED, Source, SourceReadError
 from spanlake.extraction.source.open import SourceHandle
 
@@ -30,7 +30,7 @@ def check_source_keys(source: Source, text_columns: tuple[str, ...], keys: Seque
 def replaced_keys(batches: Iterable[pa.RecordBatch], keys: Sequence[str]) -> set[Key]:
     """Returns the keys of rows that are deleted and added again. Holds the keys in memory.
 
-    Raises UserError if a key is null, or if two added rows have the same key.
+    Raises UserError if a key is null or not valid UTF-8, or if two added rows have the same key.
     """
     added: set[Key] = set()
     deleted: set[Key] = set()
@@ -70,7 +70,13 @@ def without_replaced(
 
 
 def _keys(batch: pa.RecordBatch, keys: Sequence[str]) -> list[Key]:
-    return list(zip(*(batch.column(key).to_pylist() for key in keys), strict=True))
+    try:
+        return list(zip(*(batch.column(key).to_pylist() for key in keys), strict=True))
+    except UnicodeDecodeError as error:
+        raise UserError(
+            f"--merge-on {','.join(keys)} is not valid UTF-8 in a row ({one_line(error)}): choose another key, or "
+            "correct it in the source."
+        ) from error
 
 
 def _deleted(batch: pa.RecordBatch) -> list[bool]:

@@ -292,6 +292,13 @@ def test_a_directory_of_parquet_files_keeps_its_partitions(tmp_path: Path) -> No
         opened(name, third)
 
 
+def test_a_key_that_is_not_utf8_is_refused() -> None:
+    raw = pa.array([b"\xff"], pa.binary())
+    batch = pa.RecordBatch.from_pydict({"id": pa.Array.from_buffers(pa.string(), 1, raw.buffers())})
+    with pytest.raises(UserError, match="--merge-on id is not valid UTF-8 in a row"):
+        replaced_keys([batch], ["id"])
+
+
 @pytest.mark.parametrize("option", ["partition_by", "merge_on"])
 def test_keys_and_partitions_are_plain_values(tmp_path: Path, option: str) -> None:
     ledger = extract_rows(rows(1), tmp_path / "first")
