@@ -23,8 +23,8 @@ class Average:
         """`step` counts from 1. The first steps move the average further, so that it forgets where the run began."""
         taken = 1 - min(self._decay, (1 + step) / (10 + step))
         with torch.no_grad():
-            for name, weight in self._named():
-                self._weights[name].lerp_(weight, taken)
+            weights: list[torch.Tensor] = [weight for _, weight in self._named()]
+            torch._foreach_lerp_(list(self._weights.values()), weights, taken)
 
     def model(self) -> SpanModel:
         """Returns a copy of the model with the averaged weights."""

@@ -8,9 +8,12 @@ from __future__ import annotations
 
 import sys
 import time
+from collections import deque
 from collections.abc import Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from functools import partial
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +22,7 @@ import torch
 from spanlake.data.batches import TokenizedExample, training_batch
 from spanlake.data.stream import PROMPT_ROOM, StreamBatch
 from spanlake.errors import ShortfallError
+from spanlake.modeling.tokens import Batch
 from spanlake.package import Package, prompt_tokenizer
 from spanlake.storage import Place
 from spanlake.training.average import Average
@@ -34,6 +38,7 @@ from spanlake.training.recipe import Recipe
 from spanlake.training.tracking import Tracker
 from spanlake.training.worker import Worker
 
+_STEPS_AHEAD = 2  # steps whose batches are built while the model works on one
 _TEXTS_NAMED = 5  # of a batch whose loss is not finite
 
 
@@ -46,6 +51,17 @@ class _Window:
     loss: float = 0.0
     texts: int = 0
     tokens: int = 0
+    waited: float = 0.0  # seconds in which the model had no batch
+
+
+@dataclass(frozen=True)
+class _Part:
+    """A part of a step's batch that is read in one forward pass of this process."""
+
+    chosen: list[int]  # indexes of its texts in the batch
+    weight: float
+    batch: Batch
+    targets: torch.Tensor  # as training_batch returns them
 
 
 class Trainer:
@@ -100,12 +116,14 @@ class Trainer:
     def _train(self) -> None:
         recipe, schedule, progress = self._recipe, self._recipe.schedule, self._progress
         stream = self._data.stream(recipe, self._package.tokenizer, self._package.config)
-        batches = stream.batches(progress.position, partial(self._host.pools, stream))
+        batches = self._built_ahead(stream.batches(progress.position, partial(self._host.pools, stream)))
         window = _Window()
         while progress.step < schedule.steps and not 0 < schedule.patience <= progress.waited:
-            batch = next(batches)
+            asked = time.monotonic()
+            batch, parts = next(batches)
+            window.waited += time.monotonic() - asked
             step = progress.step + 1
-            loss, norm = self._step(batch, step)
+            loss, norm = self._step(batch, parts, step)
             if self._average:
                 self._average.update(step)
             texts, tokens = len(batch.examples), sum(example.tokens for example in batch.examples)
@@ -124,17 +142,29 @@ class Trainer:
             if step % recipe.checkpoint.every == 0 or step == schedule.steps:
                 self._save()
 
-    def _step(self, batch: StreamBatch, step: int) -> tuple[float, float | None]:
-        """One optimiser step. Returns the loss over the whole batch, and the gradient's norm where it is known.
+    def _built_ahead(self, batches: Iterator[StreamBatch]) -> Iterator[tuple[StreamBatch, list[_Part]]]:
+        """Yields the batch of each step with this process's parts of it. A thread builds the next ones meanwhile.
 
-        Raises ShortfallError, in all processes, where the loss is not finite; the weights are as they were.
+        What is built depends on the seed and the step alone.
         """
-        recipe, worker, package = self._recipe, self._worker, self._package
-        texts = len(batch.examples)
-        torch.manual_seed(((recipe.seed * 1_000_003 + step) * 4099 + worker.rank) % 2**63)  # of dropout
-        package.model.train()
-        loss_sum, odd = 0.0, list[int]()
-        for chosen, weight in _parts(batch.examples, worker, recipe.schedule.micro_tokens):
+
+        def build(step: int) -> tuple[StreamBatch, list[_Part]]:
+            batch = next(batches)
+            return batch, list(self._parts(batch, step))
+
+        builder = ThreadPoolExecutor(1, "spanlake-batch")
+        try:
+            ahead: deque[Future[tuple[StreamBatch, list[_Part]]]] = deque()
+            for step in count(self._progress.step + 1):
+                ahead.append(builder.submit(build, step))
+                if len(ahead) > _STEPS_AHEAD:
+                    yield ahead.popleft().result()
+        finally:
+            builder.shutdown(cancel_futures=True)
+
+    def _parts(self, batch: StreamBatch, step: int) -> Iterator[_Part]:
+        recipe, package = self._recipe, self._package
+        for chosen, weight in _cut_share(batch.examples, self._worker, recipe.schedule.micro_tokens):
             part, targets = training_batch(
                 batch.examples,
                 chosen,
@@ -145,20 +175,34 @@ class Trainer:
                 step=step,
                 frequencies=self._data.frequencies,
             )
+            yield _Part(chosen, weight, part, targets)
+
+    def _step(self, batch: StreamBatch, parts: list[_Part], step: int) -> tuple[float, float | None]:
+        """One optimiser step. Returns the loss over the whole batch, and the gradient's norm where it is known.
+
+        Raises ShortfallError, in all processes, where the loss is not finite; the weights are as they were.
+        """
+        recipe, worker, package = self._recipe, self._worker, self._package
+        texts = len(batch.examples)
+        torch.manual_seed(((recipe.seed * 1_000_003 + step) * 4099 + worker.rank) % 2**63)  # of dropout
+        package.model.train()
+        loss_sum, odd = 0.0, list[int]()
+        for part in parts:
             with torch.autocast(worker.device.type, torch.bfloat16, enabled=recipe.parallel.precision == "bfloat16"):
-                logits = self._engine.forward(part.to(worker.device))
+                logits = self._engine.forward(part.batch.to(worker.device))
+            targets = part.targets.to(worker.device, non_blocking=True)
             loss = span_loss(
                 logits,
-                targets.to(worker.device),
-                part.word_counts,
-                part.type_counts,
+                targets,
+                part.batch.word_counts,
+                part.batch.type_counts,
                 recipe.optim,
                 package.config.token_level,
             )
-            self._engine.backward(loss * (weight * worker.size / texts))  # gradients are averaged over processes
-            value = weight * float(loss.detach())
+            self._engine.backward(loss * (part.weight * worker.size / texts))  # gradients are averaged over processes
+            value = part.weight * float(loss.detach())
             loss_sum += value
-            odd += [] if -float("inf") < value < float("inf") else chosen
+            odd += [] if -float("inf") < value < float("inf") else part.chosen
         total, wrong = worker.total([loss_sum, float(bool(odd))])
         if wrong:
             raise _not_finite(step, [batch.examples[i] for part in worker.gather(odd) for i in part])
@@ -175,6 +219,7 @@ class Trainer:
             "tokens": progress.tokens,
             "texts_per_second": window.texts / seconds,
             "tokens_per_second": window.tokens / seconds,
+            "waiting_share": window.waited / seconds,
             "seconds_left": seconds / window.steps * (self._recipe.schedule.steps - progress.step),
             "encoder_lr": rates[0],
             "head_lr": rates[-1],
@@ -216,7 +261,7 @@ class Trainer:
             self._tracker.record(values)
 
 
-def _parts(
+def _cut_share(
     examples: Sequence[TokenizedExample], worker: Worker, micro_tokens: int
 ) -> Iterator[tuple[list[int], float]]:
     """This process's share of a batch, cut by `micro_tokens`, and the weight of each part.
