@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 import yaml
 
 from spanlake.errors import UserError, one_line, shown
+from spanlake.strict_yaml import load_yaml
 from spanlake.text import replace_surrogates
 
 Labels = Sequence[str] | Mapping[str, str]  # names, or names -> descriptions that the model reads in their place
@@ -81,7 +82,7 @@ def split_names(argument: str, kind: str) -> list[str]:
 def _read_file(path: Path) -> LabelSet:
     try:
         content = path.read_text(encoding="utf-8-sig")
-        found = yaml.safe_load(content) if path.suffix.lower() in _YAML_SUFFIXES else _lines(content)
+        found = load_yaml(content) if path.suffix.lower() in _YAML_SUFFIXES else _lines(content)
     except (OSError, ValueError, yaml.YAMLError) as error:
         raise UserError(f"The labels file {path} cannot be read ({one_line(error)}).") from error
     if isinstance(found, dict) and any(isinstance(value, dict) for value in found.values()):

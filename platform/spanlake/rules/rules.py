@@ -17,6 +17,7 @@ from spanlake.errors import UserError, one_line, shown
 from spanlake.rules.kinds import KINDS, REGIONS, Spans, phones
 from spanlake.rules.patterns import compiled, spans
 from spanlake.rules.terms import TermFinder, normal_form
+from spanlake.strict_yaml import load_yaml
 from spanlake.text import replace_surrogates, whole_characters
 
 _PHONE = "phone"
@@ -72,7 +73,7 @@ class Rules:
         Raises UserError for a file that cannot be read, and for rules that are wrong.
         """
         try:
-            content = yaml.safe_load(Path(path).read_text(encoding="utf-8-sig"))
+            content = load_yaml(Path(path).read_text(encoding="utf-8-sig"))
         except (OSError, ValueError, yaml.YAMLError) as error:
             raise UserError(f"The rules {path} cannot be read ({one_line(error)}).") from error
         if not isinstance(content, dict):

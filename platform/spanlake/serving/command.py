@@ -16,6 +16,7 @@ import yaml
 
 from spanlake.errors import UserError, one_line
 from spanlake.options import add_labels_option, add_model_options, positive
+from spanlake.strict_yaml import load_yaml
 
 if TYPE_CHECKING:
     from spanlake.serving.plan import Speed
@@ -154,7 +155,7 @@ def _file(path: str | None) -> dict[str, Any]:
     if path is None:
         return {}
     try:
-        values = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+        values = load_yaml(Path(path).read_text(encoding="utf-8"))
     except (OSError, ValueError, yaml.YAMLError) as error:
         raise UserError(f"The settings {path} cannot be read ({one_line(error)}).") from error
     if not isinstance(values, dict):

@@ -22,6 +22,7 @@ from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 
 from spanlake.errors import UserError, one_line, shown
 from spanlake.serving.errors import ApiError
+from spanlake.strict_yaml import load_yaml
 
 _log = logging.getLogger(__name__)
 _BURST_SECONDS = 10  # worth of a key's requests may come at once
@@ -146,7 +147,7 @@ def _content(path: Path) -> str:
 
 def _parsed(path: Path, content: str) -> dict[str, Key]:
     try:
-        values = yaml.safe_load(content)
+        values = load_yaml(content)
     except yaml.YAMLError as error:
         raise UserError(f"The key file {path} cannot be read ({one_line(error)}).") from error
     try:

@@ -15,6 +15,7 @@ from spanlake.data.sampling import Sampling, Share
 from spanlake.errors import UserError, one_line, shown
 from spanlake.modeling.config import SpanHeadKind
 from spanlake.splitters.find import SplitterName
+from spanlake.strict_yaml import StrictLoader
 
 
 class _Section(BaseModel):
@@ -227,7 +228,7 @@ class Recipe(_Section):
         return self.model_dump(mode="json")
 
 
-class _Yaml(yaml.SafeLoader):
+class _Yaml(StrictLoader):
     """Reads 1e-5 as a number. YAML 1.1 takes it for a text."""
 
 
