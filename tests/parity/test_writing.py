@@ -86,7 +86,7 @@ def test_a_limit_of_the_encoder_is_written_and_one_of_ours_is_not(deberta, bert,
 def test_the_papers_head_has_no_published_form(deberta, workshop, tmp_path):
     package = workshop.ours(deberta.directory).package
     config = ModelConfig.from_dict({**package.config.to_dict(), "span_head": "paper"})
-    with pytest.raises(PackageError, match="'paper' has no published form; only marker_v0 and marker have one"):
+    with pytest.raises(PackageError, match="'paper' has no published form; only marker_v0, marker, token_level have"):
         write_gliner(tmp_path / "none", SpanModel(config), package.tokenizer.backend)
     assert not (tmp_path / "none").exists()
 

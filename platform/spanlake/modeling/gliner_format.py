@@ -162,7 +162,7 @@ def write_gliner(directory: Path, model: SpanModel, tokenizer: Tokenizer, *, whi
     span_mode = next((mode for mode, head in _SPAN_MODES.items() if head == config.span_head), None)
     if span_mode is None:
         raise PackageError(
-            f"The span head {config.span_head!r} has no published form; only {' and '.join(_SPAN_MODES.values())} have "
+            f"The span head {config.span_head!r} has no published form; only {', '.join(_SPAN_MODES.values())} have "
             "one, so train with one of them or keep the model as a package."
         )
     if config.splitter == "unicode" and not whitespace_words:

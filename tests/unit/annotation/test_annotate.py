@@ -156,7 +156,7 @@ def test_an_endpoint_that_is_not_there(source: Path, capfd: Any, monkeypatch: py
 
 @pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGINT])
 def test_a_stopped_run_goes_on_and_every_row_is_there_once(source: Path, how: signal.Signals, capfd: Any):
-    with chat_server({**GOOD, "seconds": 0.1}) as server:
+    with chat_server({**GOOD, "seconds": 0.3}) as server:  # so that the signal comes before the last answer
         process = subprocess.Popen(
             [sys.executable, "-m", "spanlake.cli", *call(source, server)],
             env={**activated(), "PYTHONPATH": "platform"},

@@ -82,7 +82,7 @@ def test_thresholds_by_name_are_those_of_all_label_sets(client: httpx.Client, ex
         for text, labels in zip(TEXTS, OWN, strict=True)
     ]
     assert spans(answer) == of(one_by_one)
-    assert extractor.extract(TEXTS, OWN, thresholds) == one_by_one
+    assert of(extractor.extract(TEXTS, OWN, thresholds)) == of(one_by_one)
     with pytest.raises(UserError, match="threshold for 'nobody', which no text has"):
         extractor.extract(TEXTS, OWN, thresholds | {"nobody": 0.5})
 
