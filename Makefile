@@ -18,8 +18,8 @@ demo: $(VENV)/.installed-demo  ## Find entities in 300 encyclopedia passages, au
 	$(VENV)/bin/spanlake audit $(DEMO)
 	$(VENV)/bin/spanlake show $(DEMO)
 
-check: lint  ## What to run while writing: style, types and the tests that need no Ray.
-	$(VENV)/bin/pytest $(PARALLEL) tests/unit
+check: lint  ## What to run while writing: style, types and the quick tests that need no Ray.
+	$(VENV)/bin/pytest $(PARALLEL) -m "not slow" tests/unit
 
 test: $(VENV)/.installed-dev  ## Run the tests that need no GPU.
 	$(VENV)/bin/pytest $(PARALLEL) tests/unit tests/parity

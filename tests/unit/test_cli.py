@@ -49,6 +49,7 @@ def model(tiny_model_dir: Path) -> str:
 # --- in a new process -------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_predict_prints_one_json_document(model: str):
     given = b"Ada met Charles.\r\n\nMarie Curie \xff in Montr\xc3\xa9al\n"
     done = spanlake("predict", TEXT, "-", "--json", "--model", model, *LOW, input=given)
@@ -68,6 +69,7 @@ def test_predict_prints_one_json_document(model: str):
     assert done.stdout.count(b"\n") == 1
 
 
+@pytest.mark.slow
 def test_a_wrong_call_exits_with_two_and_one_line():
     done = spanlake("predict", TEXT, "--model", "no-such-model", *LOW)
     assert done.returncode == 2
@@ -88,6 +90,7 @@ def test_help_answers_without_torch():
         assert ("usage: spanlake" in done.stdout) == ("--help" in arguments)
 
 
+@pytest.mark.slow
 def test_a_closed_output_pipe_does_not_crash_the_command(model: str):
     command = [sys.executable, "-m", "spanlake.cli", "package", "inspect", model]
     environment = {**os.environ, "PYTHONPATH": str(SOURCE_ROOT)}

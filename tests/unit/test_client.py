@@ -67,6 +67,7 @@ def test_async_extract_gives_what_the_extractor_gives(url: str, expected: list[l
     assert len(asyncio.run(ask())) == len(expected)
 
 
+@pytest.mark.slow
 def test_streams_of_many_texts_keep_their_order(url: str, expected: list[list[Entity]]):
     count = 300  # several requests: they hold 48 KiB each
 

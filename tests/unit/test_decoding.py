@@ -48,6 +48,7 @@ def candidates_(draw: st.DrawFn) -> list[Candidate]:
     return [(s * scale, (s + w) * scale, label, score) for s, w, label, score in draw(st.lists(one, max_size=40))]
 
 
+@pytest.mark.slow
 @settings(max_examples=500, deadline=None)
 @given(candidates_(), st.booleans(), st.booleans(), st.randoms(use_true_random=False))
 def test_select_follows_the_rules_in_any_input_order(
@@ -59,6 +60,7 @@ def test_select_follows_the_rules_in_any_input_order(
     assert chosen(shuffled, nested, multi_label) == expected
 
 
+@pytest.mark.slow
 @settings(max_examples=500, deadline=None)
 @given(candidates_(), st.booleans(), st.booleans(), st.floats(0, 1, width=32))
 def test_a_higher_threshold_only_removes_entities(

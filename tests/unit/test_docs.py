@@ -5,6 +5,7 @@ import re
 import subprocess
 from pathlib import Path
 
+import pytest
 from commands import ROOT, activated, run
 
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -15,6 +16,7 @@ def commands(text: str) -> list[str]:
     return [line for block in blocks for line in block.splitlines() if line]
 
 
+@pytest.mark.slow
 def test_the_site_builds_without_a_warning(tmp_path: Path) -> None:
     built = subprocess.run(
         ["mkdocs", "build", "--quiet", "--site-dir", str(tmp_path / "site")],
@@ -58,6 +60,7 @@ def test_the_evidence_of_each_failure_is_what_the_code_says() -> None:
                 assert part.strip(" ,;") in said, part
 
 
+@pytest.mark.slow
 def test_the_commands_of_the_operations_guide(tmp_path: Path) -> None:
     listed = commands((ROOT / "docs" / "operations.md").read_text(encoding="utf-8"))
     (tmp_path / "texts.txt").write_text("Alain Farley works at McGill University\n")

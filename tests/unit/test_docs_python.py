@@ -26,6 +26,7 @@ def test_the_programs_are_found():
     assert len(PROGRAMS) == 8
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("program", PROGRAMS, ids=library)
 def test_a_program_runs(program: str, tmp_path: Path):
     name = library(program)

@@ -31,6 +31,7 @@ def test_a_missing_library_names_the_extra(monkeypatch: pytest.MonkeyPatch, caps
     assert "pip install 'spanlake[serve]'" in checks["no-such-library"]["says"]
 
 
+@pytest.mark.slow
 def test_a_cluster_that_does_not_answer_is_broken(monkeypatch: pytest.MonkeyPatch, capsys: Captured) -> None:
     monkeypatch.setenv("RAY_ADDRESS", "127.0.0.1:1")
     monkeypatch.setattr(doctor, "_RAY_SECONDS", 5.0)

@@ -8,6 +8,7 @@ import pytest
 from tests.golden.make import HERE, entities, training_curve
 
 
+@pytest.mark.slow
 def test_the_demo_finds_the_golden_entities() -> None:
     golden = json.loads((HERE / "entities.json").read_text(encoding="utf-8"))
     found = entities()

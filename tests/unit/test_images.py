@@ -69,6 +69,7 @@ def test_the_dependencies_are_those_of_the_project_and_exist(tmp_path: Path) -> 
         assert re.search(rf"already satisfied: {name}\b", listed.stdout), name
 
 
+@pytest.mark.slow
 def test_the_package_is_built_from_what_the_image_copies_and_installs(tmp_path: Path) -> None:
     for path in copied("package") - {"deploy/image/package.sh"}:
         source = ROOT / path

@@ -38,6 +38,7 @@ def run_without_ray(program: str) -> "subprocess.CompletedProcess[str]":
     return subprocess.run(command, cwd=SOURCE_ROOT, capture_output=True, text=True)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "program",
     ["from spanlake import Entity, Extractor", IMPORT_CORE, HELP],

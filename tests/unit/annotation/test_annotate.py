@@ -154,6 +154,7 @@ def test_an_endpoint_that_is_not_there(source: Path, capfd: Any, monkeypatch: py
     assert "cannot be reached" in error and "finished rows are kept" in error and error.count("\n") == 1
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGINT])
 def test_a_stopped_run_goes_on_and_every_row_is_there_once(source: Path, how: signal.Signals, capfd: Any):
     with chat_server({**GOOD, "seconds": 0.3}) as server:  # so that the signal comes before the last answer

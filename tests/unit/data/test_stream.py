@@ -99,6 +99,7 @@ def test_the_sequence_is_the_same_each_time_and_another_for_another_seed(uri: st
     assert first != plain(islice(stream(uri, seed=6).batches(), 150))
 
 
+@pytest.mark.slow
 def test_a_run_goes_on_from_any_batch_as_if_it_had_not_stopped(uri: str) -> None:
     """Over the edges of pools and of the epoch, from the position as a checkpoint keeps it."""
     made = stream(uri)
@@ -113,6 +114,7 @@ def test_a_run_goes_on_from_any_batch_as_if_it_had_not_stopped(uri: str) -> None
         assert [b.position for b in following] == [b.position for b in whole[stop + 1 : stop + 4]]
 
 
+@pytest.mark.slow
 def test_pools_may_be_loaded_elsewhere(uri: str) -> None:
     """What reads them may be pickled, and be given all plans of an epoch at once."""
     asked = []
@@ -187,6 +189,7 @@ def passages(tmp_path_factory: pytest.TempPathFactory) -> str:
     return str(directory / "out")
 
 
+@pytest.mark.slow
 def test_sentences_of_a_passage_are_drawn_at_the_rate(passages: str) -> None:
     def drawn(rate: float, number: int = 0) -> list[tuple[str, int, tuple[str, ...]]]:
         made = stream(passages, weights=(2.0,), sentence_rates=(rate,))

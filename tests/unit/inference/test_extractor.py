@@ -214,6 +214,7 @@ def test_a_document_of_five_megabytes_is_read_whole_in_bounded_memory(tiny: Extr
 ODD = "a Z9 .,!?-_'…。\u200b\u200d\ufeff\u0301\u05d0\u0634\u202e😀👩🏽\x00\x07\x1c\x85\n\r\t\ud800\udfff\ufffd中文ßİ"
 
 
+@pytest.mark.slow
 @settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(st.lists(st.one_of(st.text(st.sampled_from(ODD), max_size=200), st.text(max_size=60)), max_size=4))
 @example(["a \u0e33 b"])
@@ -405,6 +406,7 @@ def places(entities: list[Entity]) -> set[tuple[int, int, str]]:
 # --- the end ----------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_a_closed_extractor_frees_its_model_at_once(tiny_model_dir: Path):
     """In a fresh process: one that has trained keeps what it frees, to use it again."""
     with ProcessPoolExecutor(1, get_context("spawn")) as processes:

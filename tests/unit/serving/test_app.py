@@ -126,6 +126,7 @@ def assert_equal(results: list[Any], expected: list[Any]) -> None:
 # --- answers ----------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_answers_under_load_are_the_extractors(client: httpx.Client, extractor: Extractor) -> None:
     rng = random.Random(1)
     questions: list[dict[str, Any]] = [
@@ -295,6 +296,7 @@ def test_a_body_without_an_announced_length_is_counted_while_it_is_read(client: 
     assert sent < 1000
 
 
+@pytest.mark.slow
 def test_a_fuzzed_body_never_breaks_the_server(client: httpx.Client) -> None:
     rng = random.Random(7)
     whole = json.dumps({"texts": ["Ada met Charles", "é"], "labels": {"p": "person"}, "threshold": 0.5}).encode()
@@ -327,6 +329,7 @@ def stream(client: httpx.Client, content: Any) -> httpx.Response:
     return client.post("/v1/extract/stream", content=content, headers={"content-type": "application/x-ndjson"})
 
 
+@pytest.mark.slow
 def test_a_stream_answers_every_text_in_order(client: httpx.Client, extractor: Extractor) -> None:
     texts = [text for text in AWKWARD for _ in range(20)]
     random.Random(2).shuffle(texts)

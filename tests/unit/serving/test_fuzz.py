@@ -58,6 +58,7 @@ def server(tiny_model_dir: Path) -> Iterator[Server]:
     server.close()
 
 
+@pytest.mark.slow
 def test_no_request_that_the_description_allows_fails(server: Server):
     description = server.send("GET", "/openapi.json", b"", {}).json()
     operations = [each.ok() for each in schemathesis.openapi.from_dict(description).get_all_operations()]
@@ -110,6 +111,7 @@ types = st.sampled_from(["application/json", "application/x-ndjson", "applicatio
 )
 
 
+@pytest.mark.slow
 @given(body=bodies, kind=types, path=st.sampled_from(["/v1/extract", "/v1/extract/stream"]))
 @settings(max_examples=400, deadline=None, suppress_health_check=QUIET)
 def test_no_body_makes_the_server_fail(server: Server, body: bytes, kind: str, path: str):

@@ -69,6 +69,7 @@ def train(recipe: Recipe, directory: Path) -> Path:
     return directory / "package"
 
 
+@pytest.mark.slow
 def test_a_run_ends_in_a_package_that_finds_what_it_was_taught(recipe_file: Path, tmp_path: Path) -> None:
     package = train(read_recipe(recipe_file, []), tmp_path / "run")
     extractor = Extractor.load(str(package), precision="float32")

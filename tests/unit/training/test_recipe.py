@@ -216,6 +216,7 @@ def test_all_that_the_paper_names_is_shipped() -> None:
     assert {"mini", "mini-types", "mini-levels"} < names
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("path", [p for p in SHIPPED if p.stem.endswith("-cpu")], ids=lambda path: path.stem)
 def test_a_small_twin_has_a_model_and_data_offline(path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(ROOT)

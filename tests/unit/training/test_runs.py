@@ -168,6 +168,7 @@ def test_parts_of_batches_and_checkpointed_gradients_change_nothing(recipe_file:
 # --- trackers -----------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_tensorboard_mlflow_and_wandb_get_what_was_measured(
     recipe_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -398,6 +398,7 @@ def object_storage(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
             server.terminate()
 
 
+@pytest.mark.slow
 def test_tables_in_object_storage(
     tmp_path: Path, catalog: Catalog, object_storage: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:

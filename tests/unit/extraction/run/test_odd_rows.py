@@ -124,6 +124,7 @@ def test_strings_that_are_not_utf8(tmp_path: Path) -> None:
     ]
 
 
+@pytest.mark.slow
 def test_a_row_of_ten_megabytes_among_small_ones(tmp_path: Path) -> None:
     large = "Ada went home. " * 700_000
     pq.write_table(pa.table({"text": ["Babbage", large, "Curie"]}), tmp_path / "a.parquet")
