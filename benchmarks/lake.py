@@ -1,11 +1,14 @@
 """Extracts a lake of many rows with a trivial model, and measures speed, memory, the resumption and the audit.
 
     python benchmarks/lake.py [--rows 1000000] [--files 50]
+    python benchmarks/lake.py --units 1000 10000 100000
 
 It writes the lake and a model of random weights to a temporary directory. Then it runs the commands as a user would:
 extract; extract again; audit. It kills the first extraction and all its processes with SIGKILL when a third of the
 units are committed. Memory is the largest sum of the proportional set sizes (PSS) of a command's processes, of which
 Ray's processes take a large part.
+
+With --units it measures what each unit costs the driver and object storage instead (unit_costs.py).
 """
 
 import argparse
@@ -25,6 +28,7 @@ import pyarrow.parquet as pq
 import torch
 from machine import machine
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
+from unit_costs import measure
 
 from spanlake.modeling.config import ModelConfig
 from spanlake.modeling.model import SpanModel
@@ -37,9 +41,15 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rows", type=int, default=1_000_000)
     parser.add_argument("--files", type=int, default=50)
+    parser.add_argument(
+        "--units", type=int, nargs="+", metavar="N", help="only plan, commit and audit N units, without Ray"
+    )
     args = parser.parse_args()
     print(machine(os.cpu_count() or 1, "ray", "pyarrow", "torch"))
     print(f"{psutil.virtual_memory().total / 2**30:.0f} GiB of memory")
+    if args.units:
+        measure(args.units)
+        return
     with tempfile.TemporaryDirectory() as directory:
         source, output, model = (Path(directory) / name for name in ("source", "output", "model"))
         write_lake(source, args.rows, args.files)

@@ -23,7 +23,7 @@ from pyarrow import fs
 import spanlake
 from spanlake.errors import UserError, one_line
 from spanlake.extraction.output.layout import Layout
-from spanlake.extraction.output.plan import complete_plan, cut, files_of, plan_table, units_of
+from spanlake.extraction.output.plan import complete_plan, cut, files_of, merged_plan, plan_table, units_of
 from spanlake.extraction.output.row_labels import RowLabels
 from spanlake.extraction.source.choice import Choice
 from spanlake.extraction.source.model import Source
@@ -196,11 +196,10 @@ def prepare(request: Request) -> Ledger:
     known = _check_unchanged(output, plan, request.source)
     added = [file for file in request.source.files if file.path not in known]
     chosen = request.choice.rows(request.source, added, request.text_columns, taken=_rows(plan))
-    new = [unit for file in chosen for unit in cut(file, recorded["unit_rows"])]
-    if not new:
+    new = plan_table(unit for file in chosen for unit in cut(file, recorded["unit_rows"]))
+    if not new.num_rows:
         return Ledger(output, recorded, plan)
-    units = sorted([*units_of(plan), *new], key=lambda unit: unit.name)
-    plan = _with_schema(plan_table(units), request.output_schema)
+    plan = _with_schema(merged_plan(plan, new), request.output_schema)
     return Ledger(output, _with_facts(recorded | {"source": asked["source"]}, plan), plan)
 
 

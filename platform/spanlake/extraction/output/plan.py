@@ -3,7 +3,8 @@
 import json
 from collections.abc import Iterable, Iterator
 from functools import lru_cache
-from itertools import groupby
+from heapq import merge
+from itertools import groupby, islice
 
 import numpy as np
 import pyarrow as pa
@@ -14,6 +15,7 @@ from spanlake.extraction.source.selection import pack, unpack
 UNIT_ROWS = 2048  # rows of a unit in a large source, by default
 SMALL_UNIT_ROWS = 64  # in a small source, so that several workers have work
 UNIT_BYTES = 256 << 20  # the most uncompressed bytes of a unit
+_CHUNK_UNITS = 4096  # of a plan that are Python objects at the same time
 
 _PLAN_SCHEMA = pa.schema(
     [
@@ -80,11 +82,20 @@ def _pieces(groups: Iterable[int], limit: int) -> Iterator[int]:
 
 def plan_table(units: Iterable[Unit]) -> pa.Table:
     """Returns units as a table with a few tens of bytes for each, so that millions fit into memory."""
-    columns: dict[str, list] = {name: [] for name in _PLAN_SCHEMA.names}
-    for unit in units:
-        for name, values in columns.items():
-            values.append(_encoded(unit.columns) if name == "columns" else getattr(unit, name))
-    return pa.table(columns, schema=_PLAN_SCHEMA)
+    waiting = iter(units)
+    chunks = []
+    while chunk := list(islice(waiting, _CHUNK_UNITS)):
+        columns = {
+            name: [_encoded(unit.columns) if name == "columns" else getattr(unit, name) for unit in chunk]
+            for name in _PLAN_SCHEMA.names
+        }
+        chunks.append(pa.table(columns, schema=_PLAN_SCHEMA))
+    return pa.concat_tables([_PLAN_SCHEMA.empty_table(), *chunks])
+
+
+def merged_plan(one: pa.Table, two: pa.Table) -> pa.Table:
+    """Returns the units of two plans in the order of their names. Each plan must have this order itself."""
+    return plan_table(merge(units_of(one), units_of(two), key=lambda unit: unit.name))
 
 
 def complete_plan(table: pa.Table) -> pa.Table:
@@ -96,7 +107,7 @@ def complete_plan(table: pa.Table) -> pa.Table:
 
 def units_of(table: pa.Table) -> Iterator[Unit]:
     """Yields the units in a plan table, or in a part of one, in its order."""
-    for batch in table.to_batches(max_chunksize=4096):
+    for batch in table.to_batches(max_chunksize=_CHUNK_UNITS):
         columns = [batch.column(name).to_pylist() for name in _PLAN_SCHEMA.names]
         for path, size, digest, first, rows, places, kept in zip(*columns, strict=True):
             yield Unit(path, size, digest, first, rows, _decoded(places), kept)

@@ -9,8 +9,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from spanlake.errors import UserError
-from spanlake.extraction.output.plan import cut, default_unit_rows, files_of, plan_table, units_of
-from spanlake.extraction.source.model import SourceFile
+from spanlake.extraction.output import plan as plan_module
+from spanlake.extraction.output.plan import cut, default_unit_rows, files_of, merged_plan, plan_table, units_of
+from spanlake.extraction.source.model import SourceFile, Unit
 from spanlake.extraction.source.open import read_source
 
 
@@ -55,6 +56,17 @@ def test_plan_table_keeps_units(tmp_path: Path) -> None:
     assert list(units_of(table)) == units
     assert list(units_of(table.slice(3, 2))) == units[3:5]
     assert [(unit.path, rows) for unit, rows in files_of(table)] == [("a.parquet", 10), ("b.parquet", 10)]
+
+
+def test_plans_of_many_chunks_keep_the_order_of_names(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(plan_module, "_CHUNK_UNITS", 3)
+    units = [Unit(f"{file}.parquet", 1, "d" * 64, first, 5) for file in "abcdef" for first in range(0, 20, 5)]
+    table = plan_table(iter(units))
+    assert list(units_of(table)) == units
+    assert list(units_of(table.slice(4, 7))) == units[4:11]
+    one, two = ([unit for unit in units if unit.path[0] in files] for files in ("ace", "bdf"))
+    assert list(units_of(merged_plan(plan_table(one), plan_table(two)))) == units
+    assert merged_plan(plan_table([]), table).equals(table)
 
 
 def test_directory_is_read_whole_but_for_hidden_names(tmp_path: Path) -> None:
