@@ -6,7 +6,7 @@ import os
 import re
 import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import quote
@@ -64,7 +64,12 @@ class Place:
         Readers see the old file or the whole new one. On object storage the server copies the draft.
         """
         path, final = self.child(draft), self.child(name)
-        yield path
+        try:
+            yield path
+        except BaseException:
+            with suppress(OSError):  # the error counts; a full disk needs the room of the draft
+                self.filesystem.delete_file(path)
+            raise
         try:
             if self.is_local:
                 _flush_to_disk(path)  # else a power cut could keep the name and lose the content

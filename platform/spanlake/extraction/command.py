@@ -273,6 +273,10 @@ def _run_audit(args: argparse.Namespace) -> int:
 
     ledger = read_ledger(locate(args.output))
     result = audit(ledger)
+    try:
+        ledger.note_damaged(result.damaged)
+    except UserError as error:  # the answer of the audit does not depend on it
+        _say(f"the damaged units are not recorded, so `spanlake extract` will not extract them again: {error}")
     for problem in result.problems[:_PROBLEMS_SHOWN]:
         _say(problem)
     if len(result.problems) > _PROBLEMS_SHOWN:

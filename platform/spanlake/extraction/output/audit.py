@@ -37,6 +37,7 @@ class Audit:
     foreign_rows: int = 0  # in files that are not a committed unit of this output
     by_label: Counter[str] = field(default_factory=Counter)
     problems: list[str] = field(default_factory=list)
+    damaged: list[str] = field(default_factory=list)  # the units that have a file of their name with other content
 
     @property
     def complete(self) -> bool:
@@ -77,7 +78,9 @@ def audit(ledger: Ledger) -> Audit:
                 absent.add(unit.name)
                 result.missing_rows += unit.rows
                 result.problems.append(f"missing: {unit.describe()}")
-                strangers += [found] if found else []
+                if found:
+                    strangers.append(found)
+                    result.damaged.append(unit.name)
         strangers += pool.map(lambda info: _read_file(ledger, info), files.values())
     for file in strangers:
         _add_stranger(result, file, sources, absent)

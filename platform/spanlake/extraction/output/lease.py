@@ -18,7 +18,7 @@ from typing import Any
 
 import pyarrow as pa
 
-from spanlake.errors import UserError
+from spanlake.errors import UserError, one_line
 from spanlake.extraction.output.ledger import FOLDER, Ledger
 from spanlake.storage import Place
 
@@ -59,7 +59,10 @@ def held(ledger: Ledger) -> Iterator[None]:
             with suppress(OSError):  # a store that does not answer may answer at the next beat
                 _write(ledger, own | {"beat": number})
 
-    _write(ledger, own)
+    try:
+        _write(ledger, own)
+    except OSError as error:
+        raise UserError(f"{output.uri} cannot be written to ({one_line(error)}).") from error
     time.sleep(_SETTLE_SECONDS)
     now = _read(output)
     if now is not None and now["id"] != own["id"]:

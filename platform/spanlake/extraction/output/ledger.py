@@ -1,14 +1,16 @@
 """An output directory: its request, its plan, and its committed units.
 
-OUTPUT/<unit>.parquet                   a committed unit; no other record says that it is committed
+OUTPUT/<unit>.parquet                   a committed unit, unless it is in damaged.json
 OUTPUT/_spanlake/manifest.json          the request; written before the first unit
 OUTPUT/_spanlake/plan-<digest>.parquet  every unit; the manifest names the current plan
+OUTPUT/_spanlake/damaged.json           the units whose files the last audit found damaged
 OUTPUT/_spanlake/driver.json            the process at work (lease.py)
 OUTPUT/_spanlake/tmp/                   unfinished files, removed when every unit is committed
 """
 
 import json
 import uuid
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from datetime import datetime, timezone
 from hashlib import sha256
@@ -21,7 +23,7 @@ import pyarrow.parquet as pq
 from pyarrow import fs
 
 import spanlake
-from spanlake.errors import UserError, one_line
+from spanlake.errors import ShortfallError, UserError, one_line
 from spanlake.extraction.output.layout import Layout
 from spanlake.extraction.output.plan import complete_plan, cut, files_of, merged_plan, plan_table, units_of
 from spanlake.extraction.output.row_labels import RowLabels
@@ -35,6 +37,7 @@ FOLDER = "_spanlake"
 SUFFIX = ".parquet"
 
 _MANIFEST = f"{FOLDER}/manifest.json"
+_DAMAGED = f"{FOLDER}/damaged.json"
 _TEMPORARY = f"{FOLDER}/tmp"
 _SCHEMA_KEY = b"spanlake.output"  # of the output's Arrow schema, in the plan's metadata
 _PACKAGES = ("torch", "transformers", "ray", "pyarrow")
@@ -127,8 +130,24 @@ class Ledger:
         return pa.ipc.read_schema(pa.py_buffer(self.plan.schema.metadata[_SCHEMA_KEY]))
 
     def committed(self) -> set[str]:
-        """Returns the names of the committed units, from one listing."""
-        return {name.removesuffix(SUFFIX) for name, _ in files_in(self.output) if name.endswith(SUFFIX)}
+        """Returns the names of the committed units, from one listing and the list of damaged units.
+
+        Raises UserError if the directory cannot be read.
+        """
+        found = {name.removesuffix(SUFFIX) for name, _ in files_in(self.output) if name.endswith(SUFFIX)}
+        return found - _damaged(self.output)
+
+    def note_damaged(self, units: Iterable[str]) -> None:
+        """Records the units whose files an audit found damaged, in place of the earlier record. They are not committed.
+
+        Raises UserError if the directory cannot be written to.
+        """
+        names = sorted(units)
+        try:
+            if names or self.output.kind(_DAMAGED) == fs.FileType.File:
+                self.output.write(_DAMAGED, json.dumps({"units": names}, ensure_ascii=False).encode())
+        except OSError as error:
+            raise UserError(f"{self.output.uri} cannot be written to ({one_line(error)}).") from error
 
     def pending(self, committed: set[str]) -> pa.Table:
         """Returns the part of the plan that is not committed."""
@@ -150,8 +169,19 @@ class Ledger:
             raise UserError(f"{self.output.uri} cannot be written to ({one_line(error)}).") from error
 
     def clean(self) -> None:
-        """Removes the unfinished files of this and earlier runs. Call it when every unit is committed."""
-        self.output.filesystem.delete_dir_contents(self.output.child(_TEMPORARY), missing_dir_ok=True)
+        """Removes the unfinished files of this and earlier runs. Call it when every unit is committed.
+
+        Raises ShortfallError if they cannot be removed.
+        """
+        try:
+            if self.output.kind(_DAMAGED) == fs.FileType.File:
+                self.output.filesystem.delete_file(self.output.child(_DAMAGED))
+            self.output.filesystem.delete_dir_contents(self.output.child(_TEMPORARY), missing_dir_ok=True)
+        except OSError as error:
+            raise ShortfallError(
+                f"every unit is committed, but {self.output.child(_TEMPORARY)} cannot be emptied ({one_line(error)}): "
+                "make it writable and give the same command again."
+            ) from error
 
 
 def _text_columns_of(manifest: dict[str, Any]) -> tuple[str, ...]:
@@ -159,8 +189,25 @@ def _text_columns_of(manifest: dict[str, Any]) -> tuple[str, ...]:
 
 
 def files_in(output: Place) -> list[tuple[str, fs.FileInfo]]:
-    """Returns the names and descriptions of everything in an output directory but its own folder, sorted by name."""
-    return sorted((info.base_name, info) for info in output.list(recursive=False) if info.base_name != FOLDER)
+    """Returns the names and descriptions of everything in an output directory but its own folder, sorted by name.
+
+    Raises UserError if the directory cannot be listed.
+    """
+    try:
+        found = output.list(recursive=False)
+    except OSError as error:
+        raise UserError(f"{output.uri} cannot be listed ({one_line(error)}).") from error
+    return sorted((info.base_name, info) for info in found if info.base_name != FOLDER)
+
+
+def _damaged(output: Place) -> set[str]:
+    try:
+        content = output.read(_DAMAGED)
+        return set(json.loads(content)["units"]) if content is not None else set()
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise UserError(
+            f"{output.child(_DAMAGED)} cannot be read ({one_line(error)}): delete it, and give `spanlake audit` again."
+        ) from error
 
 
 def read_ledger(output: Place) -> Ledger:

@@ -33,6 +33,7 @@ from spanlake.inference.settings import Settings
 from spanlake.storage import Place
 
 _GROUP_BYTES = 32 << 20  # about the size of one row group in the output
+_WAITS = (5.0, 20.0, 60.0)  # seconds before each further attempt at a unit that object storage does not take
 
 
 @dataclass(frozen=True)
@@ -109,9 +110,19 @@ class UnitRunner:
         from 0, just before that row, and with ALL_ROWS before the rows of a batch are processed together. A row for
         which it returns False is marked as one that killed the process.
 
+        Object storage that does not take the unit is tried again, because it may be overloaded.
+
         Raises SourceReadError if its rows cannot be read, ShortfallError if the extractor no longer works, and OSError
         if the output cannot be written.
         """
+        for wait in () if self._job.output.is_local else _WAITS:
+            try:
+                return self._run(unit, on_stage, may_read)
+            except OSError:
+                time.sleep(wait)
+        return self._run(unit, on_stage, may_read)
+
+    def _run(self, unit: Unit, on_stage: Callable[[str], object], may_read: Callable[[int], bool] | None) -> UnitCounts:
         job, started = self._job, time.monotonic()
         counts = UnitCounts(by_label=Counter(dict.fromkeys(job.settings.labels, 0)))
         places = unit.places()
