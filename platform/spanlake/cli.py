@@ -27,6 +27,7 @@ from spanlake.options import (
     add_threshold_option,
 )
 from spanlake.serving.command import add_commands as add_serving_commands
+from spanlake.studies.command import add_commands as add_study_commands
 from spanlake.text import printable, replace_surrogates
 from spanlake.training.command import add_commands as add_training_commands
 
@@ -47,6 +48,7 @@ def make_parser() -> argparse.ArgumentParser:
     add_data_commands(commands)
     add_training_commands(commands)
     add_evaluation_commands(commands)
+    add_study_commands(commands)
     add_serving_commands(commands)
     _add_package(commands)
     _add_doctor(commands)

@@ -25,7 +25,7 @@ LAYERS = (
     ("reach",),
     ("evaluation",),
     ("training", "extraction", "serving", "adapters"),
-    ("annotation",),
+    ("annotation", "studies"),
     ("cli",),
     ("__main__",),
 )

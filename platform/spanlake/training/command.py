@@ -38,32 +38,43 @@ def _train(args: argparse.Namespace) -> int:
 
         print(plan_text(recipe))
         return 0
-    from transformers.utils import logging
-
     from spanlake.package import find_model, verify_package
     from spanlake.storage import child_uri, locate
+
+    directory = args.directory or os.path.join("runs", recipe.name)
+    train(recipe, directory)
+    if os.environ.get("RANK", "0") == "0":  # of torchrun's processes
+        verify_package(find_model(child_uri(directory, "package")))
+        print(locate(directory).inside("package").uri)
+    return 0
+
+
+def train(recipe: "Recipe", directory: str) -> None:
+    """Trains in this process or on Ray, as the recipe says. The best package is then `directory`/package.
+
+    `directory` is a path or URI. Raises: UserError if the recipe, its data or the directory cannot be used;
+    ShortfallError if training cannot be finished.
+    """
+    from transformers.utils import logging
+
+    from spanlake.storage import locate
     from spanlake.training.tracking import showing
 
     logging.set_verbosity_error()  # it reports new embeddings, and every run begins with some
     logging.disable_progress_bar()
-    directory = args.directory or os.path.join("runs", recipe.name)
     run = locate(directory)
     if "TORCHELASTIC_RUN_ID" in os.environ or (recipe.parallel.workers[1] == 1 and not _is_ray_job()):
         from spanlake.training.processes import train_here
 
         train_here(recipe, run, _prepare)
-    else:
-        if find_spec("ray") is None:
-            raise UserError("Several workers need Ray, which is not installed: pip install 'spanlake[train]'.")
-        from spanlake.training.launch import launch
+        return
+    if find_spec("ray") is None:
+        raise UserError("Several workers need Ray, which is not installed: pip install 'spanlake[train]'.")
+    from spanlake.training.launch import launch
 
-        data = _prepare(recipe, run)
-        with showing(recipe, run):
-            launch(recipe, data, run)
-    if os.environ.get("RANK", "0") == "0":  # of torchrun's processes
-        verify_package(find_model(child_uri(directory, "package")))
-        print(run.inside("package").uri)
-    return 0
+    data = _prepare(recipe, run)
+    with showing(recipe, run):
+        launch(recipe, data, run)
 
 
 def _is_ray_job() -> bool:
