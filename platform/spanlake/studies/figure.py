@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 
 _INCHES = (8.0, 4.8)
 _DPI = 150
+_CPU_CAPTION = "CPU size: it shows that the program runs; small models and few steps do not answer the question"
 _PAPER = "#c0392b"
 
 
@@ -40,13 +41,14 @@ def draw(study: Study, size: Size, scored: Sequence[Scored], path: Path) -> None
     else:
         _bars(axes, shown)
     sets = ", ".join(score.name for score in shown[0].sets)
-    axes.set_title(f"{study.title} ({'CPU' if size == 'cpu' else 'full'} size)\nmean F1 over {sets}", fontsize=11)
+    title = f"{study.title}\nmean F1 over {sets}"
+    axes.set_title(f"{title}\n{_CPU_CAPTION}" if size == "cpu" else title, fontsize=11)
     axes.set_xlabel(study.axis)
     axes.set_ylabel("F1, per cent")
     axes.set_ylim(bottom=0)
     axes.spines[["top", "right"]].set_visible(False)
     if axes.get_legend_handles_labels()[1]:
-        axes.legend(frameon=False)
+        figure.legend(loc="outside lower center", ncols=3, frameon=False)  # inside, a marker looks like a result
     figure.savefig(path, dpi=_DPI)
 
 

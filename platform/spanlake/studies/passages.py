@@ -36,6 +36,8 @@ def write_examples(examples: Sequence[Example], path: Path) -> None:
         lines.append(json.dumps({"text": example.text, "mentions": mentions, "negatives": example.negatives}) + "\n")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text("".join(lines), encoding="utf-8")
+        draft = path.with_name(f"{path.name}.new")
+        draft.write_text("".join(lines), encoding="utf-8")
+        draft.replace(path)
     except OSError as error:
         raise UserError(f"{path} cannot be written ({one_line(error)}).") from error

@@ -41,6 +41,10 @@ class Report:
             for sentence in _differences(each, self.order.study.paper_recipe(each.variant, self.order.home)):
                 found.setdefault(sentence, []).append(each.variant.name)
         sentences = [*self.order.study.notes, *self._about_sets()]
+        if self.order.size == "cpu":
+            sentences.insert(
+                0, "The CPU size shows that the program runs. Small models and few steps answer no question."
+            )
         for sentence, names in found.items():
             everywhere = len(names) == len(self.scored)
             sentences.append(sentence if everywhere else f"{sentence[:-1]} ({', '.join(names)}).")
@@ -55,7 +59,7 @@ class Report:
             texts = self.scored[0].sets[0].texts
             return [
                 f"The scores are on {texts} example passages that the embedded model annotated; the paper's are on the "
-                f"sets of {suite.name}."
+                f"sets of {suite.name}.",
             ]
         if not self.missing:
             return []
