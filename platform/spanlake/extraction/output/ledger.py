@@ -135,7 +135,21 @@ class Ledger:
         Raises UserError if the directory cannot be read.
         """
         found = {name.removesuffix(SUFFIX) for name, _ in files_in(self.output) if name.endswith(SUFFIX)}
-        return found - _damaged(self.output)
+        return found - self.damaged()
+
+    def damaged(self) -> set[str]:
+        """Returns the names of the units whose files the last audit found damaged.
+
+        Raises UserError if the record of them cannot be read.
+        """
+        try:
+            content = self.output.read(_DAMAGED)
+            return set(json.loads(content)["units"]) if content is not None else set()
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise UserError(
+                f"{self.output.child(_DAMAGED)} cannot be read ({one_line(error)}): "
+                "delete it, and give `spanlake audit` again."
+            ) from error
 
     def note_damaged(self, units: Iterable[str]) -> None:
         """Records the units whose files an audit found damaged, in place of the earlier record. They are not committed.
@@ -198,16 +212,6 @@ def files_in(output: Place) -> list[tuple[str, fs.FileInfo]]:
     except OSError as error:
         raise UserError(f"{output.uri} cannot be listed ({one_line(error)}).") from error
     return sorted((info.base_name, info) for info in found if info.base_name != FOLDER)
-
-
-def _damaged(output: Place) -> set[str]:
-    try:
-        content = output.read(_DAMAGED)
-        return set(json.loads(content)["units"]) if content is not None else set()
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise UserError(
-            f"{output.child(_DAMAGED)} cannot be read ({one_line(error)}): delete it, and give `spanlake audit` again."
-        ) from error
 
 
 def read_ledger(output: Place) -> Ledger:

@@ -121,9 +121,8 @@ def execute(
     """
     ledger = prepare(request)
     committed = ledger.committed()
-    if retry_errors:
-        committed -= _with_errors(ledger, committed)
-    pending = ledger.pending(committed)
+    again = ledger.damaged() | (_with_errors(ledger, committed) if retry_errors else set())
+    pending = ledger.pending(committed - again)
     summary = _begin(ledger, request.source.ignored, pending)
     if pending.num_rows:
         if summary.resumed_units:
@@ -153,7 +152,8 @@ def execute(
                             f"{summary.output} says why; correct the source, or allow more."
                         )
 
-                summary.problems = pipeline.run(Job.of(request, ledger), pending, share, load, on_unit)
+                job = Job.of(request, ledger, frozenset(again))
+                summary.problems = pipeline.run(job, pending, share, load, on_unit)
     if not summary.problems:
         ledger.clean()
     return summary

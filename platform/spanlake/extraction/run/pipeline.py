@@ -223,11 +223,16 @@ class _Worker:
             board.join.remote(self._name)
 
     def __call__(self, units: pa.Table) -> dict[str, list[str]]:
-        return {"answer": [json.dumps(self._answer(unit)) for unit in units_of(units)]}
+        # Ray repeats a whole task if its worker dies, so the first units of a task of several may be committed.
+        several = units.num_rows > 1
+        return {"answer": [json.dumps(self._answer(unit, maybe_done=several)) for unit in units_of(units)]}
 
-    def _answer(self, unit: Unit) -> dict[str, Any]:
+    def _answer(self, unit: Unit, *, maybe_done: bool) -> dict[str, Any]:
         if self._stopped is not None:
             return {"stopped": self._stopped}
+        if maybe_done and (done := self._runner().committed(unit)) is not None:
+            self._board.end.remote(unit.name)  # in case the worker died before it could say so
+            return vars(done)
         # After a worker died over a unit, the next worker processes that unit alone, so that no other unit is blamed if
         # it dies again. It waits until it is alone before it records that the unit begins.
         tried: bool = ray.get(self._board.tried.remote(unit.name))
@@ -261,13 +266,17 @@ class _Worker:
                 ray.get(self._board.at_row.remote(unit.name, row))
             return row not in turn.deadly
 
-        if not hasattr(self._own, "runner"):
-            self._own.runner = UnitRunner(self._job, self._extractor, _traits(self._extractor))
-        return self._own.runner.run(
+        return self._runner().run(
             unit,
             on_stage=lambda stage: self._board.at_stage.remote(unit.name, stage),
             may_read=may_read if turn.attempt > _HASTY_ATTEMPTS else None,
         )
+
+    def _runner(self) -> UnitRunner:
+        if not hasattr(self._own, "runner"):
+            self._own.runner = UnitRunner(self._job, self._extractor, _traits(self._extractor))
+        runner: UnitRunner = self._own.runner
+        return runner
 
     def _stop(self, error: Exception) -> None:
         self._stopped = described(error)

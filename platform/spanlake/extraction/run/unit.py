@@ -15,7 +15,7 @@ from spanlake.decoding import Entity
 from spanlake.extraction.output.layout import Layout, Part
 from spanlake.extraction.output.ledger import SUFFIX, Ledger, Request
 from spanlake.extraction.output.row_labels import RowLabels
-from spanlake.extraction.output.rows import FOOTER_KEY
+from spanlake.extraction.output.rows import FOOTER_KEY, unit_footer
 from spanlake.extraction.run.entities import (
     ALL_ROWS,
     Found,
@@ -51,10 +51,12 @@ class Job:
     layout: Layout = Layout()
     row_labels: RowLabels | None = None  # if a column has the labels of each row
     changes: bool = False  # whether the source has the changes of a table
+    again: frozenset[str] = frozenset()  # the names of units that have a file, and are processed again
 
     @staticmethod
-    def of(request: Request, ledger: Ledger) -> "Job":
+    def of(request: Request, ledger: Ledger, again: frozenset[str] = frozenset()) -> "Job":
         return Job(
+            again=again,
             source=SourceHandle.of(request.source, request.text_columns, request.read_columns),
             output=ledger.output,
             temporary=ledger.temporary,
@@ -96,6 +98,20 @@ class UnitRunner:
         self._extractor = extractor
         self._traits = traits or {}
         self._reader = job.source.open()
+
+    def committed(self, unit: Unit) -> UnitCounts | None:
+        """Returns the counts of a unit that is committed, from its footer; None if it has to be processed."""
+        if unit.name in self._job.again:
+            return None
+        path = self._job.output.child(unit.name + SUFFIX)
+        try:
+            footer = unit_footer(pq.read_metadata(path, filesystem=self._job.output.filesystem)) or {}
+        except (OSError, pa.ArrowException):
+            return None
+        if (footer.get("unit"), footer.get("run")) != (unit.name, self._job.request_digest):
+            return None
+        by_label = Counter(footer["by_label"])
+        return UnitCounts(footer["rows"], footer["failed_rows"], by_label=by_label, seconds=footer["seconds"])
 
     def run(
         self,

@@ -168,6 +168,27 @@ def test_a_file_that_somebody_has_damaged(
     assert not (tmp_path / "out/_spanlake/damaged.json").exists()
 
 
+def test_a_task_that_is_repeated_knows_its_committed_units(source: str, tmp_path: Path) -> None:
+    asked = request(source, str(tmp_path / "out"))
+    ledger = prepare(asked)
+    ledger.save()
+    job = Job.of(asked, ledger)
+    first, second, third, *_ = units_of(ledger.plan)
+    counts = UnitRunner(job, Ada()).run(first)
+    UnitRunner(job, Ada()).run(second)
+    again = UnitRunner(job, Ada())
+    found = again.committed(first)
+    assert found is not None and found.seconds >= 0
+    assert (found.rows, found.failed_rows, found.by_label) == (10, 0, counts.by_label) == (10, 0, {"person": 10})
+    assert again.committed(third) is None
+    assert UnitRunner(Job.of(asked, ledger, frozenset({first.name})), Ada()).committed(first) is None
+    path = tmp_path / "out" / f"{second.name}.parquet"
+    shutil.copy(tmp_path / "out" / f"{first.name}.parquet", path)
+    assert again.committed(second) is None
+    path.write_bytes(b"PAR1")
+    assert again.committed(second) is None
+
+
 def test_a_damaged_file_that_is_put_back_is_not_extracted_again(source: str, tmp_path: Path) -> None:
     output = str(tmp_path / "out")
     work(source, output)
