@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 _INCHES = (8.0, 4.8)
 _DPI = 150
-_CPU_CAPTION = "CPU size: it shows that the program runs; small models and few steps do not answer the question"
+_CPU_CAPTION = "CPU size: it shows that the program runs, and answers no question"
 _PAPER = "#c0392b"
 
 

@@ -85,14 +85,15 @@ def run_study(order: Order) -> tuple[list[Scored], list[Missing]]:
     elif order.size == "full":
         raise UserError(f"A study at full size needs --data DIR, a directory with the sets of {study.suite}.")
     scored: list[Scored] = []
-    for number, variant in enumerate(study.variants, 1):
+    # All recipes come first: what they lack is then said before hours of training.
+    recipes = [_recipe(order, variant, data_changes) for variant in study.variants]
+    for number, (variant, recipe) in enumerate(zip(study.variants, recipes, strict=True), 1):
         print(f"spanlake: training {number} of {len(study.variants)}: {variant.name}", file=sys.stderr, flush=True)
-        scored.append(_scored(order, variant, data_changes, sets))
+        scored.append(_scored(order, variant, recipe, sets))
     return scored, missing
 
 
-def _scored(order: Order, variant: Variant, data_changes: list[str], sets: Sequence[BenchmarkSet]) -> Scored:
-    recipe = _recipe(order, variant, data_changes)
+def _scored(order: Order, variant: Variant, recipe: Recipe, sets: Sequence[BenchmarkSet]) -> Scored:
     run = locate(str(order.directory / variant.name))
     claim(run, recipe)
     asked = {"sets": {each.name: len(each.examples) for each in sets}, "threshold": _THRESHOLD}
