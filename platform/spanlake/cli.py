@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 
 from spanlake.annotation.command import add_commands as add_annotation_commands
 from spanlake.data.command import add_commands as add_data_commands
-from spanlake.errors import SpanlakeError
+from spanlake.errors import SpanlakeError, UserError
 from spanlake.evaluation.command import add_commands as add_evaluation_commands
 from spanlake.extraction.command import add_commands as add_extraction_commands
 from spanlake.options import (
@@ -151,13 +151,18 @@ def _add_package(commands: _Commands) -> None:
     importing.add_argument("--name", help="the package's name (default: the model's name)")
     importing.add_argument("--int8", action="store_true", help="store the weights as int8, a quarter of the size")
     importing.set_defaults(run=_package_import)
-    export = actions.add_parser("export", help="write a package in the form that the gliner library loads")
+    export = actions.add_parser("export", help="write a package for the gliner library, ONNX Runtime or OpenVINO")
     export.add_argument("model")
-    export.add_argument("directory", type=Path, help="where to write the checkpoint")
+    export.add_argument("directory", type=Path, help="where to write the export")
+    export.add_argument(
+        "--to", choices=("gliner", "onnx", "openvino"), default="gliner", help="what will read it (default: gliner)"
+    )
+    export.add_argument("--int8", action="store_true", help="with --to onnx: store the weights as int8")
     export.add_argument(
         "--whitespace-words",
         action="store_true",
-        help="export a model with the splitter unicode too, though gliner cuts words only at whitespace and signs",
+        help="with --to gliner: export a model with the splitter unicode too, though gliner cuts words only at "
+        "whitespace and signs",
     )
     export.set_defaults(run=_package_export)
 
@@ -187,13 +192,22 @@ def _package_import(args: argparse.Namespace) -> int:
 
 
 def _package_export(args: argparse.Namespace) -> int:
+    from spanlake.export.runtimes import write_runtime
     from spanlake.modeling.gliner_format import write_gliner
     from spanlake.package import open_package, refuse_existing
 
+    if args.to == "gliner" and args.int8:
+        raise UserError("--int8 goes with --to onnx, not with --to gliner, which reads float32 weights; leave it out.")
+    if args.to != "gliner" and args.whitespace_words:
+        raise UserError(f"--whitespace-words goes with --to gliner, not with --to {args.to}; leave it out.")
     refuse_existing(args.directory)
     package = open_package(args.model)
-    write_gliner(args.directory, package.model, package.tokenizer.backend, whitespace_words=args.whitespace_words)
-    print(f"{args.directory} holds the checkpoint; GLiNER.from_pretrained reads it.")
+    if args.to == "gliner":
+        write_gliner(args.directory, package.model, package.tokenizer.backend, whitespace_words=args.whitespace_words)
+        print(f"{args.directory} holds the checkpoint; GLiNER.from_pretrained reads it.")
+    else:
+        write_runtime(package, args.directory, args.to, int8=args.int8)
+        print(f"{args.directory} holds the {args.to} graph; its scores were compared with those of {package.name}.")
     return 0
 
 

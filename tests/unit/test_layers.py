@@ -19,7 +19,7 @@ LAYERS = (
     ("labels", "redaction", "rules", "splitters"),
     ("modeling", "client", "options"),
     ("package",),
-    ("inference", "data"),
+    ("inference", "data", "export"),
     ("spanlake",),
     ("doctor", "cluster", "chat"),
     ("reach",),

@@ -13,6 +13,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import pairwise
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -106,6 +107,20 @@ class PromptTokenizer:
     def special_tokens(self) -> int:
         """Returns how many special tokens surround the prompt and the words."""
         return len(self._before) + len(self._after)
+
+    @property
+    def layout(self) -> dict[str, Any]:
+        """Returns what `collate` and `prompt` set around sub-words, ready for JSON.
+
+        The vector of a type is read `type_offset` sub-words after its entity token.
+        """
+        return {
+            "before": self._before,
+            "after": self._after,
+            "entity_id": self._entity_id,
+            "separator_id": self._separator_id,
+            "type_offset": self._vector_offset,
+        }
 
     def words(self, words: Sequence[str]) -> Words:
         """Returns the sub-words of words. They are those of U+FFFD for a lone surrogate.
