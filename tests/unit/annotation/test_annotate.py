@@ -163,6 +163,8 @@ def test_a_stopped_run_goes_on_and_every_row_is_there_once(source: Path, how: si
             env={**activated(), "PYTHONPATH": "platform"},
             stderr=subprocess.PIPE,
             text=True,
+            # A shell that runs the tests in the background makes them ignore SIGINT, and children inherit that.
+            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
         )
         while len(server.asked) < 6 and process.poll() is None:
             time.sleep(0.01)
