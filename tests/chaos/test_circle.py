@@ -158,7 +158,7 @@ def serve_config(server: str) -> dict[str, Any]:
 
 
 class asking:
-    """Asks a server for its model again and again. A question that fails after the first answer is an error."""
+    """Asks a server for its model again and again, and once at the end. A question that fails later is an error."""
 
     def __init__(self, server: str) -> None:
         self._client, self._over = Client(server, seconds=300), threading.Event()
@@ -179,4 +179,5 @@ class asking:
     def __exit__(self, *_: object) -> None:
         self._over.set()
         self._thread.join()
+        self.fingerprints.append(self._client.model().fingerprint)
         self._client.close()
