@@ -36,11 +36,7 @@ def restore(ledger: Ledger, target: Place, key: bytes) -> int:
     for unit in committed_units(ledger):
         draft = f".{uuid.uuid4().hex}{SUFFIX}"  # hidden from readers
         with target.replacing(unit.name + SUFFIX, draft) as path:
-            try:
-                rows += _write(ledger, unit, columns, key, target.filesystem, path)
-            except BaseException:
-                target.filesystem.delete_file(path)
-                raise
+            rows += _write(ledger, unit, columns, key, target.filesystem, path)
     return rows
 
 
