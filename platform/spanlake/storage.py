@@ -57,6 +57,11 @@ class Place:
         with self.replacing(name, draft or f"{name}.new") as path, self.filesystem.open_output_stream(path) as stream:
             stream.write(content)
 
+    def delete(self, name: str) -> None:
+        """Deletes a file, if it is there."""
+        if self.kind(name) == fs.FileType.File:
+            self.filesystem.delete_file(self.child(name))
+
     @contextmanager
     def replacing(self, name: str, draft: str) -> Iterator[str]:
         """Yields the path of a draft to write to. When the block ends without an error, the draft is moved to `name`.

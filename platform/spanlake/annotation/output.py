@@ -151,7 +151,7 @@ def commit(ledger: Ledger, unit: Unit, rows: Sequence[Row]) -> None:
     else:
         _write_dead(ledger, unit, rows)
         _write_annotated(ledger, unit, rows)
-    _delete(ledger.output, f"{_PART}/{unit.name}.json")
+    ledger.output.delete(f"{_PART}/{unit.name}.json")
 
 
 def _write_annotated(ledger: Ledger, unit: Unit, rows: Sequence[Row]) -> None:
@@ -168,12 +168,7 @@ def _write_dead(ledger: Ledger, unit: Unit, rows: Sequence[Row]) -> None:
         ledger.output.filesystem.create_dir(ledger.output.child(DEAD))
         _write(ledger, name, _DEAD_ROWS, dead)
     else:
-        _delete(ledger.output, name)
-
-
-def _delete(output: Place, name: str) -> None:
-    if output.kind(name) == fs.FileType.File:
-        output.filesystem.delete_file(output.child(name))
+        ledger.output.delete(name)
 
 
 def save_part(ledger: Ledger, unit: Unit, rows: Sequence[Row]) -> None:

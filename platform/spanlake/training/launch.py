@@ -54,8 +54,7 @@ def launch(recipe: Recipe, data: RecipeData, run: Place, resize_seconds: float =
     with cluster(_OBJECT_STORE_BYTES, _NO_DASHBOARD):
         _wait_for_room(recipe)
         fewest, most = recipe.parallel.workers
-        if run.read(_STOPPED) is not None:
-            run.filesystem.delete_file(run.child(_STOPPED))
+        run.delete(_STOPPED)
         trainer = TorchTrainer(
             _work,
             train_loop_config={"recipe": recipe, "data": data, "run": run},

@@ -188,8 +188,7 @@ class Ledger:
         Raises ShortfallError if they cannot be removed.
         """
         try:
-            if self.output.kind(_DAMAGED) == fs.FileType.File:
-                self.output.filesystem.delete_file(self.output.child(_DAMAGED))
+            self.output.delete(_DAMAGED)
             self.output.filesystem.delete_dir_contents(self.output.child(_TEMPORARY), missing_dir_ok=True)
         except OSError as error:
             raise ShortfallError(
