@@ -2,7 +2,6 @@
 
 import argparse
 import json
-import os
 import sys
 from functools import partial
 from importlib.util import find_spec
@@ -139,9 +138,8 @@ def _run_extract(args: argparse.Namespace) -> int:
     from spanlake.extraction.run.pipeline import Terminated
     from spanlake.extraction.source.choice import Choice
     from spanlake.inference.extractor import Extractor
+    from spanlake.package import absolute_name
 
-    # Workers have another working directory.
-    model = os.path.abspath(args.model) if os.path.isdir(args.model) else args.model
     target = None
     if args.into:
         apart = [Apart(request.source.root, request.source.deep), Apart(request.output, deep=True)]
@@ -154,7 +152,8 @@ def _run_extract(args: argparse.Namespace) -> int:
         return _dry_run(request, args)
     if request.source.ignored:
         _say(not_read(request.source.ignored))
-    load = partial(Extractor.load, model, precision=args.precision)
+    # Workers have another working directory.
+    load = partial(Extractor.load, absolute_name(args.model), precision=args.precision)
     if args.overwrite:
         check_free(request.output)
         discard(request.output)
