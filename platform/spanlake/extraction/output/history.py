@@ -50,7 +50,7 @@ def _newest(folder: Place, name: TableName, target: Target | None, output: Place
     if folder.kind() != fs.FileType.Directory:
         return None
     outputs = [
-        Place(folder.uri, folder.filesystem, info.path)
+        folder.inside(info.base_name)
         for info in folder.list(recursive=False)
         if info.type == fs.FileType.Directory and info.path != output.path.rstrip("/")
     ]

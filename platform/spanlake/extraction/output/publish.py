@@ -18,11 +18,10 @@ from spanlake.extraction.output.iceberg import IcebergTarget
 from spanlake.extraction.output.ledger import FOLDER, SUFFIX, Ledger
 from spanlake.extraction.output.merge import replaced_keys, without_replaced
 from spanlake.extraction.output.plan import units_of
-from spanlake.extraction.output.rows import unit_footer
+from spanlake.extraction.output.rows import footer_of
 from spanlake.extraction.output.target import TableOptions, Target, UnitRows, marked
 from spanlake.extraction.source.model import CHANGE, Unit
 from spanlake.extraction.source.tables import TableName
-from spanlake.storage import Place
 
 _BATCH_ROWS = 1024
 
@@ -134,7 +133,7 @@ def _add(ledger: Ledger, target: Target, units: Sequence[Unit], mark: str) -> No
 
 def _published_plans(ledger: Ledger, target: Target) -> Iterator[pa.Table]:
     """Yields the plans of this output, current and earlier ones, whose rows are all in the table."""
-    folder = Place(ledger.output.uri, ledger.output.filesystem, ledger.output.child(FOLDER))
+    folder = ledger.output.inside(FOLDER)
     for info in folder.list(recursive=False):
         name = PurePosixPath(info.path).name
         if name.startswith("plan-") and target.holds(_mark(ledger, name)):
@@ -152,8 +151,7 @@ def _rows(ledger: Ledger, units: Sequence[Unit], schema: pa.Schema) -> Iterator[
             ledger.output.filesystem.open_input_file(path) as source,
             pq.ParquetFile(source, page_checksum_verification=True) as parquet,
         ):
-            said = unit_footer(parquet.metadata) or {}
-            if (said.get("unit"), said.get("run")) != (unit.name, ledger.request_digest):
+            if footer_of(parquet.metadata, unit, ledger.request_digest) is None:
                 raise ShortfallError(f"{path} is not the committed unit: run `spanlake audit`")
             for batch in parquet.iter_batches(_BATCH_ROWS, columns=schema.names):
                 yield batch.select(schema.names).cast(schema)

@@ -28,6 +28,12 @@ def batches(ledger: Ledger, unit: Unit, columns: Sequence[str]) -> Iterator[pa.R
         yield from pq.ParquetFile(source).iter_batches(_BATCH_ROWS, columns=list(columns))
 
 
+def footer_of(metadata: pq.FileMetaData, unit: Unit, request_digest: str) -> dict | None:
+    """Returns what a unit of a request records about itself; None for a file that is not this unit."""
+    found = unit_footer(metadata) or {}
+    return found if (found.get("unit"), found.get("run")) == (unit.name, request_digest) else None
+
+
 def unit_footer(metadata: pq.FileMetaData) -> dict | None:
     """Returns what a committed unit records about itself; None for any other Parquet file."""
     content = (metadata.metadata or {}).get(FOOTER_KEY)

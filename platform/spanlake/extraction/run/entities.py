@@ -52,9 +52,19 @@ class _Request(NamedTuple):
 
 
 def read_rows(
-    batch: pa.RecordBatch, text_columns: Sequence[str], settings: Settings, labels: RowLabels | None
+    batch: pa.RecordBatch,
+    text_columns: Sequence[str],
+    settings: Settings,
+    labels: RowLabels | None,
+    *,
+    deleted: bool,
 ) -> list[Row]:
-    """Returns what to find in each row. All rows have the same settings, unless a column has their labels."""
+    """Returns what to find in each row. All rows have the same settings, unless a column has their labels.
+
+    In rows that were `deleted` from their table, nothing is looked for.
+    """
+    if deleted:
+        return [Row((None,) * len(text_columns), None, None, deleted=True)] * batch.num_rows
     texts, errors = read_texts(batch, text_columns)
     if labels is None:
         return [Row(own, settings, error) for own, error in zip(texts, errors, strict=True)]
@@ -63,11 +73,6 @@ def read_rows(
         wrong = error or (asked if isinstance(asked, str) else None)
         rows.append(Row((None,) * len(own) if wrong else own, None if isinstance(asked, str) else asked, wrong))
     return rows
-
-
-def deleted_rows(count: int, text_columns: Sequence[str]) -> list[Row]:
-    """Returns rows that were deleted from their table, in which nothing is looked for."""
-    return [Row((None,) * len(text_columns), None, None, deleted=True)] * count
 
 
 def find(

@@ -16,7 +16,7 @@ from spanlake.extraction.output.ledger import Request, prepare
 from spanlake.extraction.output.passages import Passage
 from spanlake.extraction.output.plan import units_of
 from spanlake.extraction.output.show import LENGTH, MARGIN, examples
-from spanlake.extraction.run.entities import Found, Row, deleted_rows, find, read_rows
+from spanlake.extraction.run.entities import Found, Row, find, read_rows
 from spanlake.extraction.source.changes import is_deleted
 from spanlake.extraction.source.model import Unit
 from spanlake.extraction.source.open import SourceHandle
@@ -111,12 +111,9 @@ def _parts(request: Request, units: list[Unit]) -> Iterator[_Part]:
     reader = SourceHandle.of(request.source, request.text_columns, request.read_columns).open()
     size = 0
     for unit in units:
-        places, done = unit.places(), 0
+        places, done, deleted = unit.places(), 0, request.source.changes and is_deleted(unit)
         for batch in reader.read(unit):
-            if request.source.changes and is_deleted(unit):
-                rows = deleted_rows(batch.num_rows, request.text_columns)
-            else:
-                rows = read_rows(batch, request.text_columns, request.settings, request.row_labels)
+            rows = read_rows(batch, request.text_columns, request.settings, request.row_labels, deleted=deleted)
             yield _Part(unit.path, places[done : done + batch.num_rows], batch, rows)
             done += batch.num_rows
             size += sum(len(text or "") for row in rows for text in row.texts)

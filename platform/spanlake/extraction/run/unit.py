@@ -15,13 +15,12 @@ from spanlake.decoding import Entity
 from spanlake.extraction.output.layout import Layout, Part
 from spanlake.extraction.output.ledger import SUFFIX, Ledger, Request
 from spanlake.extraction.output.row_labels import RowLabels
-from spanlake.extraction.output.rows import FOOTER_KEY, unit_footer
+from spanlake.extraction.output.rows import FOOTER_KEY, footer_of
 from spanlake.extraction.run.entities import (
     ALL_ROWS,
     Found,
     Row,
     TextExtractor,
-    deleted_rows,
     find,
     find_warily,
     read_rows,
@@ -105,10 +104,11 @@ class UnitRunner:
             return None
         path = self._job.output.child(unit.name + SUFFIX)
         try:
-            footer = unit_footer(pq.read_metadata(path, filesystem=self._job.output.filesystem)) or {}
+            metadata = pq.read_metadata(path, filesystem=self._job.output.filesystem)
         except (OSError, pa.ArrowException):
             return None
-        if (footer.get("unit"), footer.get("run")) != (unit.name, self._job.request_digest):
+        footer = footer_of(metadata, unit, self._job.request_digest)
+        if footer is None:
             return None
         by_label = Counter(footer["by_label"])
         return UnitCounts(footer["rows"], footer["failed_rows"], by_label=by_label, seconds=footer["seconds"])
@@ -141,17 +141,14 @@ class UnitRunner:
     def _run(self, unit: Unit, on_stage: Callable[[str], object], may_read: Callable[[int], bool] | None) -> UnitCounts:
         job, started = self._job, time.monotonic()
         counts = UnitCounts(by_label=Counter(dict.fromkeys(job.settings.labels, 0)))
-        places = unit.places()
+        places, deleted = unit.places(), job.changes and is_deleted(unit)
         name = unit.name + SUFFIX
         draft = f"{job.temporary}/{uuid.uuid4().hex}-{os.getpid()}{SUFFIX}"
         with job.output.replacing(name, draft) as path, _UnitWriter(job, path) as writer:
             on_stage("reading")
             for batch in self._reader.read(unit):
                 on_stage("scoring")
-                if job.changes and is_deleted(unit):
-                    rows = deleted_rows(batch.num_rows, job.text_columns)
-                else:
-                    rows = read_rows(batch, job.text_columns, job.settings, job.row_labels)
+                rows = read_rows(batch, job.text_columns, job.settings, job.row_labels, deleted=deleted)
                 entities, errors = self._find(rows, counts, may_read)
                 inside = places[counts.rows : counts.rows + batch.num_rows]
                 texts = [row.texts for row in rows]
