@@ -17,7 +17,7 @@ import os
 import re
 import shutil
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -96,22 +96,32 @@ def save_package(
 
     Raises `PackageError` where `directory` is not empty or cannot be written.
     """
+    with new_directory(directory, "package") as draft:
+        return _write(draft, model, tokenizer, name, metadata, card, int8)
+
+
+@contextlib.contextmanager
+def new_directory(directory: Path, what: str) -> Iterator[Path]:
+    """Yields a draft that becomes `directory` when the block ends without an error. `what` names it in messages.
+
+    The draft's parent is a temporary directory. Raises `PackageError` where `directory` is not empty or cannot be
+    written.
+    """
     directory = Path(directory).absolute()
     try:
         refuse_existing(directory)
         directory.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=directory.parent, prefix=".package-") as temporary:
-            draft = Path(temporary) / "package"
+        with tempfile.TemporaryDirectory(dir=directory.parent, prefix=f".{what}-") as temporary:
+            draft = Path(temporary) / what
             draft.mkdir()
-            fingerprint = _write(draft, model, tokenizer, name, metadata, card, int8)
+            yield draft
             if directory.exists():
                 directory.rmdir()
             os.rename(draft, directory)
     except (OSError, SafetensorError) as error:
         raise PackageError(
-            f"The package {directory} cannot be written ({one_line(error)}); name another directory."
+            f"The {what} {directory} cannot be written ({one_line(error)}); name another directory."
         ) from error
-    return fingerprint
 
 
 def refuse_existing(directory: Path) -> None:

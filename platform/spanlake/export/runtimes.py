@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import json
 import logging
-import os
 import tempfile
 import warnings
 from collections.abc import Callable, Iterator
@@ -32,7 +31,7 @@ from spanlake.export.int8 import store_int8
 from spanlake.modeling.config import ModelConfig
 from spanlake.modeling.span_head import span_mask
 from spanlake.modeling.tokens import Batch
-from spanlake.package import CARD, TOKENIZER, Package, load_package, model_card, refuse_existing, repack
+from spanlake.package import CARD, TOKENIZER, Package, load_package, model_card, new_directory, repack
 
 SETTINGS = "runtime.json"
 TOLERANCE = 1e-3  # between the scores of a graph and those of its package
@@ -70,24 +69,11 @@ def write_runtime(package: Package, directory: Path, runtime: str, *, int8: bool
             f"An export to {runtime} needs {' and '.join(missing)}, not installed here; run: pip install "
             f"'spanlake[{_EXTRAS[runtime]}]'."
         )
-    directory = Path(directory).absolute()
-    refuse_existing(directory)
-    try:
-        directory.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=directory.parent, prefix=".export-") as temporary:
-            if int8:
-                repack(package, Path(temporary) / "int8", name=package.name, int8=True)
-                package = load_package(Path(temporary) / "int8")
-            draft = Path(temporary) / "draft"
-            draft.mkdir()
-            _write(package, draft, runtime, int8)
-            if directory.exists():
-                directory.rmdir()
-            os.rename(draft, directory)
-    except OSError as error:
-        raise PackageError(
-            f"The export {directory} cannot be written ({one_line(error)}); name another directory."
-        ) from error
+    with new_directory(directory, "export") as draft:
+        if int8:
+            repack(package, draft.parent / "int8", name=package.name, int8=True)
+            package = load_package(draft.parent / "int8")
+        _write(package, draft, runtime, int8)
 
 
 def _write(package: Package, draft: Path, runtime: str, int8: bool) -> None:
