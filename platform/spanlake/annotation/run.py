@@ -134,5 +134,5 @@ class _Run:
             return Row(number, text, error=f"the endpoint has no answer: {one_line(failure)}")
         except DeadError as failure:
             return Row(number, text, error=str(failure), answer=answer)
-        mentions = [{"start": m.start, "end": m.end, "types": list(m.types)} for m in example.mentions]
+        mentions = [mention.to_dict() for mention in example.mentions]
         return Row(number, text, mentions, list(example.negatives), dropped=dict(dropped))

@@ -30,6 +30,10 @@ class Mention:
         """Returns all its types, from specific to broad."""
         return (self.label, *self.broader)
 
+    def to_dict(self) -> dict[str, Any]:
+        """Returns the mention as the training format has it."""
+        return {"start": self.start, "end": self.end, "types": list(self.types)}
+
 
 @dataclass(frozen=True, slots=True)
 class Example:

@@ -136,7 +136,7 @@ def _rows(
         example = _clean(outcome.example, renamed)
         statistics.add(example, max_width, split)
         statistics.dropped.update(outcome.dropped)
-        mentions = [{"start": m.start, "end": m.end, "types": list(m.types)} for m in example.mentions]
+        mentions = [mention.to_dict() for mention in example.mentions]
         yield {
             "text": example.text,
             "mentions": mentions,

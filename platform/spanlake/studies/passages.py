@@ -32,7 +32,7 @@ def write_examples(examples: Sequence[Example], path: Path) -> None:
     """Writes the examples in the format that `spanlake.data.records` calls prepared. Raises `UserError`."""
     lines = []
     for example in examples:
-        mentions = [{"start": m.start, "end": m.end, "types": m.types} for m in example.mentions]
+        mentions = [mention.to_dict() for mention in example.mentions]
         lines.append(json.dumps({"text": example.text, "mentions": mentions, "negatives": example.negatives}) + "\n")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
