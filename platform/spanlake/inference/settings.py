@@ -123,8 +123,7 @@ def settings_of_each(
     found: list[Settings] = []
     for index, own in enumerate(labels):
         try:
-            own_threshold = _of_labels(threshold, own) if isinstance(threshold, Mapping) else threshold
-            found.append(Settings.make(own, own_threshold, nested, multi_label, rules))
+            found.append(Settings.make(own, threshold_of(threshold, own), nested, multi_label, rules))
         except UserError as error:
             raise UserError(f"Text {index}: {error}") from error
     if isinstance(threshold, Mapping):
@@ -174,7 +173,10 @@ def _described(labels: Labels) -> dict[str, str]:
     return dict(pairs)
 
 
-def _of_labels(threshold: Mapping[str, float], labels: Labels) -> dict[str, float]:
+def threshold_of(threshold: Threshold | None, labels: Labels) -> Threshold | None:
+    """Returns the threshold of a text with these labels. A mapping may hold those of other labels too."""
+    if not isinstance(threshold, Mapping):
+        return threshold
     return {name: value for name, value in threshold.items() if name in labels}
 
 

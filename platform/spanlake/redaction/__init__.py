@@ -5,13 +5,14 @@ import os
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from hashlib import sha256
-from typing import Any
+from typing import Any, Literal, get_args
 
 from spanlake.decoding import Entity
 from spanlake.errors import UserError, one_line
 from spanlake.redaction.names import normalised
 
-STYLES = ("label", "hash", "mask", "surrogate")
+Style = Literal["label", "hash", "mask", "surrogate"]
+STYLES: tuple[Style, ...] = get_args(Style)
 KEYED = ("hash", "surrogate")  # the styles that need a key
 KEY_VARIABLE = "SPANLAKE_REDACTION_KEY"
 MASK = "[REDACTED]"

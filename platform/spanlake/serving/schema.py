@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Any, Literal, TypeVar, cast
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from spanlake.errors import UserError, shown
-from spanlake.inference.settings import Settings, settings_of_each
+from spanlake.inference.settings import Settings, settings_of_each, threshold_of
+from spanlake.redaction import Style
 from spanlake.serving.config import Limits
 from spanlake.serving.errors import ApiError, invalid, too_large
 
@@ -35,7 +36,6 @@ _Model = TypeVar("_Model", bound=BaseModel)
 
 LabelSet = list[str] | dict[str, str]
 Offsets = Literal["code_points", "utf16"]
-Style = Literal["label", "hash", "mask", "surrogate"]  # of redaction
 
 
 class _Strict(BaseModel):
@@ -85,10 +85,10 @@ class Question(_Options):
         Raises: ApiError 422 for values that no model can use.
         """
         try:
-            labels, threshold = self.labels if own is None else own, self.threshold
-            if own is not None and isinstance(threshold, dict):
-                threshold = {name: value for name, value in threshold.items() if name in own}
-            return Settings.make(labels, threshold, self.nested, self.multi_label, rules)
+            options = self.nested, self.multi_label, rules
+            if own is None:
+                return Settings.make(self.labels, self.threshold, *options)
+            return Settings.make(own, threshold_of(self.threshold, own), *options)
         except UserError as error:
             raise invalid(str(error)) from error
 

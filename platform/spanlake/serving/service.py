@@ -14,7 +14,7 @@ from spanlake.decoding import Entity
 from spanlake.errors import UserError, shown
 from spanlake.inference.settings import Settings, read_rules
 from spanlake.package import peek_metadata
-from spanlake.redaction import KEYED, Redaction, read_key
+from spanlake.redaction import KEYED, Redaction, Style, read_key
 from spanlake.serving.about import about, trained_labels
 from spanlake.serving.config import ServeConfig
 from spanlake.serving.errors import ApiError, invalid, unavailable
@@ -30,7 +30,6 @@ from spanlake.serving.schema import (
     Offsets,
     Question,
     StreamedText,
-    Style,
     check_labels,
 )
 from spanlake.serving.translation import translate
