@@ -14,9 +14,9 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from spanlake.errors import UserError
+from spanlake.serving.scaling import BUSY
 
 _DAY_SECONDS = 86_400
-_BUSIEST = 0.8  # the share of its time that a replica computes before `QueuePolicy` asks for another
 _LATE = math.log(100)  # one request in a hundred stays longer
 _SECONDS = 5.0  # of measuring
 
@@ -75,7 +75,7 @@ def capacity(
     Raises: UserError for a latency that one replica cannot keep even without load.
     """
     room = p99_seconds - speed.seconds_alone
-    busy = min(_BUSIEST, 1 - _LATE / (room * speed.texts_per_second)) if room > 0 else 0.0
+    busy = min(BUSY, 1 - _LATE / (room * speed.texts_per_second)) if room > 0 else 0.0
     if busy <= 0:
         least = speed.seconds_alone + _LATE / speed.texts_per_second
         raise UserError(

@@ -6,6 +6,8 @@ import math
 from collections.abc import Mapping
 from typing import Any, Protocol
 
+BUSY = 0.8  # the share of its time that a replica computes before another one is wanted
+
 
 class Load(Protocol):
     """The part of Ray Serve's AutoscalingContext that is read here."""
@@ -25,7 +27,7 @@ class QueuePolicy:
     replicas that are just enough and so have no queue.
     """
 
-    def __init__(self, queue_seconds: float = 1.0, busy: float = 0.8) -> None:
+    def __init__(self, queue_seconds: float = 1.0, busy: float = BUSY) -> None:
         self._queue_seconds = queue_seconds
         self._busy = busy
 
