@@ -18,6 +18,7 @@ import ray
 
 import spanlake
 from spanlake.errors import ShortfallError, no_cluster, one_line
+from spanlake.ray_job import JOB_CONFIG
 
 _PACKAGE = Path(spanlake.__path__[0]).resolve()
 
@@ -67,7 +68,7 @@ def python_path() -> str:
 
 def _shipped_package() -> dict[str, Any]:
     """Returns the runtime environment that sends this package to nodes where it may not be installed."""
-    submitted = json.loads(os.environ.get("RAY_JOB_CONFIG_JSON_ENV_VAR", "{}")).get("runtime_env") or {}
+    submitted = json.loads(os.environ.get(JOB_CONFIG, "{}")).get("runtime_env") or {}
     if _is_installed() or "py_modules" in submitted:
         return {}
     return {"py_modules": [str(_PACKAGE)], "excludes": ["__pycache__"]}

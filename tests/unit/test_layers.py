@@ -14,7 +14,7 @@ SOURCE_ROOT = ROOT / "platform"
 # Lowest first. A module may import from lower rows and from its own package, but not from another package in its row.
 # "spanlake" is spanlake/__init__.py, the public entry, which exports names from lower rows.
 LAYERS = (
-    ("errors", "strict_yaml"),
+    ("ahead", "errors", "ray_job", "strict_yaml"),
     ("text", "decoding", "storage", "calibration"),
     ("labels", "redaction", "rules", "splitters"),
     ("modeling", "client", "options"),

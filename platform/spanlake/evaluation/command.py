@@ -2,7 +2,6 @@
 
 import argparse
 import json
-import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -171,17 +170,10 @@ def _write(report: "Report", path: Path) -> None:
 def _outcomes(
     args: argparse.Namespace, model: str, sets: "Sequence[BenchmarkSet]", threshold: float | None
 ) -> "tuple[ModelFacts, list[Outcome]]":
-    """Evaluates in this process, or on Ray if workers are asked for or this is the entrypoint of a Ray job."""
-    if args.workers or "RAY_JOB_CONFIG_JSON_ENV_VAR" in os.environ:
-        from spanlake.evaluation.pool import ModelChoice, evaluate_on_ray
+    from spanlake.evaluation.pool import ModelChoice, evaluate_model
 
-        choice = ModelChoice(model, args.device, args.precision)
-        return evaluate_on_ray(choice, sets, threshold=threshold, nested=args.nested, workers=args.workers)
-    from spanlake.evaluation.scores import ModelFacts, evaluate
-    from spanlake.inference.extractor import Extractor
-
-    with Extractor.load(model, device=args.device, precision=args.precision) as extractor:
-        return ModelFacts.of(extractor), list(evaluate(extractor, sets, threshold=threshold, nested=args.nested))
+    choice = ModelChoice(model, args.device, args.precision)
+    return evaluate_model(choice, sets, threshold=threshold, nested=args.nested, workers=args.workers)
 
 
 def parse_thresholds(text: str) -> list[float]:

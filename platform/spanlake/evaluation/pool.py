@@ -11,9 +11,10 @@ from typing import Any
 
 from spanlake.decoding import Entity
 from spanlake.errors import ShortfallError, SpanlakeError, described
-from spanlake.evaluation.scores import ModelFacts, Outcome, find, texts_of
+from spanlake.evaluation.scores import ModelFacts, Outcome, evaluate, find, texts_of
 from spanlake.evaluation.sets import BenchmarkSet
 from spanlake.inference.extractor import Extractor
+from spanlake.ray_job import is_ray_job
 
 _OBJECT_STORE_BYTES = 300_000_000
 _TEXTS = 256  # in one task: enough to sort by length
@@ -27,6 +28,20 @@ class ModelChoice:
     model: str
     device: str
     precision: str
+
+
+def evaluate_model(
+    choice: ModelChoice, sets: Sequence[BenchmarkSet], *, threshold: float | None, nested: bool, workers: int | None
+) -> tuple[ModelFacts, list[Outcome]]:
+    """Returns the same as `evaluate`, and facts about the model.
+
+    Evaluates in this process, or on Ray if `workers` are asked for or this is the entrypoint of a Ray job. Raises as
+    `evaluate_on_ray` and `Extractor.load` do.
+    """
+    if workers or is_ray_job():
+        return evaluate_on_ray(choice, sets, threshold=threshold, nested=nested, workers=workers)
+    with Extractor.load(choice.model, device=choice.device, precision=choice.precision) as extractor:
+        return ModelFacts.of(extractor), list(evaluate(extractor, sets, threshold=threshold, nested=nested))
 
 
 def evaluate_on_ray(

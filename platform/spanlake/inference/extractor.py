@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, TypeVar, cast
 
 import torch
 
+from spanlake.ahead import read_ahead
 from spanlake.calibration import Calibration
 from spanlake.decoding import Entity
 from spanlake.errors import PackageError, UserError, shown
@@ -209,7 +210,7 @@ class Extractor:
         """
         found: list[Candidates] = []
         process = os.getpid()
-        for step in self._run_ahead(_read_ahead(self._plan(requests), _STEPS_AHEAD + self.lanes)):
+        for step in self._run_ahead(read_ahead(self._plan(requests), _STEPS_AHEAD + self.lanes, "spanlake-plan")):
             if isinstance(step, _Begun):
                 found.append(step.scores.result())
                 if on_pass:
@@ -311,18 +312,6 @@ def _one_for_all(labels: Labels | Sequence[Labels]) -> bool:
     if isinstance(labels, (Mapping, str)) or not isinstance(labels, Sequence):
         return True
     return not any(isinstance(each, (Mapping, Sequence)) and not isinstance(each, str) for each in labels)
-
-
-def _read_ahead(items: Iterator[_T], count: int) -> Iterator[_T]:
-    """Yields the items, while another thread keeps the next `count` items ready."""
-    reader = ThreadPoolExecutor(max_workers=1, thread_name_prefix="spanlake-plan")
-    try:
-        ready = deque(reader.submit(next, items, None) for _ in range(count))
-        while (item := ready.popleft().result()) is not None:
-            ready.append(reader.submit(next, items, None))
-            yield item
-    finally:
-        reader.shutdown(cancel_futures=True)
 
 
 def _chunked(requests: Iterable[tuple[str, Settings]]) -> Iterator[list[tuple[str, Settings]]]:

@@ -8,7 +8,6 @@ DIRECTORY/data/                parts of the data that the study draws
 from __future__ import annotations
 
 import json
-import os
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -16,11 +15,11 @@ from pathlib import Path
 from typing import Any
 
 from spanlake.errors import UserError
-from spanlake.evaluation.pool import ModelChoice, evaluate_on_ray
-from spanlake.evaluation.scores import Outcome, evaluate
+from spanlake.evaluation.pool import ModelChoice, evaluate_model
+from spanlake.evaluation.scores import Outcome
 from spanlake.evaluation.sets import BenchmarkSet, read_set
 from spanlake.evaluation.suites import SUITES, Missing, read_suite
-from spanlake.inference.extractor import Extractor
+from spanlake.package import peek_metadata
 from spanlake.storage import locate
 from spanlake.studies.passages import shuffled, write_examples
 from spanlake.studies.study import Size, Study, Variant
@@ -143,16 +142,11 @@ def _example_passages(order: Order) -> tuple[Path, Path]:
 
 
 def _evaluated(package: str, sets: Sequence[BenchmarkSet]) -> dict[str, Any]:
-    with Extractor.load(package) as extractor:
-        facts = extractor.package
-        if "RAY_JOB_CONFIG_JSON_ENV_VAR" in os.environ:  # the entrypoint's machine may have no room for work
-            choice = ModelChoice(package, "auto", "auto")
-            _, outcomes = evaluate_on_ray(choice, sets, threshold=_THRESHOLD, nested=False, workers=None)
-        else:
-            outcomes = list(evaluate(extractor, sets, threshold=_THRESHOLD))
+    choice = ModelChoice(package, "auto", "auto")
+    facts, outcomes = evaluate_model(choice, sets, threshold=_THRESHOLD, nested=False, workers=None)
     return {
         "fingerprint": facts.fingerprint,
-        "texts": facts.metadata["training"]["texts"],
+        "texts": peek_metadata(package)["training"]["texts"],
         "scores": [_set_score(outcome) for outcome in outcomes],
     }
 

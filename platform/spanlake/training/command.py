@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from spanlake.errors import UserError
+from spanlake.ray_job import is_ray_job
 
 if TYPE_CHECKING:
     from spanlake.storage import Place
@@ -63,7 +64,7 @@ def train(recipe: "Recipe", directory: str) -> None:
     logging.set_verbosity_error()  # it reports new embeddings, and every run begins with some
     logging.disable_progress_bar()
     run = locate(directory)
-    if "TORCHELASTIC_RUN_ID" in os.environ or (recipe.parallel.workers[1] == 1 and not _is_ray_job()):
+    if "TORCHELASTIC_RUN_ID" in os.environ or (recipe.parallel.workers[1] == 1 and not is_ray_job()):
         from spanlake.training.processes import train_here
 
         train_here(recipe, run, _prepare)
@@ -75,11 +76,6 @@ def train(recipe: "Recipe", directory: str) -> None:
     data = _prepare(recipe, run)
     with showing(recipe, run):
         launch(recipe, data, run)
-
-
-def _is_ray_job() -> bool:
-    """Returns whether this process is the entrypoint of a Ray job, whose machine may have no room for work."""
-    return "RAY_JOB_CONFIG_JSON_ENV_VAR" in os.environ
 
 
 def _prepare(recipe: "Recipe", run: "Place") -> "RecipeData":

@@ -8,17 +8,15 @@ from __future__ import annotations
 
 import sys
 import time
-from collections import deque
 from collections.abc import Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from functools import partial
-from itertools import count
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from spanlake.ahead import read_ahead
 from spanlake.data.batches import TokenizedExample, training_batch
 from spanlake.data.stream import PROMPT_ROOM, StreamBatch
 from spanlake.errors import ShortfallError
@@ -116,11 +114,12 @@ class Trainer:
     def _train(self) -> None:
         recipe, schedule, progress = self._recipe, self._recipe.schedule, self._progress
         stream = self._data.stream(recipe, self._package.tokenizer, self._package.config)
-        batches = self._built_ahead(stream.batches(progress.position, partial(self._host.pools, stream)))
+        batches = stream.batches(progress.position, partial(self._host.pools, stream))
+        built = read_ahead(self._built(batches, progress.step + 1), _STEPS_AHEAD, "spanlake-batch")
         window = _Window()
         while progress.step < schedule.steps and not 0 < schedule.patience <= progress.waited:
             asked = time.monotonic()
-            batch, parts = next(batches)
+            batch, parts = next(built)
             window.waited += time.monotonic() - asked
             step = progress.step + 1
             loss, norm = self._step(batch, parts, step)
@@ -142,25 +141,13 @@ class Trainer:
             if step % recipe.checkpoint.every == 0 or step == schedule.steps:
                 self._save()
 
-    def _built_ahead(self, batches: Iterator[StreamBatch]) -> Iterator[tuple[StreamBatch, list[_Part]]]:
-        """Yields the batch of each step with this process's parts of it. A thread builds the next ones meanwhile.
+    def _built(self, batches: Iterator[StreamBatch], first: int) -> Iterator[tuple[StreamBatch, list[_Part]]]:
+        """Yields the batch of each step from `first` on, with this process's parts of it.
 
         What is built depends on the seed and the step alone.
         """
-
-        def build(step: int) -> tuple[StreamBatch, list[_Part]]:
-            batch = next(batches)
-            return batch, list(self._parts(batch, step))
-
-        builder = ThreadPoolExecutor(1, "spanlake-batch")
-        try:
-            ahead: deque[Future[tuple[StreamBatch, list[_Part]]]] = deque()
-            for step in count(self._progress.step + 1):
-                ahead.append(builder.submit(build, step))
-                if len(ahead) > _STEPS_AHEAD:
-                    yield ahead.popleft().result()
-        finally:
-            builder.shutdown(cancel_futures=True)
+        for step, batch in enumerate(batches, first):
+            yield batch, list(self._parts(batch, step))
 
     def _parts(self, batch: StreamBatch, step: int) -> Iterator[_Part]:
         recipe, package = self._recipe, self._package
