@@ -24,7 +24,7 @@ from pyarrow import fs
 from spanlake.annotation.prompt import QUESTION_VERSION
 from spanlake.data.prepared import SCHEMA
 from spanlake.errors import UserError, one_line
-from spanlake.extraction.output.ledger import FOLDER, SUFFIX, Ledger, check_apart, check_empty
+from spanlake.extraction.output.ledger import FOLDER, SUFFIX, Ledger, check_apart, check_empty, manifest_in
 from spanlake.extraction.output.plan import cut, plan_table, units_of
 from spanlake.extraction.source.choice import Choice
 from spanlake.extraction.source.model import Source, Unit
@@ -32,7 +32,6 @@ from spanlake.storage import Place
 
 DEAD = "_dead"
 _PART = f"{FOLDER}/part"
-_MANIFEST = f"{FOLDER}/manifest.json"
 _FORMAT = "annotation 1"
 _ROWS = pa.schema(
     [*SCHEMA, ("row", pa.int64()), ("dropped", pa.map_(pa.string(), pa.int32()))]  # row: its number in the source file
@@ -228,14 +227,8 @@ def _write(ledger: Ledger, name: str, schema: pa.Schema, rows: list[dict[str, An
 
 def read_manifest(output: Place) -> dict[str, Any] | None:
     """Returns the manifest of an output; None if there is none. Raises UserError for one of another command."""
-    try:
-        content = output.read(_MANIFEST)
-        manifest = None if content is None else json.loads(content)
-    except (OSError, ValueError) as error:
-        raise UserError(
-            f"{output.child(_MANIFEST)} cannot be read ({one_line(error)}); choose another output."
-        ) from error
-    if manifest is not None and (not isinstance(manifest, dict) or manifest.get("format") != _FORMAT):
+    manifest = manifest_in(output)
+    if manifest is not None and manifest.get("format") != _FORMAT:
         raise UserError(
             f"{output.uri} is an output of another command or version, not of this `spanlake annotate`: choose another "
             "output directory."

@@ -305,20 +305,30 @@ def read_manifest(output: Place) -> dict[str, Any] | None:
 
     Raises UserError for a manifest that this version cannot read.
     """
-    path = output.child(_MANIFEST)
-    try:
-        if output.filesystem.get_file_info(path).type != fs.FileType.File:
-            return None
-        with output.filesystem.open_input_stream(path) as stream:
-            manifest = json.loads(stream.read())
-    except (OSError, ValueError) as error:
-        raise UserError(f"{path} cannot be read ({one_line(error)}); choose another output directory.") from error
-    if not isinstance(manifest, dict) or manifest.get("format") != FORMAT:
-        found = manifest.get("format") if isinstance(manifest, dict) else None
+    manifest = manifest_in(output)
+    if manifest is None:
+        return None
+    if manifest.get("format") != FORMAT:
+        found = manifest.get("format")
         raise UserError(
             f"{output.uri} has output format {found!r} and this version reads {FORMAT}: use the version that made it."
         )
     return manifest
+
+
+def manifest_in(output: Place) -> dict[str, Any] | None:
+    """Returns the manifest in a directory, of whatever command; {} for one that is no JSON object; None without one.
+
+    Raises UserError if it cannot be read.
+    """
+    try:
+        content = output.read(_MANIFEST)
+        manifest = None if content is None else json.loads(content)
+    except (OSError, ValueError) as error:
+        raise UserError(
+            f"{output.child(_MANIFEST)} cannot be read ({one_line(error)}); choose another output directory."
+        ) from error
+    return manifest if content is None or isinstance(manifest, dict) else {}
 
 
 def _read_plan(output: Place, manifest: dict[str, Any]) -> pa.Table:
