@@ -15,6 +15,7 @@ from spanlake.chat.endpoint import Message
 from spanlake.data.examples import Example, Mention
 from spanlake.data.mentions import find_mentions
 from spanlake.errors import shown
+from spanlake.splitters.find import find_splitter
 
 _QUESTION = """Given a passage, your task is to extract all entities and identify their entity types. \
 Give each entity one to three types, from the most specific to the broadest, as plain lower-case words that a user \
@@ -67,7 +68,7 @@ def read_annotation(text: str, answer: str) -> Annotation:
         named.setdefault(string, _clean(types))
     strings = [(str(number), string) for number, (string, types) in enumerate(named.items()) if types]
     dropped["without_type"] += len(named) - len(strings)
-    found, lost = find_mentions(text, strings)
+    found, lost = find_mentions(text, strings, split=find_splitter("unicode"))  # words of every script
     dropped += lost
     levels = list(named.values())
     mentions: dict[tuple[int, int], Mention] = {}

@@ -22,6 +22,7 @@ from spanlake.decoding import Entity
 from spanlake.errors import one_line, shown
 from spanlake.evaluation.scores import ModelFacts, Outcome
 from spanlake.evaluation.sets import BenchmarkSet
+from spanlake.splitters.find import find_splitter
 
 Style = Literal["conversation", "tuples"]
 STYLES: tuple[Style, ...] = get_args(Style)
@@ -115,8 +116,9 @@ async def _ask_set(
     for question, pairs in zip(questions, said, strict=True):
         wanted[question.number] += pairs
     found = []
+    split = find_splitter("unicode")  # its words are those of every script
     for number, (example, pairs) in enumerate(zip(benchmark.examples, wanted, strict=True)):
-        mentions, dropped = find_mentions(example.text, pairs, nested=nested)
+        mentions, dropped = find_mentions(example.text, pairs, nested=nested, split=split)
         for reason, count in dropped.items():
             answers.note(f"{benchmark.name}, text {number}", reason, shown([string for _, string in pairs]), count)
         found.append([Entity(m.start, m.end, example.text[m.start : m.end], m.label, 1.0) for m in mentions])

@@ -60,3 +60,9 @@ def test_an_answer_that_would_teach_nonsense_is_dead(answer: str, reason: str):
 
 def test_the_question_ends_with_the_text():
     assert messages(TEXT)[-1]["content"].endswith(f"Passage: {TEXT}")
+
+
+def test_words_of_a_script_without_spaces_are_found():
+    example, dropped = read_annotation("王小明在北京大学学习。", '[("王小明", "person"), ("北京大学", "university")]')
+    assert [(m.start, m.end, m.label) for m in example.mentions] == [(0, 3, "person"), (4, 8, "university")]
+    assert not dropped

@@ -105,6 +105,18 @@ def test_every_place_of_a_string_is_a_mention_with_score_1(tmp_path: Path):
     assert not answers.problems
 
 
+def test_a_name_in_a_script_without_spaces_is_found(tmp_path: Path):
+    text = "นายสมชายทำงานที่กรุงเทพมหานคร"
+    start = text.index("สมชาย")
+    row = {"text": text, "mentions": [[start, start + 5, "person"]]}
+    (tmp_path / "s_test.jsonl").write_text(json.dumps(row))
+    benchmark = read_set("s", str(tmp_path / "s_test.jsonl"), "test")
+    with chat_server({"say": '[("สมชาย", "person")]'}) as server:
+        _, [outcome], answers = ask_sets(Endpoint(server.url, "m"), "tuples", Price(0, 0), [benchmark])
+    assert [(each.start, each.end, each.label) for each in outcome.found[0]] == [(start, start + 5, "person")]
+    assert not answers.problems
+
+
 def test_the_report_says_how_the_model_was_asked(home: Path, tiny_model_dir: Path, capfd: Any):
     paths = [home / f"report.{kind}" for kind in ("html", "md", "json")]
     options = [part for path in paths for part in ("--report", str(path))]
