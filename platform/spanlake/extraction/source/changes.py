@@ -94,12 +94,8 @@ def _kept(file: SourceFile, mask: np.ndarray) -> SourceFile:
 
 def _differing(snapshot: Snapshot, other: Snapshot) -> list[TableFile]:
     """Returns the files that the other snapshot does not have with the same deleted rows."""
-    known = {file.path: file.deleted for file in other.files}
-    return [
-        file
-        for file in snapshot.files
-        if file.path not in known or not np.array_equal(np.unique(file.deleted), np.unique(known[file.path]))
-    ]
+    known = {file.path: file for file in other.files}
+    return [file for file in snapshot.files if file.path not in known or not file.same_deletes(known[file.path])]
 
 
 def _without_common_deletes(

@@ -1,6 +1,6 @@
 """Finds the deleted rows that the data files of a table still contain, with the table's own library."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import numpy as np
@@ -22,21 +22,20 @@ def delta_deletes(table: Any) -> Deleted:
     return {path: np.flatnonzero(~mask) for path, mask in zip(paths, masks, strict=True)}
 
 
-def iceberg_deletes(name: str, io: Any, tasks: Iterable[Any]) -> Deleted:
-    """Returns the rows that position deletes and deletion vectors delete in the files of pyiceberg's `FileScanTask`s.
+def position_deletes(name: str, io: Any, files: Mapping[str, Iterable[Any]]) -> Deleted:
+    """Returns the rows that position deletes and deletion vectors delete in the data files of an Iceberg table.
 
+    `files` has the delete files of each data file, as pyiceberg's `DataFile`s.
     Raises UserError for delete files in a format other than Parquet and Puffin, and whatever pyiceberg and Arrow raise.
     """
     read: dict[str, Deleted] = {}
     deleted: Deleted = {}
-    for task in tasks:
-        for file in task.delete_files:
+    for path, delete_files in files.items():
+        for file in delete_files:
             if file.file_path not in read:
                 read[file.file_path] = _read_delete_file(name, io, file)
-        parts = [read[file.file_path].get(task.file.file_path) for file in task.delete_files]
-        deleted[task.file.file_path] = np.concatenate(
-            [np.empty(0, np.int64), *(part for part in parts if part is not None)]
-        )
+        parts = [read[file.file_path].get(path) for file in delete_files]
+        deleted[path] = np.concatenate([np.empty(0, np.int64), *(part for part in parts if part is not None)])
     return deleted
 
 

@@ -7,10 +7,11 @@ uses the libraries of the tables.
 
 import os
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from importlib.util import find_spec
+from itertools import chain
 from typing import Any
 from urllib.parse import unquote
 
@@ -18,13 +19,15 @@ import numpy as np
 import pyarrow as pa
 
 from spanlake.errors import UserError, one_line
-from spanlake.extraction.source.deletes import delta_deletes, iceberg_deletes, kept_rows
+from spanlake.extraction.source.deletes import delta_deletes, kept_rows, position_deletes
+from spanlake.extraction.source.equality import FIELD_ID, EqualityDeletes, NewerKeys
 from spanlake.extraction.source.model import (
     ColumnPlaces,
     Constant,
     FileColumn,
     Source,
     SourceFile,
+    SourceReadError,
     Wanted,
     check_names,
     check_text_type,
@@ -32,7 +35,7 @@ from spanlake.extraction.source.model import (
     narrowed,
     sort_files,
 )
-from spanlake.extraction.source.parquet import describe_file, judged, read_footer
+from spanlake.extraction.source.parquet import Footer, ParquetReader, describe_file, judged, read_footer
 from spanlake.extraction.source.table_types import plain
 from spanlake.extraction.source.where import Where
 from spanlake.storage import Place, locate
@@ -41,8 +44,8 @@ _NAME = re.compile(r"(delta|iceberg):(.+?)(?:@(\d+))?")
 _MODULES = {"delta": "deltalake", "iceberg": "pyiceberg"}
 _FOOTERS_AT_ONCE = 16
 _DELTA_FEATURES = {"timestampNtz", "deletionVectors", "v2Checkpoint", "vacuumProtocolCheck", "typeWidening"}
-_FIELD_ID = b"PARQUET:field_id"
 _NO_ROWS = np.empty(0, np.int64)
+_KEYS_AT_ONCE = 1 << 18  # rows of a file that are looked up together
 
 
 @dataclass(frozen=True)
@@ -146,7 +149,8 @@ def describe_files(
             ) from error
         described = describe_file(file.path, footer)
         columns = _columns(file, footer.schema, snapshot)
-        described = replace(described, columns=columns, kept=kept_rows(described.rows, file.deleted))
+        kept = kept_rows(described.rows, _deleted(snapshot, file, described, footer))
+        described = replace(described, columns=columns, kept=kept)
         return judged(described, footer, schema, where)
 
     with ThreadPoolExecutor(_FOOTERS_AT_ONCE) as pool:
@@ -160,6 +164,12 @@ class TableFile:
     path: str  # relative to the snapshot's root
     constants: dict[str, str | None]  # values of columns that the file may lack, as strings
     deleted: np.ndarray  # numbers of rows
+    deleted_keys: tuple[NewerKeys, ...] = ()  # rows with these keys are deleted too
+
+    def same_deletes(self, other: "TableFile") -> bool:
+        """Returns whether the same rows are deleted from this file and the same file in another snapshot."""
+        digests = [[keys.digest for keys in file.deleted_keys] for file in (self, other)]
+        return digests[0] == digests[1] and np.array_equal(np.unique(self.deleted), np.unique(other.deleted))
 
 
 @dataclass(frozen=True)
@@ -170,12 +180,38 @@ class Snapshot:
     files: list[TableFile]
 
 
+def _deleted(snapshot: Snapshot, file: TableFile, described: SourceFile, footer: Footer) -> np.ndarray:
+    """Returns the numbers of the deleted rows of a file. Reads the columns of keys that are deleted."""
+    found = [file.deleted]
+    for newer in file.deleted_keys:
+        schema = newer.keys.schema
+        unit = replace(described, columns=_columns(file, footer.schema, replace(snapshot, schema=schema))).whole()
+        try:
+            for first, rows in _blocks(ParquetReader(snapshot.root, schema).read(unit), schema):
+                found.append(first + np.flatnonzero(newer.deleted(rows)))
+        except SourceReadError as error:
+            raise UserError(f"{snapshot.name} cannot be read: {error}.") from error
+    return np.concatenate(found)
+
+
+def _blocks(batches: Iterable[pa.RecordBatch], schema: pa.Schema) -> Iterator[tuple[int, pa.Table]]:
+    """Yields the batches in large blocks, each with the number of its first row."""
+    first, waiting = 0, list[pa.RecordBatch]()
+    for batch in batches:
+        waiting.append(batch)
+        if sum(batch.num_rows for batch in waiting) >= _KEYS_AT_ONCE:
+            yield first, pa.Table.from_batches(waiting)
+            first += sum(batch.num_rows for batch in waiting)
+            waiting = []
+    yield first, pa.Table.from_batches(waiting, schema)
+
+
 def _columns(file: TableFile, schema: pa.Schema, snapshot: Snapshot) -> ColumnPlaces:
     """Returns the places of the table's columns that do not have their own names in a file."""
-    by_id = {field.metadata[_FIELD_ID]: field for field in schema if _FIELD_ID in (field.metadata or {})}
+    by_id = {field.metadata[FIELD_ID]: field for field in schema if FIELD_ID in (field.metadata or {})}
     found: dict[str, FileColumn | Constant] = {}
     for column in snapshot.schema:
-        identity = (column.metadata or {}).get(_FIELD_ID)
+        identity = (column.metadata or {}).get(FIELD_ID)
         if by_id and identity:
             held = by_id.get(identity)
         else:
@@ -221,8 +257,8 @@ def _inner_ids(kind: pa.DataType, path: str = "") -> dict[str, bytes]:
     for index in range(kind.num_fields):
         field = kind.field(index)
         inner = f"{path}.{field.name if pa.types.is_struct(kind) else index}"
-        if _FIELD_ID in (field.metadata or {}):
-            found[inner] = field.metadata[_FIELD_ID]
+        if FIELD_ID in (field.metadata or {}):
+            found[inner] = field.metadata[FIELD_ID]
         found |= _inner_ids(field.type, inner)
     return found
 
@@ -319,36 +355,53 @@ def _iceberg_snapshot(name: TableName, columns_of: int | None) -> Snapshot:
             if name.version is not None
             else f"{name} has no snapshot yet, so there is nothing to read: write rows to it first."
         )
-    scan = table.scan(snapshot_id=snapshot.snapshot_id)
-    schema = table.scan(snapshot_id=columns_of).projection() if columns_of else scan.projection()
+    schema = table.scan(snapshot_id=columns_of or snapshot.snapshot_id).projection()
     root = locate(table.location())
     try:
-        tasks = list(scan.plan_files())
-        deleted = iceberg_deletes(str(name), table.io, tasks)
+        files = _iceberg_files(name, table, snapshot, schema)
     except UserError:
         raise
     except Exception as error:  # of many kinds
-        if _has_equality_deletes(table, snapshot):
-            raise UserError(
-                f"{name} has equality deletes, such as those that Flink writes, which pyiceberg cannot read: "
-                "rewrite its data files (rewrite_data_files) first."
-            ) from error
         raise UserError(f"{name} cannot be read ({one_line(error)}).") from error
-    files = [_iceberg_file(task, table, schema, name, deleted[task.file.file_path]) for task in tasks]
     return Snapshot(
         replace(name, version=snapshot.snapshot_id), root, schema_to_pyarrow(schema, include_field_ids=True), files
     )
 
 
-def _has_equality_deletes(table: Any, snapshot: Any) -> bool:
+def _iceberg_files(name: TableName, table: Any, snapshot: Any, schema: Any) -> list[TableFile]:
+    """Returns the data files of a snapshot with their deletes.
+
+    Plans them from the manifests, because pyiceberg's own scan refuses tables with equality deletes.
+    """
     from pyiceberg.manifest import DataFileContent
+    from pyiceberg.table import ManifestGroupPlanner
+    from pyiceberg.table.delete_file_index import DeleteFileIndex
 
-    entries = (entry for manifest in snapshot.manifests(table.io) for entry in manifest.fetch_manifest_entry(table.io))
-    return any(entry.data_file.content == DataFileContent.EQUALITY_DELETES for entry in entries)
+    planner = ManifestGroupPlanner(table.metadata, table.io)
+    entries = list(chain.from_iterable(planner.plan_manifest_entries(snapshot.manifests(table.io))))
+    positions = DeleteFileIndex()
+    for entry in entries:
+        if entry.data_file.content == DataFileContent.POSITION_DELETES:
+            positions.add_delete_file(entry, entry.data_file.partition)
+    equal = (entry for entry in entries if entry.data_file.content == DataFileContent.EQUALITY_DELETES)
+    keys = EqualityDeletes(str(name), table, schema, equal)
+    data = [entry for entry in entries if entry.data_file.content == DataFileContent.DATA]
+    files = [entry.data_file for entry in data]
+    deletes = {
+        file.file_path: positions.for_data_file(entry.sequence_number or 0, file, file.partition)
+        for entry, file in zip(data, files, strict=True)
+    }
+    deleted = position_deletes(str(name), table.io, deletes)
+    return [
+        _iceberg_file(file, table, schema, name, deleted[file.file_path], keys.of(entry))
+        for entry, file in zip(data, files, strict=True)
+    ]
 
 
-def _iceberg_file(task: Any, table: Any, schema: Any, name: TableName, deleted: np.ndarray) -> TableFile:
-    file, location = task.file, table.location().rstrip("/") + "/"
+def _iceberg_file(
+    file: Any, table: Any, schema: Any, name: TableName, deleted: np.ndarray, deleted_keys: tuple[NewerKeys, ...]
+) -> TableFile:
+    location = table.location().rstrip("/") + "/"
     if file.file_format.value.lower() != "parquet":
         raise UserError(
             f"{name} has data files in {file.file_format.value}, and only Parquet can be read: rewrite them as Parquet."
@@ -365,4 +418,5 @@ def _iceberg_file(task: Any, table: Any, schema: Any, name: TableName, deleted: 
         file.file_path.removeprefix(location),
         {key: None if value is None else str(value) for key, value in constants.items()},
         deleted,
+        deleted_keys,
     )

@@ -159,15 +159,14 @@ def test_files_that_another_tool_wrote_have_columns_by_name(catalog: Catalog, tm
     assert rows_of(read_source("iceberg:lake.web.pages", ("text",))) == rows(1, 2).to_pylist()
 
 
-def add_delete_file(table: Any, path: Path, content: DataFileContent, kind: FileFormat) -> None:
+def add_delete_file(table: Any, path: Path, kind: FileFormat) -> None:
     deletes = DataFile.from_args(
-        content=content,
+        content=DataFileContent.POSITION_DELETES,
         file_path=f"file://{path}",
         file_format=kind,
         partition=Record(),
         record_count=1,
         file_size_in_bytes=path.stat().st_size,
-        equality_ids=[1] if content == DataFileContent.EQUALITY_DELETES else None,
     )
     deletes.spec_id = table.spec().spec_id
     with table.transaction() as transaction, transaction.update_snapshot().fast_append() as append:
@@ -199,9 +198,9 @@ def test_rows_of_iceberg_position_deletes_are_not_read(catalog: Catalog, tmp_pat
     table.append(rows(4, 5, 6))
     later, first = (task.file.file_path for task in table.scan().plan_files())
     position_deletes(tmp_path / "warehouse" / "a.parquet", [(first, 1), (later, 0), ("file:///another", 2)])
-    add_delete_file(table, tmp_path / "warehouse" / "a.parquet", DataFileContent.POSITION_DELETES, FileFormat.PARQUET)
+    add_delete_file(table, tmp_path / "warehouse" / "a.parquet", FileFormat.PARQUET)
     position_deletes(tmp_path / "warehouse" / "b.parquet", [(first, 0), (first, 1)])
-    add_delete_file(table, tmp_path / "warehouse" / "b.parquet", DataFileContent.POSITION_DELETES, FileFormat.PARQUET)
+    add_delete_file(table, tmp_path / "warehouse" / "b.parquet", FileFormat.PARQUET)
     table.append(rows(7))
     source = read_source("iceberg:lake.web.pages", ("text",))
     expected = table.scan().to_arrow().to_pylist()
@@ -217,29 +216,22 @@ def test_rows_of_iceberg_deletion_vectors_are_not_read(catalog: Catalog, tmp_pat
     (task,) = table.scan().plan_files()
     path = tmp_path / "warehouse" / "vectors.puffin"
     puffin(path, task.file.file_path, [0, 2])
-    add_delete_file(table, path, DataFileContent.POSITION_DELETES, FileFormat.PUFFIN)
+    add_delete_file(table, path, FileFormat.PUFFIN)
     assert [row["id"] for row in rows_of(read_source("iceberg:lake.web.pages", ("text",)))] == [2, 4]
 
 
-def test_deletes_that_pyiceberg_cannot_apply_are_refused(catalog: Catalog, tmp_path: Path) -> None:
+def test_position_deletes_that_cannot_be_read_are_refused(catalog: Catalog, tmp_path: Path) -> None:
     path = tmp_path / "warehouse" / "deletes.parquet"
-    pq.write_table(pa.table({"id": [2]}), path)
-    for name, content, kind in (
-        ("equal", DataFileContent.EQUALITY_DELETES, FileFormat.PARQUET),
-        ("orc", DataFileContent.POSITION_DELETES, FileFormat.ORC),
-    ):
-        table = catalog.create_table(f"web.{name}", schema=rows(1).schema)
-        table.append(rows(1, 2, 3))
-        add_delete_file(table, path, content, kind)
-    with pytest.raises(UserError, match="web.equal has equality deletes, .* rewrite its data files"):
-        read_source("iceberg:lake.web.equal", ("text",))
+    path.touch()
+    table = catalog.create_table("web.orc", schema=rows(1).schema)
+    table.append(rows(1, 2, 3))
+    add_delete_file(table, path, FileFormat.ORC)
     with pytest.raises(UserError, match="web.orc has position deletes in orc files, .* rewrite its data files"):
         read_source("iceberg:lake.web.orc", ("text",))
-    path.unlink()
     table = catalog.create_table("web.gone", schema=rows(1).schema)
     table.append(rows(1, 2, 3))
     position_deletes(path, [("file:///another", 0)])
-    add_delete_file(table, path, DataFileContent.POSITION_DELETES, FileFormat.PARQUET)
+    add_delete_file(table, path, FileFormat.PARQUET)
     path.unlink()
     with pytest.raises(UserError, match="iceberg:lake.web.gone cannot be read"):
         read_source("iceberg:lake.web.gone", ("text",))
