@@ -9,7 +9,7 @@ def add_model_options(parser: argparse.ArgumentParser) -> None:
         "--model", default="mini", help="mini, the directory or URI of a package, or a Hub id (default: mini)"
     )
     parser.add_argument("--device", default="auto", help="auto, cpu or cuda (default: auto)")
-    parser.add_argument("--precision", default="auto", help="auto, float32 or bfloat16 (default: auto)")
+    parser.add_argument("--precision", default="auto", help="auto, float32, bfloat16 or float16 (default: auto)")
 
 
 def add_labels_option(parser: argparse.ArgumentParser, *, required: bool = True) -> None:

@@ -117,8 +117,8 @@ class Extractor:
         """Loads a model.
 
         `model` is `mini`, a directory or URI of a package, a published GLiNER directory, or a Hub id of either.
-        `device` is auto, cpu, cuda or cuda:N. `precision` is auto, float32 or bfloat16. `batch_tokens` bounds the
-        padded sub-words of one forward pass. `threads` is the number of CPU cores to use; the default is torch's.
+        `device` is auto, cpu, cuda or cuda:N. `precision` is auto, float32, bfloat16 or float16. `batch_tokens` bounds
+        the padded sub-words of one forward pass. `threads` is the number of CPU cores to use; the default is torch's.
 
         Raises `PackageError` for a model that cannot be read, and `UserError` for another wrong argument.
         """

@@ -8,7 +8,11 @@ import torch
 
 from spanlake.errors import UserError
 
-Precision = Literal["auto", "float32", "bfloat16"]
+Precision = Literal["auto", "float32", "bfloat16", "float16"]
+
+_TENSOR_CORES = (7, 0)  # compute capability of the first cards with them, which multiply float16 alone
+_BFLOAT16 = (8, 0)
+_DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
 def choose_device(name: str) -> torch.device:
@@ -32,19 +36,26 @@ def choose_device(name: str) -> torch.device:
 
 
 def choose_precision(name: str, device: torch.device) -> torch.dtype:
-    """Returns the precision of a name; `auto` is bfloat16 where the hardware multiplies it fast, float32 elsewhere.
+    """Returns the precision of a name; `auto` is what the hardware multiplies fast.
 
-    Tensor cores, AMX and AVX512-BF16 multiply bfloat16 fast. The choice depends on the hardware alone, not on a timing,
-    so that all workers of one kind agree.
+    That is bfloat16 on a CPU with AMX or AVX512-BF16 and on a GPU from compute capability 8.0 on, float16 on a GPU from
+    7.0 on, such as T4 and V100, and float32 elsewhere. The choice depends on the hardware alone, not on a timing, so
+    that all workers of one kind agree.
 
     Raises `UserError` for another name.
     """
     if name not in get_args(Precision):
         raise UserError(f"The precision {name!r} is unknown; give one of {', '.join(get_args(Precision))}.")
     if name != "auto":
-        return torch.float32 if name == "float32" else torch.bfloat16
+        return _DTYPES[name]
     if device.type == "cuda":
-        fast = torch.cuda.get_device_capability(device) >= (8, 0)
-    else:
-        fast = torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
+        return fastest_on_gpu(torch.cuda.get_device_capability(device))
+    fast = torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
     return torch.bfloat16 if fast else torch.float32
+
+
+def fastest_on_gpu(capability: tuple[int, int]) -> torch.dtype:
+    """Returns the precision that a card of this compute capability multiplies fastest."""
+    if capability >= _BFLOAT16:
+        return torch.bfloat16
+    return torch.float16 if capability >= _TENSOR_CORES else torch.float32

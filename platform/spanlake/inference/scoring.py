@@ -54,6 +54,7 @@ class Scorer:
         """Takes over the package's model and moves it, without a copy, to the device and the precision."""
         self._model: SpanModel | None = package.model.to(device, precision).eval()
         self._device = device
+        self._precision = precision
         self._tokenizer = package.tokenizer
         self._pad_id = package.config.pad_token_id
         self._calibration = package.calibration
@@ -110,6 +111,10 @@ class Scorer:
     def _forward(self, rows: list[Row], batch: Batch) -> Candidates:
         assert self._model is not None  # `close` waits for the passes
         logits = self._model(batch.to(self._device))  # [B, W, K, C]
+        if self._precision == torch.float16 and not logits.sum().isfinite():
+            raise UserError(
+                "The numbers of the model exceed what float16 holds; load it with precision float32 or bfloat16."
+            )
         if self._token_level:
             return token_candidates(rows, logits, self._calibration)
         if self._calibration:

@@ -25,6 +25,7 @@ from hypothesis import strategies as st
 from spanlake import Entity, Extractor, UserError
 from spanlake.decoding import select
 from spanlake.inference import extractor as extractor_module
+from spanlake.inference.hardware import fastest_on_gpu
 from spanlake.inference.scoring import Pass
 from spanlake.inference.settings import Settings
 from spanlake.modeling import tokens as tokens_module
@@ -387,9 +388,10 @@ def test_a_single_row_that_does_not_fit_is_an_error(tiny: Extractor, monkeypatch
         tiny.extract([SENTENCE, SENTENCE], LABELS)
 
 
-def test_bfloat16_finds_nearly_the_same(tiny: Extractor, tiny_model_dir: Path):
-    half = Extractor.load(str(tiny_model_dir), device="cpu", precision="bfloat16")
-    assert half.precision == torch.bfloat16
+@pytest.mark.parametrize("precision", ["bfloat16", "float16"])
+def test_half_precision_finds_nearly_the_same(tiny: Extractor, tiny_model_dir: Path, precision: str):
+    half = Extractor.load(str(tiny_model_dir), device="cpu", precision=precision)
+    assert half.precision == getattr(torch, precision)
     texts = [prose(30, seed) for seed in range(20)]
     asked = {"nested": True, "multi_label": True}
     sure = [places(found) for found in tiny.extract(texts, LABELS, threshold=0.65, **asked)]
@@ -397,6 +399,27 @@ def test_bfloat16_finds_nearly_the_same(tiny: Extractor, tiny_model_dir: Path):
     assert sum(map(len, sure)) > 100
     agreed = sum(len(one & other) for one, other in zip(sure, likely, strict=True))
     assert agreed > 0.9 * sum(map(len, sure))
+
+
+def test_a_model_that_float16_cannot_hold_is_refused(tiny_model_dir: Path):
+    package = open_package(str(tiny_model_dir))
+    with torch.no_grad():
+        package.model.spans.out.weight.mul_(1e5)
+    extractor = Extractor(package, CPU, torch.float16)
+    with pytest.raises(UserError, match="exceed what float16 holds; load it with precision float32 or bfloat16"):
+        extractor.extract([SENTENCE], LABELS)
+
+
+def test_a_card_computes_in_what_it_multiplies_fast():
+    cards = {"P100": (6, 0), "V100": (7, 0), "T4": (7, 5), "A100": (8, 0), "H100": (9, 0)}
+    chosen = {name: str(fastest_on_gpu(capability)) for name, capability in cards.items()}
+    assert chosen == {
+        "P100": "torch.float32",
+        "V100": "torch.float16",
+        "T4": "torch.float16",
+        "A100": "torch.bfloat16",
+        "H100": "torch.bfloat16",
+    }
 
 
 def places(entities: list[Entity]) -> set[tuple[int, int, str]]:
