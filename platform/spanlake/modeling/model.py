@@ -18,6 +18,7 @@ from spanlake.modeling.config import ModelConfig
 from spanlake.modeling.span_head import SpanHead, feed_forward
 from spanlake.modeling.token_head import TokenHead
 from spanlake.modeling.tokens import Batch
+from spanlake.modeling.transfer import moved
 
 # Values of an encoder's configuration that do not determine what the encoder computes.
 _ORIGIN = ("name_or_path", "architectures", "auto_map", "transformers_version")
@@ -63,6 +64,11 @@ class SpanModel(nn.Module):
 
         A token-level model returns [B, W, 3, C]: the logits of start, end and inside.
         """
+        logits: torch.Tensor = self.spans(*self.vectors(batch))
+        return logits
+
+    def vectors(self, batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
+        """Returns the vectors of the words and of the types, [B, W, D] and [B, C, D]."""
         hidden = self.encoder(input_ids=batch.input_ids, attention_mask=batch.attention_mask).last_hidden_state
         words = _rows(hidden, batch.word_positions)
         types = _rows(hidden, batch.type_positions)
@@ -70,17 +76,17 @@ class SpanModel(nn.Module):
             words, types = self.projection(words), self.projection(types)
         if self.lstm is not None:
             words = self._over_words(words, batch.word_counts)
-        logits: torch.Tensor = self.spans(words, self.types(types))
-        return logits
+        return words, self.types(types)
 
     def _over_words(self, words_BWD: torch.Tensor, counts: list[int]) -> torch.Tensor:
         assert self.lstm is not None
-        packed = nn.utils.rnn.pack_padded_sequence(
-            words_BWD, torch.tensor(counts), batch_first=True, enforce_sorted=False
-        )
+        # The rows are sorted here, because pack_padded_sequence would make the host wait for an accelerator.
+        lengths, order = torch.sort(torch.tensor(counts), descending=True)
+        longest_first = words_BWD.index_select(0, moved(order, words_BWD.device))
+        packed = nn.utils.rnn.pack_padded_sequence(longest_first, lengths, batch_first=True)
         output, _ = self.lstm(packed)
         padded, _ = nn.utils.rnn.pad_packed_sequence(output, batch_first=True, total_length=words_BWD.shape[1])
-        return padded
+        return padded.index_select(0, moved(order.argsort(), words_BWD.device))
 
 
 def unfilled_model(config: ModelConfig) -> SpanModel:

@@ -68,16 +68,23 @@ class SpanHead(nn.Module):
         start, end = self.dropout(start), self.dropout(end)
         return nn.functional.linear(start, weight_start, joint.bias), nn.functional.linear(end, weight_end)
 
+    def folded(self, types_BCD: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """Returns the types folded into what follows the joint layer: [B, C, F], and a bias [B, C].
+
+        Without a second layer the types are as they were, and there is no bias: the joint layer has no ReLU then.
+        """
+        if self.joined is None:
+            return types_BCD, None
+        return types_BCD @ self.out.weight, types_BCD @ self.out.bias
+
     def _score(self, start_bWF: torch.Tensor, end_bWF: torch.Tensor, types_bCD: torch.Tensor) -> torch.Tensor:
         texts, words, _ = start_bWF.shape
         types, width = types_bCD.shape[1:]
-        if self.joined is None:
-            return _grid(start_bWF, end_bWF, types_bCD.transpose(1, 2), None, self.max_width, relu=False)
-        # The folded types are [b, F, C]; with more than D types it is cheaper to compute the span vectors.
-        if types <= width:
-            columns = (types_bCD @ self.out.weight).transpose(1, 2)
-            bias = (types_bCD @ self.out.bias).unsqueeze(1)
-            return _grid(start_bWF, end_bWF, columns, bias, self.max_width, relu=True)
+        # With more than D types it is cheaper to compute the span vectors than to fold the types.
+        if self.joined is None or types <= width:
+            rows, bias = self.folded(types_bCD)
+            bias = bias if bias is None else bias.unsqueeze(1)
+            return _grid(start_bWF, end_bWF, rows.transpose(1, 2), bias, self.max_width, relu=bias is not None)
         by_width = []
         for k in range(min(self.max_width, words)):
             spans = self.out((start_bWF[:, : words - k] + end_bWF[:, k:]).relu_())
