@@ -156,30 +156,55 @@ def wordpiece_cased() -> PreTrainedTokenizerFast:
     return wordpiece(lowercase=False)
 
 
-def unigram() -> PreTrainedTokenizerFast:
-    """Like that of DeBERTa-v3."""
-    special = ["[PAD]", "[CLS]", "[SEP]", "[UNK]"]
+def sentencepiece(special: list[str], template: str, named: dict[str, str]) -> PreTrainedTokenizerFast:
+    """A unigram model. `special` tokens come first, in this order; `named` gives them the library's names."""
     pieces = ["▁", *(f"▁{piece}" for piece in (*_WHOLE, *_BEGINNINGS)), *_ENDS, *_LETTERS]
     scores = dict.fromkeys(special, 0.0) | {piece: -4.0 - 2.0 / len(piece) for piece in pieces}
-    tokenizer = Tokenizer(models.Unigram(list(scores.items()), unk_id=3, byte_fallback=False))
+    tokenizer = Tokenizer(models.Unigram(list(scores.items()), unk_id=special.index(named["unk_token"])))
     tokenizer.normalizer = normalizers.Sequence(
         [normalizers.Strip(), normalizers.NFKC(), normalizers.Replace(Regex(" {2,}"), " ")]
     )
     tokenizer.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme="always")
-    tokenizer.add_special_tokens([*special, "[MASK]"])
-    tokenizer.post_processor = processors.TemplateProcessing(
-        single="[CLS] $A [SEP]", special_tokens=[("[CLS]", 1), ("[SEP]", 2)]
-    )
-    return PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer,
-        bos_token="[CLS]",
-        eos_token="[SEP]",
-        unk_token="[UNK]",
-        pad_token="[PAD]",
-        cls_token="[CLS]",
-        sep_token="[SEP]",
-        mask_token="[MASK]",
-    )
+    tokenizer.add_special_tokens([*special, *([named["mask_token"]] if "mask_token" in named else [])])
+    around = [(token, special.index(token)) for token in template.split() if token != "$A"]
+    tokenizer.post_processor = processors.TemplateProcessing(single=template, special_tokens=around)
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, **named)
+
+
+def unigram() -> PreTrainedTokenizerFast:
+    """Like that of DeBERTa-v3."""
+    named = {"bos_token": "[CLS]", "eos_token": "[SEP]", "unk_token": "[UNK]", "pad_token": "[PAD]"}
+    named |= {"cls_token": "[CLS]", "sep_token": "[SEP]", "mask_token": "[MASK]"}
+    return sentencepiece(["[PAD]", "[CLS]", "[SEP]", "[UNK]"], "[CLS] $A [SEP]", named)
+
+
+def unigram_roberta() -> PreTrainedTokenizerFast:
+    """Like that of XLM-RoBERTa."""
+    named = {"bos_token": "<s>", "eos_token": "</s>", "unk_token": "<unk>", "pad_token": "<pad>"}
+    named |= {"cls_token": "<s>", "sep_token": "</s>", "mask_token": "<mask>"}
+    return sentencepiece(["<s>", "<pad>", "</s>", "<unk>"], "<s> $A </s>", named)
+
+
+def unigram_t5() -> PreTrainedTokenizerFast:
+    """Like that of mT5, with nothing before a text."""
+    named = {"eos_token": "</s>", "unk_token": "<unk>", "pad_token": "<pad>"}
+    return sentencepiece(["<pad>", "</s>", "<unk>"], "$A </s>", named)
+
+
+def gemma() -> PreTrainedTokenizerFast:
+    """Like that of mmBERT: byte pairs over words with ▁ for a space, and bytes for what they cannot spell."""
+    special = ["<pad>", "<eos>", "<bos>", "<unk>", "<mask>"]
+    merges = list(dict.fromkeys((word[:i], word[i]) for word in _WHOLE for i in range(1, len(word))))
+    spelt = [*special, *(f"<0x{byte:02X}>" for byte in range(256)), "▁", *_LETTERS]
+    pieces = dict.fromkeys([*spelt, *(left + right for left, right in merges)])
+    model = models.BPE({piece: i for i, piece in enumerate(pieces)}, merges, unk_token="<unk>", byte_fallback=True)
+    tokenizer = Tokenizer(model)
+    tokenizer.normalizer = normalizers.Replace(" ", "▁")
+    tokenizer.add_special_tokens(special)
+    around = [("<bos>", 2), ("<eos>", 1)]
+    tokenizer.post_processor = processors.TemplateProcessing(single="<bos> $A <eos>", special_tokens=around)
+    named = {"bos_token": "<bos>", "eos_token": "<eos>", "unk_token": "<unk>", "pad_token": "<pad>"}
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, mask_token="<mask>", **named)
 
 
 def byte_level() -> PreTrainedTokenizerFast:
@@ -205,7 +230,10 @@ def byte_level() -> PreTrainedTokenizerFast:
     )
 
 
-TOKENIZERS = {maker.__name__: maker for maker in (unigram, wordpiece_uncased, wordpiece_cased, byte_level)}
+TOKENIZERS = {
+    maker.__name__: maker
+    for maker in (unigram, unigram_roberta, unigram_t5, gemma, wordpiece_uncased, wordpiece_cased, byte_level)
+}
 
 
 def randomise(model: torch.nn.Module, seed: int) -> None:

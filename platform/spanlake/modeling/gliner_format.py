@@ -24,7 +24,7 @@ from transformers import AutoConfig
 
 from spanlake.errors import PackageError, one_line
 from spanlake.modeling.config import RELATIVE_POSITION_WINDOW, ModelConfig, SpanHeadKind
-from spanlake.modeling.model import SpanModel, encoder_config, encoder_values, unfilled_model
+from spanlake.modeling.model import WITH_DECODER, SpanModel, encoder_config, encoder_values, unfilled_model
 from spanlake.modeling.pretrained import pretrained_tokenizer
 from spanlake.modeling.tokens import unknown_token
 from spanlake.modeling.weights import load_weights
@@ -79,9 +79,14 @@ _SUPPORTED: dict[str, tuple[Any, ...]] = {
     "num_rnn_layers": (None, 0, 1),  # the tensors decide: old checkpoints without an LSTM say 1
 }
 
-# The prefixes of our tensor names and of the published ones. Only the head's joint layer differs between kinds.
+# The prefixes of our tensor names and of the published ones. The encoder's depend on whether it is a part of a model
+# with a decoder, and those of the head's joint layer on the kind of the head.
+_ENCODER_TENSORS = {"encoder.": "token_rep_layer.bert_layer.model."}
+_PART_TENSORS = {
+    "encoder.embed_tokens.": "token_rep_layer.bert_layer.model.shared.",
+    "encoder.": "token_rep_layer.bert_layer.model.encoder.",
+}
 _TENSORS: dict[str, str] = {
-    "encoder.": "token_rep_layer.bert_layer.model.",
     "projection.": "token_rep_layer.projection.",
     "lstm.": "rnn.lstm.",
     "types.": "prompt_rep_layer.",
@@ -121,6 +126,7 @@ def read_gliner(directory: Path) -> tuple[SpanModel, Tokenizer]:
     directory = Path(directory)
     settings = _read_settings(directory)
     tensors = {key: tensor for key, tensor in _read_tensors(directory).items() if not _UNUSED.fullmatch(key)}
+    _name_embeddings_once(tensors)
     tokenizer = _read_tokenizer(directory, settings["model_name"])
     explicit = settings["class_token_index"] != -1 and settings["vocab_size"] != -1
     if not explicit or tokenizer.token_to_id(settings["ent_token"]) is None:
@@ -154,8 +160,8 @@ def write_gliner(directory: Path, model: SpanModel, tokenizer: Tokenizer, *, whi
     That format has no splitter `unicode`. A model with it is written only if `whitespace_words` is true; the gliner
     library then cuts other words than the model was trained on.
 
-    Raises `PackageError` for the splitter `unicode` otherwise, for the `paper` head, which that format does not have,
-    and for a directory that is not empty or cannot be written.
+    Raises `PackageError` for the splitter `unicode` otherwise, for the `paper` head and for encoders of the type umt5,
+    which that format does not have, and for a directory that is not empty or cannot be written.
     """
     directory = Path(directory)
     config = model.config
@@ -164,6 +170,11 @@ def write_gliner(directory: Path, model: SpanModel, tokenizer: Tokenizer, *, whi
         raise PackageError(
             f"The span head {config.span_head!r} has no published form; only {', '.join(_SPAN_MODES.values())} have "
             "one, so train with one of them or keep the model as a package."
+        )
+    if config.encoder["model_type"] == "umt5":
+        raise PackageError(
+            "The model's encoder is of the type 'umt5', which the gliner library cannot run; keep the model as a "
+            "package, or train one with an encoder of the type mt5."
         )
     if config.splitter == "unicode" and not whitespace_words:
         raise PackageError(
@@ -269,6 +280,13 @@ def _read_tensors(directory: Path) -> dict[str, torch.Tensor]:
     return {key: tensor.float() if tensor.is_floating_point() else tensor for key, tensor in tensors.items()}
 
 
+def _name_embeddings_once(tensors: dict[str, torch.Tensor]) -> None:
+    """Leaves the embeddings of a part of T5 under one name. Files hold them under one of two names, or under both."""
+    part, shared = (f"token_rep_layer.bert_layer.model.{name}.weight" for name in ("encoder.embed_tokens", "shared"))
+    if part in tensors and (shared not in tensors or torch.equal(tensors[part], tensors[shared])):
+        tensors[shared] = tensors.pop(part)
+
+
 def _read_tokenizer(directory: Path, model_name: str) -> Tokenizer:
     if (directory / TOKENIZER).is_file() or (directory / TOKENIZER_CONFIG).is_file():
         return pretrained_tokenizer(str(directory))
@@ -317,7 +335,8 @@ def _check_vocabulary(
 
 def _gliner_names(model: SpanModel) -> dict[str, str]:
     """Returns the gliner library's name of each tensor of `model`, by our name."""
-    table = _TENSORS | _JOINT_TENSORS[model.config.span_head]
+    of_encoder = _PART_TENSORS if model.config.encoder["model_type"] in WITH_DECODER else _ENCODER_TENSORS
+    table = of_encoder | _TENSORS | _JOINT_TENSORS[model.config.span_head]
     names = {}
     for key in model.state_dict():
         ours = next(prefix for prefix in table if key.startswith(prefix))

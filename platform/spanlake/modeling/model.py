@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 from torch import nn
-from transformers import CONFIG_MAPPING, AutoConfig, AutoModel, PretrainedConfig
+from transformers import CONFIG_MAPPING, AutoConfig, AutoModel, AutoModelForTextEncoding, PretrainedConfig
 from transformers.initialization import no_init_weights
 
 from spanlake.errors import PackageError, one_line
@@ -33,6 +33,8 @@ _RUNNING = (
     "output_hidden_states",
 )
 _OTHER_USES = ("id2label", "label2id")
+# Families with a decoder, of which the encoder can be built by itself.
+WITH_DECODER = ("mt5", "t5", "umt5")
 
 # `no_init_weights` sets a switch of the whole process and then restores it: two threads at once could leave it set.
 _UNFILLED = threading.Lock()
@@ -126,8 +128,12 @@ def encoder_config(values: dict[str, Any]) -> PretrainedConfig:
         config = AutoConfig.for_model(kind, **kept)
     except Exception as error:  # each model type checks its own values and raises its own kind
         raise PackageError(f"The encoder's configuration does not fit type {kind!r} ({one_line(error)}).") from error
+    if kind in WITH_DECODER:
+        config.is_encoder_decoder = config.use_cache = False
     if config.is_encoder_decoder:
-        raise PackageError(f"The encoder type {kind!r} has a decoder too; this version reads encoders alone.")
+        raise PackageError(
+            f"The encoder type {kind!r} has a decoder too; of such types, this version reads {', '.join(WITH_DECODER)}."
+        )
     return config
 
 
@@ -138,20 +144,35 @@ def encoder_values(config: PretrainedConfig) -> dict[str, Any]:
 
 
 def build_encoder(values: dict[str, Any]) -> nn.Module:
-    """Returns the encoder in float32 with random weights, without a pooling layer, which the span model never reads.
+    """Returns the encoder in float32 with random weights, as `encoder_alone` does.
 
     Raises `PackageError` where no encoder can be built from the configuration.
     """
-    config = encoder_config(values)
-    auto: Any = AutoModel  # its type hints are incomplete
     try:
-        encoder: nn.Module = auto.from_config(config, dtype=torch.float32)
+        return new_encoder(encoder_config(values))
+    except PackageError:
+        raise
     except Exception as error:  # each model type fails in its own way
         raise PackageError(f"No encoder can be built from the model's configuration ({one_line(error)}).") from error
-    drop_pooler(encoder)
+
+
+def new_encoder(config: PretrainedConfig) -> nn.Module:
+    """Returns the encoder in float32 with random weights, as `encoder_alone` does."""
+    return encoder_alone(encoder_class(config).from_config(config, dtype=torch.float32))
+
+
+def encoder_class(config: PretrainedConfig) -> Any:  # transformers' type hints are incomplete
+    """Returns the class of transformers that builds a model which `encoder_alone` takes."""
+    return AutoModelForTextEncoding if config.model_type in WITH_DECODER else AutoModel
+
+
+def encoder_alone(model: Any) -> nn.Module:
+    """Returns the encoder of a model that `encoder_class` has built: without a pooling layer or a second table of
+    embeddings, which the span model never reads.
+    """
+    if model.config.model_type in WITH_DECODER:
+        model = model.encoder
+    if getattr(model, "pooler", None) is not None:
+        model.pooler = None
+    encoder: nn.Module = model
     return encoder
-
-
-def drop_pooler(encoder: nn.Module) -> None:
-    if getattr(encoder, "pooler", None) is not None:
-        encoder.pooler = None  # type: ignore[assignment]

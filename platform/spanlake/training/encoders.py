@@ -9,11 +9,18 @@ from typing import Any
 import torch
 from tokenizers import Tokenizer
 from torch import nn
-from transformers import AutoConfig, AutoModel, PretrainedConfig
+from transformers import AutoConfig, PretrainedConfig
 
 from spanlake.errors import PackageError, UserError, one_line
 from spanlake.modeling.config import ModelConfig
-from spanlake.modeling.model import SpanModel, drop_pooler, encoder_config, encoder_values
+from spanlake.modeling.model import (
+    SpanModel,
+    encoder_alone,
+    encoder_class,
+    encoder_config,
+    encoder_values,
+    new_encoder,
+)
 from spanlake.modeling.pretrained import pretrained_tokenizer
 from spanlake.package import find_model, open_package
 from spanlake.training.known_encoders import KNOWN_ENCODERS
@@ -21,7 +28,7 @@ from spanlake.training.recipe import ModelSection
 
 # The tokens of published checkpoints, in their order, so that a trained model can be written in their format.
 PROMPT_TOKENS = ("[FLERT]", "<<ENT>>", "<<SEP>>")
-_DROPOUTS = ("attention_probs_dropout_prob", "hidden_dropout_prob", "attention_dropout", "dropout")
+_DROPOUTS = ("attention_probs_dropout_prob", "hidden_dropout_prob", "attention_dropout", "dropout", "dropout_rate")
 
 
 def starting_model(section: ModelSection) -> tuple[Tokenizer, SpanModel]:
@@ -36,7 +43,6 @@ def starting_model(section: ModelSection) -> tuple[Tokenizer, SpanModel]:
     tokenizer = _tokenizer(section)
     tokenizer.add_special_tokens(list(PROMPT_TOKENS))
     encoder: Any = _random_encoder(section, tokenizer) if section.encoder_config else _pretrained_encoder(section)
-    drop_pooler(encoder)
     encoder.resize_token_embeddings(tokenizer.get_vocab_size(), mean_resizing=True)
     return tokenizer, SpanModel(model_config(section, encoder.config, tokenizer), encoder)
 
@@ -91,18 +97,16 @@ def _pretrained_encoder(section: ModelSection) -> nn.Module:
     try:
         config = AutoConfig.from_pretrained(section.encoder)
         _set_dropout(config, section.encoder_dropout)
-        encoder: nn.Module = AutoModel.from_pretrained(section.encoder, config=config, dtype=torch.float32)
+        model = encoder_class(config).from_pretrained(section.encoder, config=config, dtype=torch.float32)
     except (OSError, ValueError) as error:
         raise _missing(section.encoder, error) from error
-    return encoder
+    return encoder_alone(model)
 
 
 def _random_encoder(section: ModelSection, tokenizer: Tokenizer) -> nn.Module:
     config = _random_config(section, tokenizer)
     _set_dropout(config, section.encoder_dropout)
-    auto: Any = AutoModel  # its type hints are incomplete
-    encoder: nn.Module = auto.from_config(config, dtype=torch.float32)
-    return encoder
+    return new_encoder(config)
 
 
 def _random_config(section: ModelSection, tokenizer: Tokenizer) -> PretrainedConfig:

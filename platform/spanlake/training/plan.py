@@ -7,11 +7,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from transformers import AutoModel, PretrainedConfig
+from transformers import PretrainedConfig
 
 from spanlake.data.prepared import read_statistics
 from spanlake.data.stream import PROMPT_ROOM
-from spanlake.modeling.model import SpanModel, drop_pooler
+from spanlake.modeling.model import SpanModel, new_encoder
 from spanlake.package import open_package
 from spanlake.storage import locate
 from spanlake.training.encoders import model_config, planned_config
@@ -123,9 +123,7 @@ def _model(recipe: Recipe) -> tuple[SpanModel, str]:
         return open_package(section.start).model, "its package"
     config, origin = planned_config(section)
     with torch.device("meta"):
-        encoder = AutoModel.from_config(config)
-        drop_pooler(encoder)
-        return SpanModel(model_config(section, config, None), encoder), origin
+        return SpanModel(model_config(section, config, None), new_encoder(config)), origin
 
 
 def _activations(recipe: Recipe, model: SpanModel) -> float:

@@ -48,6 +48,9 @@ MAX_TOKENS = {
     "mDeBERTa": RELATIVE_POSITION_WINDOW,
     "XLNet": RELATIVE_POSITION_WINDOW,
 }
+_T5 = {"d_model": 32, "d_kv": 8, "d_ff": 64, "num_layers": 2, "num_heads": 4, "feed_forward_proj": "gated-gelu"}
+FAMILIES |= {name: {**_T5, "model_type": name.lower()} for name in ("T5", "mT5", "umT5")}
+MAX_TOKENS |= dict.fromkeys(("T5", "mT5", "umT5"), RELATIVE_POSITION_WINDOW)
 WORDS = ["the", "quick", "brown", "fox", "jumps", "over", "a", "lazy", "dog", "and", "runs", "off", "with", "it"]
 
 
@@ -140,9 +143,16 @@ def test_nothing_of_the_pooling_layer_is_kept(model: SpanModel):
     assert not [name for name in model.state_dict() if "pooler" in name]
 
 
-def test_an_encoder_decoder_is_refused():
-    with pytest.raises(PackageError, match="'t5' has a decoder too; this version reads encoders alone"):
-        build_encoder({"model_type": "t5"})
+@pytest.mark.parametrize("family", ["T5", "mT5", "umT5"])
+def test_of_a_family_with_a_decoder_the_encoder_alone_is_kept(model: SpanModel):
+    names = [name for name in model.state_dict() if name.startswith("encoder.")]
+    assert not [name for name in names if "decoder" in name.lower()]
+    assert [name for name in names if "embed" in name] == ["encoder.embed_tokens.weight"]
+
+
+def test_another_encoder_decoder_is_refused():
+    with pytest.raises(PackageError, match="'bart' has a decoder too; of such types, this version reads mt5, t5, umt5"):
+        build_encoder({"model_type": "bart"})
 
 
 def test_where_an_encoder_comes_from_does_not_enter_its_configuration():

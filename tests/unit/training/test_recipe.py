@@ -8,6 +8,7 @@ import pytest
 import torch
 import yaml
 from commands import ROOT
+from transformers import AutoConfig, AutoModelForSeq2SeqLM
 
 from spanlake.cli import main
 from spanlake.data.examples import Example, Mention
@@ -356,12 +357,19 @@ def test_data_that_cannot_be_trained_on_is_explained(tmp_path: Path, changes: li
 # Millions of parameters of the encoders without their pooling layers, as their publishers give them: "86M backbone
 # parameters with 98M in the embedding layer" for DeBERTa-v3-base, and so on.
 PUBLISHED = {
+    "microsoft/deberta-v3-xsmall": 22 + 48,
     "microsoft/deberta-v3-small": 44 + 98,
     "microsoft/deberta-v3-base": 86 + 98,
     "microsoft/deberta-v3-large": 304 + 131,
     "microsoft/mdeberta-v3-base": 86 + 190,
     "google-bert/bert-base-cased": 108,
     "FacebookAI/roberta-base": 125,
+    "FacebookAI/xlm-roberta-base": 278,
+    "FacebookAI/xlm-roberta-large": 560,
+    "answerdotai/ModernBERT-base": 149,
+    "answerdotai/ModernBERT-large": 395,
+    "jhu-clsp/mmBERT-small": 140,
+    "jhu-clsp/mmBERT-base": 307,
     "albert/albert-base-v2": 11,
     "google/electra-base-discriminator": 109,
     "xlnet/xlnet-base-cased": 117,
@@ -370,10 +378,28 @@ PUBLISHED = {
 }
 
 
-@pytest.mark.parametrize("encoder", KNOWN_ENCODERS)
+@pytest.mark.parametrize("encoder", PUBLISHED)
 def test_known_encoders_have_the_size_that_their_publishers_give(tmp_path: Path, encoder: str) -> None:
     recipe = read_recipe(write(tmp_path / "r.yaml", {**LEAST, "model": {"encoder": encoder}}), [])
     assert plan(recipe).encoder / 1e6 == pytest.approx(PUBLISHED[encoder], rel=0.015)
+
+
+# With the decoder and a second table of embeddings (Xue et al. 2021, table 1).
+PUBLISHED_WHOLE = {"google/mt5-small": 300, "google/mt5-base": 580, "google/mt5-large": 1230}
+
+
+@pytest.mark.parametrize("encoder", PUBLISHED_WHOLE)
+def test_known_parts_have_the_size_that_their_publishers_give_for_the_whole(tmp_path: Path, encoder: str) -> None:
+    config = AutoConfig.for_model(**KNOWN_ENCODERS[encoder])
+    with torch.device("meta"):
+        whole = AutoModelForSeq2SeqLM.from_config(config)
+    second_table = whole.shared.weight.numel()  # which the library ties to the first
+    count = sum(each.numel() for each in whole.parameters()) + second_table
+    assert count / 1e6 == pytest.approx(PUBLISHED_WHOLE[encoder], rel=0.015)
+    part = sum(each.numel() for name, each in whole.named_parameters() if name.startswith(("shared.", "encoder.")))
+    recipe = read_recipe(write(tmp_path / "r.yaml", {**LEAST, "model": {"encoder": encoder}}), [])
+    assert plan(recipe).encoder == part
+    assert {*PUBLISHED, *PUBLISHED_WHOLE} == {*KNOWN_ENCODERS}
 
 
 def test_the_plan_counts_the_parameters_of_the_model_that_is_trained(monkeypatch: pytest.MonkeyPatch) -> None:
