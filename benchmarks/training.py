@@ -207,7 +207,7 @@ class Spanlake:
         self.seconds: list[tuple[float, float]] = []  # of each step, by the clock and by the processor
         self.parts: dict[str, list[float]] = {}
         torch.manual_seed(1)
-        tokenizer, self._model = starting_model(
+        tokenizer, self._model, _ = starting_model(
             ModelSection(
                 encoder=args.encoder,
                 span_head="marker_v0",

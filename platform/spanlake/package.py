@@ -5,6 +5,9 @@
     tokenizer.json       the sub-words
     README.md            the model card
 
+A package may also be an adapter, which changes the model of another package while it is loaded. It has
+adapter.safetensors in place of the weights and the tokenizer, and its spanlake.json names the other package, its base.
+
 Loading a package runs no code from it and unpickles nothing.
 """
 
@@ -18,7 +21,7 @@ import re
 import shutil
 import tempfile
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -34,6 +37,7 @@ from spanlake.errors import PackageError, one_line, shown
 from spanlake.modeling.config import ModelConfig
 from spanlake.modeling.gliner_format import CONFIG as GLINER_CONFIG
 from spanlake.modeling.gliner_format import is_gliner_directory, read_gliner
+from spanlake.modeling.lora import Adapter, changed
 from spanlake.modeling.model import SpanModel, unfilled_model
 from spanlake.modeling.tokens import PromptTokenizer
 from spanlake.modeling.weights import load_weights
@@ -43,6 +47,7 @@ FORMAT = 1
 MANIFEST = "spanlake.json"
 WEIGHTS = "model.safetensors"
 TOKENIZER = "tokenizer.json"
+ADAPTER_WEIGHTS = "adapter.safetensors"
 CARD = "README.md"
 ENCODER_CONFIG = "config.json"  # of other libraries
 EMBEDDED = Path(__file__).parent / "models"
@@ -141,20 +146,44 @@ def _write(
     shutil.copymode(draft / TOKENIZER, draft / WEIGHTS)  # safetensors writes a file that only this user can read
     (draft / CARD).write_text(card, encoding="utf-8")
     architecture = model.config.to_dict()
-    fingerprint = _fingerprint(draft, architecture, metadata.get("calibration"))
+    fingerprint = _fingerprint(draft, {**metadata, "architecture": architecture})
     head = {"format": FORMAT, "name": name, "fingerprint": fingerprint, "weights": "int8" if int8 else "float32"}
-    # `head` comes twice: first for the order of the keys, then so that metadata cannot replace its values.
-    manifest = {**head, **metadata, **head, "architecture": architecture}
-    (draft / MANIFEST).write_text(json.dumps(manifest, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    _write_manifest(draft, head, {**metadata, "architecture": architecture})
     return fingerprint
 
 
+def _write_manifest(draft: Path, head: Mapping[str, Any], metadata: Mapping[str, Any]) -> None:
+    # `head` comes twice: first for the order of the keys, then so that metadata cannot replace its values.
+    manifest = {**head, **metadata, **head}
+    (draft / MANIFEST).write_text(json.dumps(manifest, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+def save_adapter(directory: Path, adapter: Adapter, changes: Mapping[str, torch.Tensor], package: Package) -> str:
+    """Writes an adapter into `directory`, either whole or not at all, and returns its fingerprint.
+
+    `changes` are named as `changed` wants them. The name and the metadata are those of `package`. Raises `PackageError`
+    where `directory` is not empty or cannot be written.
+    """
+    metadata = {**package.metadata, "adapter": asdict(adapter)}
+    with new_directory(directory, "package") as draft:
+        card = model_card(package.name, package.config, metadata)
+        (draft / CARD).write_text(card, encoding="utf-8")
+        weights = {name: tensor.detach().cpu().float().contiguous() for name, tensor in changes.items()}
+        save_file(weights, draft / ADAPTER_WEIGHTS)
+        shutil.copymode(draft / CARD, draft / ADAPTER_WEIGHTS)  # safetensors writes a file that only this user can read
+        fingerprint = _fingerprint(draft, metadata)
+        _write_manifest(draft, {"format": FORMAT, "name": package.name, "fingerprint": fingerprint}, metadata)
+        return fingerprint
+
+
 def load_package(directory: Path) -> Package:
-    """Reads a package and compares it with its fingerprint.
+    """Reads a package and compares it with its fingerprint. An adapter is loaded with its base.
 
     Raises `PackageError` where a file is missing, damaged or altered, or a tensor is missing, extra or misshapen.
     """
     manifest = verify_package(directory)
+    if "adapter" in manifest:
+        return _load_adapter(directory, manifest)
     config = ModelConfig.from_dict(manifest.pop("architecture"))
     model = unfilled_model(config)
     weights = _widened(_read_tensors(directory / WEIGHTS), str(directory))
@@ -162,6 +191,37 @@ def load_package(directory: Path) -> Package:
     tokenizer = prompt_tokenizer(read_tokenizer(directory / TOKENIZER), config)
     fingerprint = manifest.pop("fingerprint")
     return Package(str(manifest.get("name", directory.name)), model, tokenizer, manifest, fingerprint)
+
+
+def _load_adapter(directory: Path, manifest: dict[str, Any]) -> Package:
+    adapter = Adapter.from_dict(manifest["adapter"])
+    base = _open_base(directory, adapter)
+    if base.fingerprint != adapter.base_fingerprint:
+        raise PackageError(
+            f"The adapter {directory} changes a model with the fingerprint {adapter.base_fingerprint[:12]}…, but "
+            f"{adapter.base} has {base.fingerprint[:12]}…; put the right model there, or name its place as "
+            f"adapter.base in {MANIFEST}."
+        )
+    changes = _read_tensors(directory / ADAPTER_WEIGHTS)
+    weights = changed(base.model.state_dict(), changes, adapter.scale, str(directory))
+    base.model.load_state_dict(weights, strict=False)
+    fingerprint = manifest.pop("fingerprint")
+    return Package(str(manifest.get("name", directory.name)), base.model, base.tokenizer, manifest, fingerprint)
+
+
+def _open_base(directory: Path, adapter: Adapter) -> Package:
+    """A base that begins with `.` is a path from the adapter's own directory."""
+    base = str(directory / adapter.base) if adapter.base.startswith(".") else adapter.base
+    try:
+        if "adapter" in peek_metadata(str(find_model(base))):
+            raise PackageError("it is an adapter too")
+        return open_package(base)
+    except PackageError as error:
+        raise PackageError(
+            f"The adapter {directory} changes the model {shown(adapter.base)}, which cannot be used "
+            f"({str(error).rstrip('.')}); name the place of the model with the fingerprint "
+            f"{adapter.base_fingerprint[:12]}… as adapter.base in {MANIFEST}."
+        ) from error
 
 
 def open_package(model: str) -> Package:
@@ -232,7 +292,8 @@ def repack(package: Package, directory: Path, *, name: str, int8: bool, **metada
 
     `metadata` is added to the package's own.
     """
-    known = {key: value for key, value in package.metadata.items() if key not in ("name", "format", "weights")}
+    of_files = ("name", "format", "weights", "adapter")
+    known = {key: value for key, value in package.metadata.items() if key not in of_files}
     known |= metadata
     card = model_card(name, package.config, known)
     return save_package(
@@ -294,7 +355,7 @@ def _download(uri: str) -> Path:
             draft = Path(temporary) / "package"
             draft.mkdir()
             (draft / MANIFEST).write_bytes(manifest)
-            for file in (TOKENIZER, WEIGHTS):
+            for file in _files(_read_manifest(draft, uri)):
                 with place.filesystem.open_input_stream(place.child(file)) as stream, open(draft / file, "wb") as copy:
                     shutil.copyfileobj(stream, copy, 1 << 20)
             verify_package(draft, uri)
@@ -316,9 +377,34 @@ def verify_package(directory: Path, source: str | None = None) -> dict[str, Any]
     missing, damaged or altered.
     """
     source = source or str(directory)
-    for file in (MANIFEST, WEIGHTS, TOKENIZER):
+    manifest = _read_manifest(directory, source)
+    for file in _files(manifest):
         if not (directory / file).is_file():
             raise PackageError(f"{source} is not a model package: it has no {file}.")
+    try:
+        actual = _fingerprint(directory, manifest)
+    except ValueError as error:
+        raise PackageError(f"The {MANIFEST} of {source} cannot be used: {error}; fetch the package again.") from error
+    if manifest.get("fingerprint") != actual:
+        raise PackageError(
+            f"{source} has been altered: its fingerprint is {actual[:12]}…, but {MANIFEST} says "
+            f"{str(manifest.get('fingerprint'))[:12]}…; fetch the package again."
+        )
+    return manifest
+
+
+def _files(manifest: Mapping[str, Any]) -> tuple[str, ...]:
+    """Returns the files that a package has beside spanlake.json and that determine its output."""
+    return (ADAPTER_WEIGHTS,) if "adapter" in manifest else (WEIGHTS, TOKENIZER)
+
+
+def _read_manifest(directory: Path, source: str) -> dict[str, Any]:
+    """Returns the contents of spanlake.json.
+
+    Raises `PackageError`, which names `source`, where they are not those of a package.
+    """
+    if not (directory / MANIFEST).is_file():
+        raise PackageError(f"{source} is not a model package: it has no {MANIFEST}.")
     try:
         manifest = json.loads((directory / MANIFEST).read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
@@ -328,17 +414,8 @@ def verify_package(directory: Path, source: str | None = None) -> dict[str, Any]
     if not isinstance(manifest, dict) or manifest.get("format") != FORMAT:
         found = manifest.get("format") if isinstance(manifest, dict) else manifest
         raise PackageError(f"{source} has package format {shown(found)}; this version reads format {FORMAT}.")
-    if not isinstance(manifest.get("architecture"), dict):
+    if "adapter" not in manifest and not isinstance(manifest.get("architecture"), dict):
         raise PackageError(f"The {MANIFEST} of {source} describes no architecture; fetch the package again.")
-    try:
-        actual = _fingerprint(directory, manifest["architecture"], manifest.get("calibration"))
-    except ValueError as error:
-        raise PackageError(f"The {MANIFEST} of {source} cannot be used: {error}; fetch the package again.") from error
-    if manifest.get("fingerprint") != actual:
-        raise PackageError(
-            f"{source} has been altered: its fingerprint is {actual[:12]}…, but {MANIFEST} says "
-            f"{str(manifest.get('fingerprint'))[:12]}…; fetch the package again."
-        )
     return manifest
 
 
@@ -371,12 +448,17 @@ def fingerprint_model(model: SpanModel, tokenizer: Tokenizer) -> str:
     return digest.hexdigest()
 
 
-def _fingerprint(directory: Path, architecture: Mapping[str, Any], calibration: Any = None) -> str:
-    digest = hashlib.sha256()
-    digest.update(json.dumps(architecture, sort_keys=True).encode())
+def _fingerprint(directory: Path, manifest: Mapping[str, Any]) -> str:
+    """Returns the hash over what determines the output. The base of an adapter counts, wherever it is."""
+    what = manifest.get("architecture")
+    if "adapter" in manifest:
+        adapter = Adapter.from_dict(manifest["adapter"])
+        what = {"base": adapter.base_fingerprint, "scale": adapter.scale}
+    digest = hashlib.sha256(json.dumps(what, sort_keys=True).encode())
+    calibration = manifest.get("calibration")
     if calibration is not None:
         digest.update(json.dumps(Calibration.from_dict(calibration).to_dict(), sort_keys=True).encode())
-    for file in (WEIGHTS, TOKENIZER):
+    for file in _files(manifest):
         with open(directory / file, "rb") as stream:
             digest.update(_sha256(stream))
     return digest.hexdigest()
@@ -417,11 +499,18 @@ def _sha256(stream: BinaryIO) -> bytes:
 
 def model_card(name: str, config: ModelConfig, metadata: Mapping[str, Any]) -> str:
     """Returns the content of a package's README.md."""
+    kind = "token-level" if config.token_level else "span"
+    adapter = metadata.get("adapter")
+    what = (
+        f"A LoRA adapter of rank {adapter['rank']} for the {kind} model {adapter['base']}, which has the fingerprint "
+        f"{adapter['base_fingerprint']}. It loads where that model is."
+        if adapter
+        else f"A {kind} model for zero-shot named-entity recognition (Zaratiana et al., 2023), as a Spanlake package."
+    )
     lines = [
         f"# {name}",
         "",
-        f"A {'token-level' if config.token_level else 'span'} model for zero-shot named-entity recognition "
-        "(Zaratiana et al., 2023), as a Spanlake package.",
+        what,
         "",
         f"- Encoder: {config.encoder['model_type']}; span head: {config.span_head}, up to {config.widest} words",
         f"- Licence: {metadata.get('license', 'unstated')}",

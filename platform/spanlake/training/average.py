@@ -7,6 +7,8 @@ from pathlib import Path
 import torch
 
 from spanlake.modeling.model import SpanModel
+from spanlake.training.lora import like
+from spanlake.training.recipe import LoraSection
 
 _FILE = "average.pt"  # in a checkpoint
 
@@ -14,9 +16,11 @@ _FILE = "average.pt"  # in a checkpoint
 class Average:
     """After each step, the average keeps a share of `decay` and takes the rest from the weights."""
 
-    def __init__(self, model: SpanModel, decay: float) -> None:
+    def __init__(self, model: SpanModel, decay: float, lora: LoraSection | None = None) -> None:
+        """`lora`: of the model's adapter. The weights that are not trained are their own average."""
         self._decay = decay
         self._model = model
+        self._lora = lora
         self._weights = {name: weight.detach().clone() for name, weight in self._named()}
 
     def update(self, step: int) -> None:
@@ -28,7 +32,7 @@ class Average:
 
     def model(self) -> SpanModel:
         """Returns a copy of the model with the averaged weights."""
-        copy = SpanModel(self._model.config)
+        copy = like(self._model, self._lora)
         copy.load_state_dict({**self._model.state_dict(), **self._weights})
         return copy.to(next(iter(self._weights.values())).device)
 
@@ -40,4 +44,5 @@ class Average:
             self._weights[name].copy_(weight)
 
     def _named(self) -> list[tuple[str, torch.nn.Parameter]]:
-        return list(self._model.named_parameters(remove_duplicate=False))
+        named = self._model.named_parameters(remove_duplicate=False)
+        return [(name, weight) for name, weight in named if weight.requires_grad]

@@ -27,6 +27,7 @@ class Progress:
     texts: int = 0
     tokens: int = 0
     size: int = 1  # processes
+    base: str = ""  # the fingerprint of the model whose frozen weights the checkpoint leaves out
 
     def write(self, directory: Path) -> None:
         (directory / "progress.json").write_text(json.dumps(asdict(self)), encoding="utf-8")

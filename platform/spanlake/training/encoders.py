@@ -22,8 +22,9 @@ from spanlake.modeling.model import (
     new_encoder,
 )
 from spanlake.modeling.pretrained import pretrained_tokenizer
-from spanlake.package import find_model, open_package
+from spanlake.package import find_model, fingerprint_model, open_package
 from spanlake.training.known_encoders import KNOWN_ENCODERS
+from spanlake.training.lora import add_lora
 from spanlake.training.recipe import ModelSection
 
 # The tokens of published checkpoints, in their order, so that a trained model can be written in their format.
@@ -31,20 +32,31 @@ PROMPT_TOKENS = ("[FLERT]", "<<ENT>>", "<<SEP>>")
 _DROPOUTS = ("attention_probs_dropout_prob", "hidden_dropout_prob", "attention_dropout", "dropout", "dropout_rate")
 
 
-def starting_model(section: ModelSection) -> tuple[Tokenizer, SpanModel]:
-    """Returns the tokenizer and the model: those of the package `start`, or an encoder with a random head.
+def starting_model(section: ModelSection) -> tuple[Tokenizer, SpanModel, str]:
+    """Returns the tokenizer, the model and its fingerprint: those of the package `start`, or an encoder with a random
+    head, whose fingerprint is empty without `lora`. The model has the adapter that `lora` describes.
 
     Random weights come from torch's global generator. Raises `UserError` for an encoder, a tokenizer or a package that
-    cannot be found or read.
+    cannot be found or read, and for an adapter that does not fit.
     """
-    if section.start:
-        package = open_package(section.start)
-        return package.tokenizer.backend, package.model
+    tokenizer, model, fingerprint = _packaged(section.start) if section.start else _new(section)
+    if section.lora:
+        add_lora(model, section.lora)
+    return tokenizer, model, fingerprint
+
+
+def _packaged(name: str) -> tuple[Tokenizer, SpanModel, str]:
+    package = open_package(name)
+    return package.tokenizer.backend, package.model, package.fingerprint
+
+
+def _new(section: ModelSection) -> tuple[Tokenizer, SpanModel, str]:
     tokenizer = _tokenizer(section)
     tokenizer.add_special_tokens(list(PROMPT_TOKENS))
     encoder: Any = _random_encoder(section, tokenizer) if section.encoder_config else _pretrained_encoder(section)
     encoder.resize_token_embeddings(tokenizer.get_vocab_size(), mean_resizing=True)
-    return tokenizer, SpanModel(model_config(section, encoder.config, tokenizer), encoder)
+    model = SpanModel(model_config(section, encoder.config, tokenizer), encoder)
+    return tokenizer, model, fingerprint_model(model, tokenizer) if section.lora else ""
 
 
 def words_of(section: ModelSection) -> tuple[str, int]:

@@ -20,6 +20,7 @@ from torch import nn
 from spanlake.errors import ShortfallError, UserError
 from spanlake.modeling.cpu import prepare_cpu_training
 from spanlake.modeling.model import SpanModel
+from spanlake.training.lora import like
 from spanlake.training.optimiser import adamw
 from spanlake.training.recipe import Recipe
 
@@ -96,7 +97,10 @@ class PlainEngine:
         return self._model
 
     def save(self, directory: Path) -> None:
-        state = {"model": self.forward.state_dict(), "optimiser": self._optimiser.state_dict()}
+        # Weights that are not trained are those that the run begins with.
+        frozen = {name for name, weight in self._model.named_parameters() if not weight.requires_grad}
+        weights = {name: tensor for name, tensor in self._model.state_dict().items() if name not in frozen}
+        state = {"model": weights, "optimiser": self._optimiser.state_dict()}
         torch.save(state, directory / f"{_TAG}.pt")
 
     def load(self, directory: Path) -> None:
@@ -105,7 +109,7 @@ class PlainEngine:
                 f"The checkpoint {directory} was not written by one process alone; go on with as many as it had."
             )
         state = torch.load(directory / f"{_TAG}.pt", map_location="cpu", weights_only=True)
-        self.forward.load_state_dict(state["model"])
+        self._model.load_state_dict({**self._model.state_dict(), **state["model"]})
         self._optimiser.load_state_dict(state["optimiser"])
 
 
@@ -131,6 +135,7 @@ class DeepSpeedEngine:
         self._gathered = deepspeed.zero.GatheredParameters
         self._stage = recipe.parallel.zero_stage
         self._model = model
+        self._lora = recipe.model.lora
         self._engine, *_ = deepspeed.initialize(model=model, optimizer=adamw(model, recipe.optim), config=config)
         self.forward: nn.Module = self._engine
         self._highest = self.rates()
@@ -155,17 +160,22 @@ class DeepSpeedEngine:
             if dist.get_rank():
                 return None
             weights = {name: tensor.detach().clone() for name, tensor in self._model.state_dict().items()}
-        copy = SpanModel(self._model.config)
+        copy = like(self._model, self._lora)
         copy.load_state_dict(weights)
         return copy.to(next(iter(weights.values())).device)
 
     def save(self, directory: Path) -> None:
         # The conversion to a universal checkpoint looks for this key.
-        self._engine.save_checkpoint(str(directory), tag=_TAG, client_state={"universal_checkpoint_info": {}})
+        self._engine.save_checkpoint(
+            str(directory),
+            tag=_TAG,
+            client_state={"universal_checkpoint_info": {}},
+            exclude_frozen_parameters=self._lora is not None,
+        )
 
     def load(self, directory: Path) -> None:
         # DeepSpeed unpickles. It reads only what this run wrote into its own directory.
-        path, _ = self._engine.load_checkpoint(str(directory), tag=_TAG)
+        path, _ = self._engine.load_checkpoint(str(directory), tag=_TAG, load_module_strict=self._lora is None)
         if path is None:
             raise ShortfallError(
                 f"The checkpoint {directory} holds nothing of DeepSpeed's; a run begun in one process goes on in one."

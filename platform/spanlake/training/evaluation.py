@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -10,9 +11,12 @@ import torch
 
 from spanlake.evaluation.scores import find, tally_of
 from spanlake.inference.extractor import Extractor
-from spanlake.package import Package, repack
+from spanlake.modeling.lora import Adapter
+from spanlake.package import Package, absolute_name, repack, save_adapter
 from spanlake.storage import Place
 from spanlake.training.data import DevSet
+from spanlake.training.lora import changes_of, merged
+from spanlake.training.recipe import ModelSection
 
 _THRESHOLD = 0.5
 
@@ -30,11 +34,17 @@ def dev_score(package: Package, sets: Sequence[DevSet]) -> float:
     return sum(scores) / len(scores)
 
 
-def publish(run: Place, package: Package, step: int, f1: float) -> None:
-    """Replaces the run's `package/`."""
+def publish(run: Place, package: Package, section: ModelSection, base: str, step: int, f1: float) -> None:
+    """Replaces the run's `package/`. `base` is the fingerprint of the model that the run begins with."""
     training = {**package.metadata["training"], "step": step, "dev_f1": f1}
-    known = Package(package.name, package.model, package.tokenizer, {**package.metadata, "training": training}, "")
+    known = replace(package, metadata={**package.metadata, "training": training})
+    lora = section.lora
     with TemporaryDirectory() as temporary:
         draft = Path(temporary) / "package"
-        repack(known, draft, name=package.name, int8=False)
+        if lora and lora.publish == "adapter":
+            adapter = Adapter(absolute_name(section.start), base, lora.rank, lora.alpha / lora.rank)
+            save_adapter(draft, adapter, changes_of(package.model, lora), known)
+        else:
+            known = replace(known, model=merged(package.model, lora)) if lora else known
+            repack(known, draft, name=package.name, int8=False)
         run.publish(draft, "package")

@@ -12,13 +12,15 @@ from spanlake.training.recipe import OptimSection, ScheduleSection
 
 
 def parameter_groups(model: SpanModel, optim: OptimSection) -> list[dict[str, Any]]:
-    """Groups for an AdamW of any make, by highest learning rate and weight decay.
+    """Groups of the weights to train, for an AdamW of any make, by highest learning rate and weight decay.
 
     Biases and the scales of layer norms are not decayed: towards zero they are no simpler.
     """
     encoder = {id(parameter) for parameter in model.encoder.parameters()}
     groups: dict[tuple[str, bool], list[torch.nn.Parameter]] = {}
     for parameter in model.parameters():
+        if not parameter.requires_grad:
+            continue
         part = "encoder" if id(parameter) in encoder else "head"
         groups.setdefault((part, parameter.dim() > 1), []).append(parameter)
     return [

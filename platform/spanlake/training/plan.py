@@ -15,6 +15,7 @@ from spanlake.modeling.model import SpanModel, new_encoder
 from spanlake.package import open_package
 from spanlake.storage import locate
 from spanlake.training.encoders import model_config, planned_config
+from spanlake.training.lora import add_lora
 from spanlake.training.recipe import Recipe
 
 _WORDS_PER_TOKEN = 0.7  # for English text; only for estimates
@@ -38,6 +39,7 @@ class Memory:
 class Plan:
     encoder: int  # parameters
     head: int  # parameters
+    trained: int  # parameters of both, or of the adapter
     origin: str  # where the encoder's shape comes from
     activations: float  # bytes on one worker; an estimate
     most_tokens: int  # padded sub-words
@@ -52,10 +54,13 @@ class Plan:
 def plan(recipe: Recipe) -> Plan:
     """Raises `UserError` for an encoder whose shape is not known without a network."""
     model, origin = _model(recipe)
+    if recipe.model.lora:
+        add_lora(model, recipe.model.lora)
     encoder = sum(parameter.numel() for parameter in model.encoder.parameters())
     return Plan(
         encoder=encoder,
         head=sum(parameter.numel() for parameter in model.parameters()) - encoder,
+        trained=sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad),
         origin=origin,
         activations=_activations(recipe, model),
         most_tokens=recipe.schedule.steps * recipe.schedule.batch_tokens,
@@ -64,16 +69,17 @@ def plan(recipe: Recipe) -> Plan:
     )
 
 
-def memory(parameters: int, stage: int, workers: int, offload: bool) -> Memory:
+def memory(parameters: int, trained: int, stage: int, workers: int, offload: bool) -> Memory:
     """Returns the bytes of weights and gradients in float32, and of two moments of AdamW.
 
-    DeepSpeed keeps a second copy of the weights from stage 1 on. ZeRO splits the optimiser's state among the workers
+    Only the `trained` ones of the parameters have gradients and moments. DeepSpeed keeps a second copy of them from
+    stage 1 on. ZeRO splits the optimiser's state among the workers
     from stage 1 on, the gradients from 2 and the weights from 3 (Rajbhandari et al. 2020, section 5).
     """
-    sizes = (4, 4, 12 if stage else 8)
+    sizes = (4 * parameters, 4 * trained, (12 if stage else 8) * trained)
     offload = offload and stage > 0
     share = [1.0 if stage < first else 1 / workers for first in (3, 2, 1)]
-    weights, gradients, optimiser = (size * parameters * part for size, part in zip(sizes, share, strict=True))
+    weights, gradients, optimiser = (size * part for size, part in zip(sizes, share, strict=True))
     return Memory(weights, gradients, 0.0 if offload else optimiser, optimiser if offload else 0.0)
 
 
@@ -85,6 +91,7 @@ def plan_text(recipe: Recipe) -> str:
         f"recipe   {recipe.name}",
         f"model    {_name(recipe)}: {found.parameters / 1e6:.1f} M parameters, {found.encoder / 1e6:.1f} M of them in "
         f"the encoder (by {found.origin}) and {found.head / 1e6:.1f} M in the head",
+        *([f"adapter  {found.trained:,} parameters, which alone are trained"] if recipe.model.lora else []),
         f"workers  {f'{most}' if fewest == most else f'{fewest} to {most}'}, each with {parallel.gpus_per_worker} GPU "
         f"and {parallel.cpus_per_worker} CPU; ZeRO stage {parallel.zero_stage}, {parallel.precision}",
         *_memory_lines(found, recipe),
@@ -101,7 +108,7 @@ def _memory_lines(found: Plan, recipe: Recipe) -> list[str]:
     parallel = recipe.parallel
     offload = parallel.offload == "cpu"
     counts = sorted({parallel.workers[1], 1, 2, 4, 8})
-    mine = memory(found.parameters, parallel.zero_stage, parallel.workers[1], offload)
+    mine = memory(found.parameters, found.trained, parallel.zero_stage, parallel.workers[1], offload)
     host = f" and {_size(mine.on_host)} in host memory" if offload else ""
     lines = [
         f"memory   on each of {parallel.workers[1]}: weights {_size(mine.weights)}, gradients {_size(mine.gradients)}, "
@@ -109,7 +116,7 @@ def _memory_lines(found: Plan, recipe: Recipe) -> list[str]:
         "              stage   " + "".join(f"{f'of {count}':>10}" for count in counts),
     ]
     for stage in range(4):
-        used = [memory(found.parameters, stage, count, offload).on_device for count in counts]
+        used = [memory(found.parameters, found.trained, stage, count, offload).on_device for count in counts]
         mark = "*" if stage == parallel.zero_stage else " "
         lines.append(f"         {mark} {stage:>8}   " + "".join(f"{_size(size):>10}" for size in used))
     checkpointing = ", with gradient checkpointing" if parallel.gradient_checkpointing else ""

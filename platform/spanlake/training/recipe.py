@@ -35,10 +35,26 @@ def _pair(value: object) -> object:
 Texts = Annotated[tuple[str, ...], Field(strict=False)]  # YAML has lists
 
 
+class LoraSection(_Section):
+    """Low-rank matrices beside linear layers of the encoder, which are trained in place of its weights."""
+
+    rank: int = Field(default=8, ge=1, le=1024)
+    alpha: float = Field(default=16.0, gt=0, allow_inf_nan=False, description="the product is scaled by alpha / rank")
+    dropout: float = Field(default=0.0, ge=0, le=0.99, description="of what the matrices read")
+    targets: Texts = Field(
+        default=(), description="linear layers by the last part of their names, such as `query`; if empty, all of them"
+    )
+    train_head: bool = Field(default=False, description="train also the weights after the encoder, all of them")
+    publish: Literal["merged", "adapter"] = Field(
+        default="merged",
+        description="merged: an ordinary package; adapter: a small package that loads over the package `model.start`",
+    )
+
+
 class ModelSection(_Section):
     """The model at the beginning: exactly one of `encoder`, `encoder_config` and `start`.
 
-    With `start`, the package states the architecture, and the other fields are ignored.
+    With `start`, the package states the architecture, and the other fields but `lora` are ignored.
     """
 
     encoder: str = Field(default="", description="a pretrained encoder to begin with: a directory or a Hub id")
@@ -56,6 +72,7 @@ class ModelSection(_Section):
     splitter: SplitterName = Field(default="unicode", description="what cuts texts into words")
     dropout: float = Field(default=0.4, ge=0, le=0.99, description="within the head")
     encoder_dropout: float = Field(default=0.1, ge=0, le=0.99)
+    lora: LoraSection | None = None
 
     @model_validator(mode="after")
     def _check(self) -> ModelSection:
@@ -63,6 +80,16 @@ class ModelSection(_Section):
             raise ValueError("The recipe must name exactly one of model.encoder, model.encoder_config and model.start.")
         if self.max_words <= self.max_width:
             raise ValueError(f"model.max_words ({self.max_words}) must exceed model.max_width ({self.max_width}).")
+        if self.lora and not self.start and not self.lora.train_head:
+            raise ValueError(
+                "model.lora.train_head is false, but the head of a new model has random weights; let it be true, or "
+                "name a package in model.start."
+            )
+        if self.lora and not self.start and self.lora.publish == "adapter":
+            raise ValueError(
+                "model.lora.publish is adapter, which loads over a package; name it in model.start, or let "
+                "model.lora.publish be merged."
+            )
         return self
 
 

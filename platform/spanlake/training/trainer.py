@@ -68,17 +68,18 @@ class Trainer:
     def __init__(self, recipe: Recipe, data: RecipeData, run: Place, worker: Worker, host: Host) -> None:
         """The model is that of the last checkpoint, or the one that the recipe begins with.
 
-        Raises UserError for an encoder or a tokenizer that cannot be read, ShortfallError for a checkpoint.
+        Raises UserError for an encoder or a tokenizer that cannot be read, ShortfallError for a checkpoint that cannot
+        be gone on from.
         """
         if worker.device.type == "cpu" and recipe.parallel.gpus_per_worker and worker.leads:
             print("spanlake: no GPU is there, so this trains on the CPU, which is slow", file=sys.stderr)
         self._recipe, self._data, self._run, self._worker, self._host = recipe, data, run, worker, host
         torch.manual_seed(recipe.seed)
-        tokenizer, model = starting_model(recipe.model)
+        tokenizer, model, self._base = starting_model(recipe.model)
         prompts = prompt_tokenizer(tokenizer, model.config)
         self._package = Package(recipe.name, model, prompts, _metadata(recipe, data), "")
         self._progress, self._engine, self._average = self._resumed()
-        self._progress.size = worker.size
+        self._progress.size, self._progress.base = worker.size, self._base
         self._measures: dict[str, Any] = {}  # the last of each
         self._tracker = Tracker(recipe, run, self._progress.step, host.sends) if worker.leads else None
 
@@ -97,16 +98,21 @@ class Trainer:
 
     def _resumed(self) -> tuple[Progress, Engine, Average | None]:
         recipe, model, worker = self._recipe, self._package.model, self._worker
-        decay = recipe.optim.average
+        decay, lora = recipe.optim.average, recipe.model.lora
         with self._host.latest() as found:
             if found is None:
                 engine = make_engine(recipe, model, worker.device, worker.size, universal=False)
-                return Progress(), engine, Average(model, decay) if decay else None
+                return Progress(), engine, Average(model, decay, lora) if decay else None
             progress = Progress.read(found)
+            if lora and progress.base != self._base:
+                raise ShortfallError(
+                    f"The model {recipe.model.start} has changed since the run began (its fingerprint was "
+                    f"{progress.base[:12]}… and is {self._base[:12]}…); bring it back, or give another --directory."
+                )
             with loadable(found, progress.size, recipe, worker) as directory:
                 engine = make_engine(recipe, model, worker.device, worker.size, universal=directory != found)
                 engine.load(directory)
-            average = Average(model, decay) if decay else None
+            average = Average(model, decay, lora) if decay else None
             if average:
                 average.load(found)
             return progress, engine, average
@@ -224,7 +230,7 @@ class Trainer:
             whole = replace(self._package, model=self._average.model() if self._average else model)
             f1 = dev_score(whole, self._data.dev)
             if f1 > progress.best:
-                publish(self._run, whole, progress.step, f1)
+                publish(self._run, whole, self._recipe.model, self._base, progress.step, f1)
         [f1] = worker.total([f1])
         better = f1 > progress.best
         progress.best, progress.waited = (f1, 0) if better else (progress.best, progress.waited + 1)

@@ -135,6 +135,12 @@ def test_recipes_extend_each_other(tmp_path: Path) -> None:
         ("data.weights={a.jsonl: 0}", "'data.weights.a.jsonl' is 0; it must be more than 0"),
         ("model.start=mini", "exactly one of model.encoder, model.encoder_config and model.start"),
         ("model.max_words=12", "model.max_words (12) must exceed model.max_width (12)"),
+        ("model.lora={rnk: 4}", "'model.lora.rnk' is unknown; the nearest known one is 'model.lora.rank'"),
+        ("model.lora={rank: 0}", "'model.lora.rank' is 0; it must be at least 1"),
+        ("model.lora={publish: both}", "'model.lora.publish' is 'both'; it must be 'merged' or 'adapter'"),
+        ("model.lora={targets: query}", "'model.lora.targets' is 'query'; it must be a list"),
+        ("model.lora={}", "the head of a new model has random weights"),
+        ("model.lora={train_head: true, publish: adapter}", "which loads over a package; name it in model.start"),
         ("sampling.description_rate=0.5", "needs sampling.descriptions, or data.descriptions"),
         ("parallel.offload=cpu", "needs parallel.zero_stage of 1, 2 or 3"),
         ("seed=-1", "'seed' is -1"),
@@ -222,7 +228,7 @@ def test_all_that_the_paper_names_is_shipped() -> None:
 def test_a_small_twin_has_a_model_and_data_offline(path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(ROOT)
     recipe = read_recipe(path, [])
-    tokenizer, model = starting_model(recipe.model)
+    tokenizer, model, _ = starting_model(recipe.model)
     whole = read_recipe(path.with_name(path.name.replace("-cpu", "")), []).model.encoder
     if whole in KNOWN_ENCODERS:
         assert model.config.encoder["model_type"] == KNOWN_ENCODERS[whole]["model_type"]
@@ -308,7 +314,7 @@ def test_a_data_set_may_be_sampled_in_its_own_way(tmp_path: Path) -> None:
     found = [(s.sampling.levels, s.sampling.max_types, s.sampling.max_negatives) for s in data.set_types]
     assert found == [(True, 7, 3), (False, 9, 3)]
     assert data.set_types[0].counts == {"poet": 20, "person": 40}
-    tokenizer, model = starting_model(ModelSection(start="mini"))
+    tokenizer, model, _ = starting_model(ModelSection(start="mini"))
     stream = data.stream(recipe, prompt_tokenizer(tokenizer, model.config), model.config)
     assert stream.sentence_rates == (0.5, 0.0)
     again = read_recipe(write(tmp_path / "again.yaml", recipe.to_dict()), [])
@@ -406,23 +412,36 @@ def test_the_plan_counts_the_parameters_of_the_model_that_is_trained(monkeypatch
     monkeypatch.chdir(ROOT)
     for name in ("backbone-roberta-cpu", "pile-ner-small-cpu", "mini-cpu"):
         recipe = read_recipe(ROOT / "jobs" / "recipes" / f"{name}.yaml", [])
-        _, model = starting_model(recipe.model)
+        _, model, _ = starting_model(recipe.model)
         planned = plan(recipe)
         assert planned.parameters == sum(parameter.numel() for parameter in model.parameters())
         assert planned.encoder == sum(parameter.numel() for parameter in model.encoder.parameters())
 
 
+def test_the_plan_of_an_adapter_counts_what_is_trained(tiny_model_dir: Path, tmp_path: Path) -> None:
+    """Of two layers of width 32: query and value, each with matrices of 4 x 32 and 32 x 4."""
+    pytest.importorskip("peft")
+    lora = {"rank": 4, "targets": ["query", "value"]}
+    recipe = read_recipe(
+        write(tmp_path / "r.yaml", {**LEAST, "model": {"start": str(tiny_model_dir), "lora": lora}}), []
+    )
+    assert plan(recipe).trained == 2 * 2 * 2 * 4 * 32
+    assert "\nadapter  1,024 parameters, which alone are trained\n" in plan_text(recipe)
+
+
 def test_memory_by_stage() -> None:
     """For 100 parameters on four workers: 4 + 4 + 8 bytes each, 4 + 4 + 12 with ZeRO, a quarter of what it shards."""
-    used = [memory(100, stage, 4, offload=False) for stage in range(4)]
+    used = [memory(100, 100, stage, 4, offload=False) for stage in range(4)]
     assert [(m.weights, m.gradients, m.optimiser) for m in used] == [
         (400, 400, 800),
         (400, 400, 300),
         (400, 100, 300),
         (100, 100, 300),
     ]
-    offloaded = memory(100, 2, 4, offload=True)
+    offloaded = memory(100, 100, 2, 4, offload=True)
     assert (offloaded.optimiser, offloaded.on_host, offloaded.on_device) == (0, 300, 500)
+    adapter = memory(100, 10, 0, 1, offload=False)
+    assert (adapter.weights, adapter.gradients, adapter.optimiser) == (400, 40, 80)
 
 
 def test_the_plan_in_words(tmp_path: Path) -> None:

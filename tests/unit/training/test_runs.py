@@ -1,6 +1,7 @@
 """Runs in one process: what they leave, that they go on where they were stopped, and what they refuse."""
 
 import json
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -13,7 +14,7 @@ from pyarrow import fs
 
 from spanlake import cli
 from spanlake.errors import ShortfallError
-from spanlake.package import open_package
+from spanlake.package import open_package, repack
 from spanlake.storage import locate
 from spanlake.training.command import _prepare
 from spanlake.training.processes import train_here
@@ -122,6 +123,53 @@ def test_an_average_of_the_weights_is_scored_and_published_and_goes_on_too(
     run_until(5, recipe_file, str(tmp_path / "stopped"), *changes)
     assert run(recipe_file, tmp_path / "stopped", *changes) == 0
     assert open_package(str(tmp_path / "stopped/package")).fingerprint == package.fingerprint
+
+
+def test_an_adapter_is_trained_and_published_and_the_run_goes_on_where_it_was_stopped(
+    recipe_file: Path, tiny_model_dir: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pytest.importorskip("peft")
+    base = tmp_path / "base"
+    shutil.copytree(tiny_model_dir, base)
+    changes = ["model.lora={rank: 4, targets: [query, value], publish: adapter}", f"model.start={base}"]
+    changes += ["optim.average=0.9", "schedule.evaluate_every=6"]
+    assert run(recipe_file, tmp_path / "whole", *changes) == 0
+    package, start = open_package(str(tmp_path / "whole/package")), open_package(str(base))
+    assert package.metadata["adapter"]["base_fingerprint"] == start.fingerprint
+    weights = dict(start.model.named_parameters())
+    other = {name for name, weight in package.model.named_parameters() if not torch.equal(weight, weights[name])}
+    layers = [f"encoder.encoder.layer.{i}.attention.self" for i in (0, 1)]
+    assert other == {f"{layer}.{name}.weight" for layer in layers for name in ("query", "value")}
+    state = torch.load(tmp_path / "whole/checkpoints/00000006/engine.pt", weights_only=True)["model"]
+    assert all(".lora_" in name for name in state), "a checkpoint holds no weight that is not trained"
+
+    run_until(5, recipe_file, str(tmp_path / "stopped"), *changes)
+    base.rename(tmp_path / "away")
+    with torch.no_grad():
+        start.model.spans.out.bias.add_(1.0)
+    repack(start, base, name="tiny", int8=False)
+    assert run(recipe_file, tmp_path / "stopped", *changes) == 1
+    assert f"The model {base} has changed since the run began" in capsys.readouterr().err
+    shutil.rmtree(base)
+    (tmp_path / "away").rename(base)
+    assert run(recipe_file, tmp_path / "stopped", *changes) == 0
+    measured = [losses((tmp_path / name / "metrics.jsonl").read_text()) for name in ("whole", "stopped")]
+    assert measured[0] == measured[1]
+    assert open_package(str(tmp_path / "stopped/package")).fingerprint == package.fingerprint
+
+
+def test_an_adapter_and_the_head_of_a_new_model_are_trained_and_merged(recipe_file: Path, tmp_path: Path) -> None:
+    encoder = "{model_type: bert, hidden_size: 32, num_hidden_layers: 2, num_attention_heads: 4, intermediate_size: 64}"
+    pytest.importorskip("peft")
+    lora = "{rank: 2, dropout: 0.1, train_head: true}"
+    changes = [f"model={{encoder_config: {encoder}, hidden_size: 32, max_width: 4, lora: {lora}}}"]
+    assert run(recipe_file, tmp_path / "run", *changes, "parallel.gradient_checkpointing=true") == 0
+    measured = losses((tmp_path / "run/metrics.jsonl").read_text())
+    assert measured[-1] < measured[0]
+    assert "adapter" not in open_package(str(tmp_path / "run/package")).metadata
+    state = torch.load(tmp_path / "run/checkpoints/00000006/engine.pt", weights_only=True)["model"]
+    learnt = [name for name, weight in state.items() if ".lora_B." in name and weight.abs().max() > 0]
+    assert len(learnt) == 12, "all six linear layers of both layers of the encoder"
 
 
 def test_a_checkpoint_that_was_not_finished_is_not_gone_on_from(recipe_file: Path, whole: Path, tmp_path: Path) -> None:
