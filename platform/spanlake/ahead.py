@@ -1,13 +1,15 @@
-"""Work that another thread does ahead of its use."""
+"""Work that other threads do ahead of its use."""
 
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from typing import TypeVar
 
 _T = TypeVar("_T")
+_R = TypeVar("_R")
+_WAITING = 32  # items for each thread, so that memory does not grow with their number
 
 
 def read_ahead(items: Iterator[_T], count: int, thread: str) -> Iterator[_T]:
@@ -20,3 +22,18 @@ def read_ahead(items: Iterator[_T], count: int, thread: str) -> Iterator[_T]:
             yield item
     finally:
         reader.shutdown(cancel_futures=True)
+
+
+def map_ahead(function: Callable[[_T], _R], items: Iterable[_T], threads: int) -> Iterator[_R]:
+    """Yields the results of a function for the items, in their order. Threads work ahead, on few items at a time."""
+    pool = ThreadPoolExecutor(threads)
+    results: deque[Future[_R]] = deque()
+    try:
+        for item in items:
+            results.append(pool.submit(function, item))
+            if len(results) > threads * _WAITING:
+                yield results.popleft().result()
+        while results:
+            yield results.popleft().result()
+    finally:
+        pool.shutdown(cancel_futures=True)

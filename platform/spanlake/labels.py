@@ -76,7 +76,12 @@ def split_names(argument: str, kind: str) -> list[str]:
             f"The {kind}s {shown(argument)} cannot be told apart ({one_line(error)}): "
             f"put double quotes around the whole of a {kind} that holds a comma or a quote."
         ) from error
-    return [replace_surrogates(name).strip() for row in rows for name in row]
+    return [clean_name(name) for row in rows for name in row]
+
+
+def clean_name(name: str) -> str:
+    """Returns a name without spaces at its edges, and with U+FFFD for each lone surrogate."""
+    return replace_surrogates(name).strip()
 
 
 def _read_file(path: Path) -> LabelSet:

@@ -1,10 +1,8 @@
 """Proves that an output has every source row exactly once, or says what is wrong with it."""
 
 from collections import Counter
-from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
-from itertools import islice
+from functools import partial
 from typing import Any
 
 import pyarrow as pa
@@ -12,17 +10,17 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from pyarrow import fs
 
-from spanlake.errors import UserError, one_line
+from spanlake.ahead import map_ahead
+from spanlake.errors import one_line
 from spanlake.extraction.output.layout import SOURCE_FILE, SOURCE_ROW
 from spanlake.extraction.output.ledger import SUFFIX, Ledger, files_in, labels_of
 from spanlake.extraction.output.plan import units_of
 from spanlake.extraction.output.rows import unit_footer
 from spanlake.extraction.source.model import Unit
-from spanlake.extraction.source.parquet import read_footer
 
 _FILES_AT_ONCE = 8
-_UNITS_AT_ONCE = 1024
 _BATCH_ROWS = 4096
+_WHOLE_BYTES = 4 << 20  # a file up to this size is read with one request
 
 
 @dataclass
@@ -66,30 +64,28 @@ def audit(ledger: Ledger) -> Audit:
     sources: set[str] = set()  # digests of the planned source files
     absent: set[str] = set()  # names of units without a file of their own
     strangers: list[_File] = []
-    with ThreadPoolExecutor(_FILES_AT_ONCE) as pool:
-        for units in _chunks(units_of(ledger.plan), _UNITS_AT_ONCE):
-            infos = [files.pop(unit.name + SUFFIX, None) for unit in units]
-            for unit, found in zip(units, pool.map(lambda info: info and _read_file(ledger, info), infos), strict=True):
-                sources.add(unit.digest)
-                result.source_rows += unit.rows
-                if found and _holds(ledger, unit, found):
-                    _add_unit(result, found)
-                    continue
-                absent.add(unit.name)
-                result.missing_rows += unit.rows
-                result.problems.append(f"missing: {unit.describe()}")
-                if found:
-                    strangers.append(found)
-                    result.damaged.append(unit.name)
-        strangers += pool.map(lambda info: _read_file(ledger, info), files.values())
+    planned = ((unit, files.pop(unit.name + SUFFIX, None)) for unit in units_of(ledger.plan))
+
+    def read(pair: tuple[Unit, fs.FileInfo | None]) -> tuple[Unit, _File | None]:
+        unit, info = pair
+        return unit, _read_file(ledger, info) if info else None
+
+    for unit, found in map_ahead(read, planned, _FILES_AT_ONCE):
+        sources.add(unit.digest)
+        result.source_rows += unit.rows
+        if found and _holds(ledger, unit, found):
+            _add_unit(result, found)
+            continue
+        absent.add(unit.name)
+        result.missing_rows += unit.rows
+        result.problems.append(f"missing: {unit.describe()}")
+        if found:
+            strangers.append(found)
+            result.damaged.append(unit.name)
+    strangers += map_ahead(partial(_read_file, ledger), files.values(), _FILES_AT_ONCE)
     for file in strangers:
         _add_stranger(result, file, sources, absent)
     return result
-
-
-def _chunks(units: Iterator[Unit], size: int) -> Iterator[list[Unit]]:
-    while chunk := list(islice(units, size)):
-        yield chunk
 
 
 @dataclass
@@ -109,28 +105,30 @@ def _read_file(ledger: Ledger, info: fs.FileInfo) -> _File:
         return _File(info.base_name, unreadable="it is not a file")
     try:
         return _count(ledger, info)
-    except (OSError, UserError, ValueError, pa.ArrowException) as error:
+    except (OSError, ValueError, pa.ArrowException) as error:
         return _File(info.base_name, unreadable=one_line(error))
 
 
 def _count(ledger: Ledger, info: fs.FileInfo) -> _File:
-    filesystem = ledger.output.filesystem
-    footer = read_footer(filesystem, info.path)
-    if not footer.schema.equals(ledger.schema):
-        return _File(info.base_name, rows=footer.metadata.num_rows)
-    file = _File(info.base_name, footer=unit_footer(footer.metadata) or {})
+    with ledger.output.filesystem.open_input_file(info.path) as stream:
+        source = pa.BufferReader(stream.read()) if info.size <= _WHOLE_BYTES else stream
+        with pq.ParquetFile(source, page_checksum_verification=True) as parquet:
+            return _count_rows(ledger, info.base_name, parquet)
+
+
+def _count_rows(ledger: Ledger, name: str, parquet: pq.ParquetFile) -> _File:
+    if not parquet.schema_arrow.equals(ledger.schema):
+        return _File(name, rows=parquet.metadata.num_rows)
+    file = _File(name, footer=unit_footer(parquet.metadata) or {})
     mentions = ledger.manifest["layout"]["kind"] == "mentions"
     misplaced = 0
-    source = filesystem.open_input_file(info.path)
-    with pq.ParquetFile(source, metadata=footer.metadata, page_checksum_verification=True) as parquet:
-        for batch in parquet.iter_batches(_BATCH_ROWS, use_threads=False):
-            labels = batch.column("label") if mentions else _labels(batch.column("entities"))
-            misplaced += _misplaced(batch, file.footer) if mentions else 0
-            file.rows += batch.num_rows
-            file.failed_rows += batch.num_rows - batch.column("error").null_count
-            counted = pc.value_counts(pc.drop_null(labels)).to_pylist()
-            file.by_label.update({item["values"]: item["counts"] for item in counted})
-    source.close()
+    for batch in parquet.iter_batches(_BATCH_ROWS, use_threads=False):
+        labels = batch.column("label") if mentions else _labels(batch.column("entities"))
+        misplaced += _misplaced(batch, file.footer) if mentions else 0
+        file.rows += batch.num_rows
+        file.failed_rows += batch.num_rows - batch.column("error").null_count
+        counted = pc.value_counts(pc.drop_null(labels)).to_pylist()
+        file.by_label.update({item["values"]: item["counts"] for item in counted})
     if mentions:
         _count_by_footer(file, misplaced)
     return file

@@ -53,7 +53,7 @@ class DatasetTarget:
     def fitted(self, schema: pa.Schema) -> pa.Schema:
         """Returns the schema unchanged. Raises UserError if the files that are there have other columns or types."""
         schema = schema.remove_metadata()
-        _check_free(self._place)
+        _check_free(self._uri, self._place)
         first = self._first_file()
         if first is None:
             return schema
@@ -115,9 +115,28 @@ def _cannot_merge(uri: str) -> UserError:
     )
 
 
-def _check_free(place: Place) -> None:
+def _check_free(uri: str, place: Place) -> None:
+    """Raises UserError if the directory is a file, or belongs to a table."""
     if place.kind() == fs.FileType.File:
-        raise UserError(f"--into {PREFIX}{place.uri} is a file: choose a directory.")
+        raise UserError(f"--into {uri} is a file: choose a directory.")
+    above = place.path.rstrip("/").rpartition("/")[0] or "/"
+    for folder in (place, Place(place.uri, place.filesystem, above)):
+        if name := _table_name(folder):
+            raise UserError(
+                f"--into {uri} is inside a table, which would not list the files: give {name}, or choose another "
+                "directory."
+            )
+
+
+def _table_name(folder: Place) -> str | None:
+    """Returns the form of the name of a table that has this folder; None for any other folder."""
+    try:
+        if folder.kind("_delta_log") == fs.FileType.Directory:
+            return "delta:PATH"
+        names = [info.base_name for info in folder.inside("metadata").list(recursive=False)]
+    except OSError:  # a folder above may not be readable
+        return None
+    return "iceberg:CATALOG.NAMESPACE.TABLE" if any(name.endswith(".metadata.json") for name in names) else None
 
 
 def _check_columns(uri: str, schema: pa.Schema, there: pa.Schema, parts: list[str], *, evolve: bool) -> None:

@@ -5,7 +5,7 @@ from typing import Any
 from pyarrow import fs
 
 from spanlake.errors import UserError
-from spanlake.extraction.output.ledger import read_ledger, read_manifest
+from spanlake.extraction.output.ledger import is_of_another_command, manifest_in, read_ledger, read_manifest
 from spanlake.extraction.output.publish import published, target_named
 from spanlake.extraction.output.target import TableOptions, Target
 from spanlake.extraction.source.tables import TableName
@@ -54,7 +54,11 @@ def _newest(folder: Place, name: TableName, target: Target | None, output: Place
         for info in folder.list(recursive=False)
         if info.type == fs.FileType.Directory and info.path != output.path.rstrip("/")
     ]
-    manifests = [(manifest["created"], place) for place in outputs if (manifest := read_manifest(place))]
+    manifests = [
+        (manifest["created"], place)
+        for place in outputs
+        if not is_of_another_command(manifest_in(place)) and (manifest := read_manifest(place))
+    ]
     for _, place in sorted(manifests, key=lambda pair: pair[0], reverse=True):
         version = _version(place, name, target)
         if version is not None:

@@ -303,17 +303,26 @@ def labels_of(manifest: dict[str, Any]) -> list[str]:
 def read_manifest(output: Place) -> dict[str, Any] | None:
     """Returns the manifest of an output directory; None if there is no manifest.
 
-    Raises UserError for a manifest that this version cannot read.
+    Raises UserError for a manifest of another command, or of a version that this one cannot read.
     """
     manifest = manifest_in(output)
     if manifest is None:
         return None
+    if is_of_another_command(manifest):
+        raise UserError(
+            f"{output.uri} is an output of another command, not of `spanlake extract`: choose another directory."
+        )
     if manifest.get("format") != FORMAT:
         found = manifest.get("format")
         raise UserError(
             f"{output.uri} has output format {found!r} and this version reads {FORMAT}: use the version that made it."
         )
     return manifest
+
+
+def is_of_another_command(manifest: dict[str, Any] | None) -> bool:
+    """Returns whether a manifest is that of another command than `extract`, which numbers its formats."""
+    return manifest is not None and isinstance(manifest.get("format"), str)
 
 
 def manifest_in(output: Place) -> dict[str, Any] | None:

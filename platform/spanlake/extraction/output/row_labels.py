@@ -10,7 +10,7 @@ import pyarrow as pa
 from spanlake.errors import UserError, one_line, shown
 from spanlake.extraction.source.texts import is_text
 from spanlake.inference.settings import Settings
-from spanlake.labels import split_names
+from spanlake.labels import clean_name, split_names
 
 
 @dataclass(frozen=True)
@@ -81,7 +81,7 @@ def _names(value: pa.Scalar) -> tuple[str, ...] | str | None:
     if names is None:
         return None
     wrong = _wrong(names)
-    return wrong or tuple(dict.fromkeys(names))
+    return wrong or tuple(dict.fromkeys(clean_name(name) for name in names))
 
 
 def _wrong(names: Iterable[Any]) -> str | None:

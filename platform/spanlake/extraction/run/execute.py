@@ -3,7 +3,6 @@
 import time
 from collections import Counter
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -11,6 +10,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from spanlake.ahead import map_ahead
 from spanlake.errors import ShortfallError
 from spanlake.extraction.output.lease import check_free, held
 from spanlake.extraction.output.ledger import SUFFIX, Ledger, Request, labels_of, prepare
@@ -162,17 +162,15 @@ def execute(
 def _with_errors(ledger: Ledger, units: set[str]) -> set[str]:
     """Returns the units that have failed rows by their footers, or whose footers cannot be read."""
 
-    def has_errors(name: str) -> bool:
+    def failed(name: str) -> str | None:
         path = ledger.output.child(f"{name}{SUFFIX}")
         try:
             footer = unit_footer(pq.read_metadata(path, filesystem=ledger.output.filesystem))
         except (OSError, pa.ArrowException):
-            return True
-        return footer is None or bool(footer.get("failed_rows"))
+            return name
+        return name if footer is None or footer.get("failed_rows") else None
 
-    names = sorted(units)
-    with ThreadPoolExecutor(_READERS) as pool:
-        return {name for name, failed in zip(names, pool.map(has_errors, names), strict=True) if failed}
+    return {name for name in map_ahead(failed, units, _READERS) if name}
 
 
 def _begin(ledger: Ledger, files_not_read: tuple[str, ...], pending: pa.Table) -> Summary:

@@ -322,3 +322,19 @@ def test_directories_that_cannot_take_rows(tmp_path: Path) -> None:
     pq.write_table(texts, tmp_path / "found" / "a.parquet")
     with pytest.raises(UserError, match="column id is string in parquet:.* and int64 in the output"):
         opened(f"parquet:{tmp_path}/found", ledger)
+
+
+def test_the_directory_of_a_table_takes_no_files_beside_it(tmp_path: Path, catalog: Catalog) -> None:
+    ledger = extract_rows(rows(1), tmp_path / "first")
+    write_deltalake(tmp_path / "delta", rows(1))
+    catalog.create_table("web.pages", schema=rows(1).schema)
+    pages = tmp_path / "warehouse/web/pages"
+    for directory, table in (
+        (tmp_path / "delta", "delta:PATH"),
+        (tmp_path / "delta/day=1", "delta:PATH"),
+        (pages, "iceberg:CATALOG"),
+        (pages / "data", "iceberg:CATALOG"),
+    ):
+        with pytest.raises(UserError, match=f"--into parquet:.* is inside a table, .* give {table}"):
+            opened(f"parquet:{directory}", ledger)
+    opened(f"parquet:{tmp_path}/warehouse/found", ledger)

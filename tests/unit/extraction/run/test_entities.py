@@ -184,6 +184,20 @@ def test_each_row_has_its_labels(tmp_path: Path, labels: pa.Array) -> None:
     assert "place" in report(ledger)
 
 
+@pytest.mark.parametrize(
+    "labels",
+    [
+        pa.array([[" person ", "person", "place\n"]] * 6),
+        pa.array(['[" person ", "person", "place\\n"]'] * 6),
+        pa.array([" person , person,place\n"] * 6),
+    ],
+    ids=["lists", "JSON", "names"],
+)
+def test_spaces_at_the_edges_of_labels_do_not_count(tmp_path: Path, labels: pa.Array) -> None:
+    _, rows = extract(rows_with_labels(tmp_path, labels), ("text",), Settings.make(["x"]), RowLabels("labels"))
+    assert {entity["label"] for row in rows for entity in row["entities"]} == {"person", "place"}
+
+
 def test_labels_that_cannot_be_read_are_an_error_of_their_row(tmp_path: Path, tiny_model_dir: Path) -> None:
     labels = pa.array([["Person"], ["long " * 1000], ["place"], ["person"], ["a"], ["b"]])
     source = rows_with_labels(tmp_path, labels)

@@ -6,6 +6,7 @@ import resource
 import shutil
 import signal
 import subprocess
+import tempfile
 import time
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -28,11 +29,13 @@ from spanlake.extraction.output.ledger import Request, prepare, read_ledger
 from spanlake.extraction.output.plan import units_of
 from spanlake.extraction.run import unit as unit_module
 from spanlake.extraction.run.unit import Job, UnitRunner
+from spanlake.extraction.source.model import SourceReadError
 from spanlake.extraction.source.open import read_source
 from spanlake.inference.settings import Settings
 from spanlake.storage import Place, locate
 
 ROWS = 60
+_NOBODY = 65534
 
 
 class Ada:
@@ -123,6 +126,63 @@ def test_an_output_that_becomes_read_only(source: str, disk: Path) -> None:
     with pytest.raises(ShortfallError, match="every unit is committed, but .*tmp cannot be emptied"):
         ledger.clean()
     remount(disk, "rw")
+    work(source, output)
+    check(output)
+
+
+@pytest.fixture
+def nobody() -> Iterator[Path]:
+    """Makes this process one without root's permissions, and returns a directory that belongs to it."""
+    directory, before = Path(tempfile.mkdtemp()), os.geteuid()
+    if before == 0:
+        os.chown(directory, _NOBODY, -1)
+        os.seteuid(_NOBODY)
+    yield directory
+    os.seteuid(before)
+    shutil.rmtree(directory)
+
+
+def test_a_place_that_may_not_be_written_to(nobody: Path) -> None:
+    write_source(locate(str(nobody / "source")))
+    (nobody / "locked").mkdir(mode=0o500)
+    with pytest.raises(UserError, match="locked/out cannot be written to .*Permission denied"):
+        prepare(request(str(nobody / "source"), str(nobody / "locked" / "out"))).save()
+
+
+def test_an_output_whose_permissions_are_lost_halfway(nobody: Path) -> None:
+    source, output = str(nobody / "source"), str(nobody / "out")
+    write_source(locate(source))
+    asked = request(source, output)
+    ledger = prepare(asked)
+    run_units(asked, ledger, Ada(), slice(0, 2))
+    for name in ("out/_spanlake/tmp", "out/_spanlake", "out"):
+        (nobody / name).chmod(0o500)
+    with pytest.raises(OSError, match="Permission denied"):
+        UnitRunner(Job.of(asked, ledger), Ada()).run(list(units_of(ledger.plan))[2])
+    with pytest.raises(UserError, match="out cannot be written to .*Permission denied"):
+        work(source, output)
+    assert len(ids(locate(output))) == 20
+    (nobody / "out").chmod(0)
+    with pytest.raises(UserError, match="out.* cannot be read .*Permission denied"):
+        work(source, output)
+    for name in ("out", "out/_spanlake", "out/_spanlake/tmp"):
+        (nobody / name).chmod(0o700)
+    work(source, output)
+    check(output)
+
+
+def test_a_source_whose_permissions_are_lost_halfway(nobody: Path) -> None:
+    source, output = str(nobody / "source"), str(nobody / "out")
+    write_source(locate(source))
+    asked = request(source, output)
+    ledger = prepare(asked)
+    run_units(asked, ledger, Ada(), slice(0, 2))
+    (nobody / "source/a.parquet").chmod(0)
+    with pytest.raises(SourceReadError, match="rows 20 to 30 of a.parquet cannot be read .*Permission denied"):
+        UnitRunner(Job.of(asked, ledger), Ada()).run(list(units_of(ledger.plan))[2])
+    with pytest.raises(UserError, match="a.parquet cannot be read .*Permission denied"):
+        work(source, output)
+    (nobody / "source/a.parquet").chmod(0o600)
     work(source, output)
     check(output)
 

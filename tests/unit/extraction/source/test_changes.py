@@ -203,6 +203,11 @@ def test_since_is_the_newest_complete_output(table: Path, tmp_path: Path) -> Non
 
     assert since(str(nights), nights / "1") is None
     extract(changes(uri, None), nights / "1")
+    annotated = nights / "annotated" / "_spanlake" / "manifest.json"  # an output of another command
+    annotated.parent.mkdir(parents=True)
+    annotated.write_text('{"format": "annotation 1", "created": "2999-01-01"}')
+    with pytest.raises(UserError, match="annotated is an output of another command, not of `spanlake extract`"):
+        since(str(nights / "annotated"), nights / "2")
     write_deltalake(table, rows(10), mode="append")
     assert since(str(nights), nights / "2") == 0 == since(str(nights / "1"), nights / "2")
     half = request(changes(uri, 0), nights / "2", Layout())
