@@ -27,7 +27,6 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 import torch
-from huggingface_hub import snapshot_download
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer
@@ -314,6 +313,8 @@ def find_model(model: str | os.PathLike[str]) -> Path:
     if "://" in model:
         return _download(model)
     if _HUB_ID.fullmatch(model):
+        from huggingface_hub import snapshot_download  # takes as long to import as a small model takes to load
+
         try:
             return Path(snapshot_download(model, allow_patterns=_HUB_FILES))
         except Exception as error:  # the client, its transport and the system raise errors of many kinds

@@ -5,9 +5,8 @@ from __future__ import annotations
 import ctypes
 import sys
 
-from transformers import PreTrainedModel
-
-from spanlake.modeling import attention
+from spanlake.modeling.attention import PLAIN
+from spanlake.modeling.bert import Bert
 from spanlake.modeling.dropout import use_cheap_dropout
 from spanlake.modeling.model import SpanModel
 
@@ -22,8 +21,10 @@ def prepare_cpu_training(model: SpanModel) -> None:
     applies to the whole process, so call this only in a process that does nothing but train.
     """
     use_cheap_dropout(model)
-    if isinstance(model.encoder, PreTrainedModel) and model.config.encoder["model_type"] in attention.PLAIN:
-        model.encoder.set_attn_implementation(attention.NAME)
+    if not isinstance(model.encoder, Bert) and model.config.encoder["model_type"] in PLAIN:
+        from spanlake.modeling.transformers_attention import use_cpu_attention
+
+        use_cpu_attention(model.encoder)
     _keep_freed_memory()
 
 

@@ -20,7 +20,6 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from tokenizers import AddedToken, Tokenizer
-from transformers import AutoConfig
 
 from spanlake.errors import PackageError, one_line
 from spanlake.modeling.config import RELATIVE_POSITION_WINDOW, ModelConfig, SpanHeadKind
@@ -250,6 +249,8 @@ def _encoder(directory: Path, settings: Mapping[str, Any]) -> dict[str, Any]:
     values = settings.get("encoder_config")
     if isinstance(values, dict):
         return encoder_values(encoder_config({"model_type": "deberta-v2", **values}))
+    from transformers import AutoConfig
+
     name = settings["model_name"]
     try:
         return encoder_values(AutoConfig.from_pretrained(name))

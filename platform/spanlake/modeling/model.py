@@ -6,19 +6,23 @@ Shapes: B texts, T sub-words, W words, K span width, C types, H encoder width, D
 from __future__ import annotations
 
 import threading
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
-from transformers import CONFIG_MAPPING, AutoConfig, AutoModel, AutoModelForTextEncoding, PretrainedConfig
-from transformers.initialization import no_init_weights
 
 from spanlake.errors import PackageError, one_line
+from spanlake.modeling.bert import Bert, BertConfig, is_bert
 from spanlake.modeling.config import ModelConfig
 from spanlake.modeling.span_head import SpanHead, feed_forward
 from spanlake.modeling.token_head import TokenHead
 from spanlake.modeling.tokens import Batch
 from spanlake.modeling.transfer import moved
+from spanlake.modeling.unfilled import Unfilled
+
+# The transformers library takes seconds to import, and models of type `bert` do without it.
+if TYPE_CHECKING:
+    from transformers import PretrainedConfig
 
 # Values of an encoder's configuration that do not determine what the encoder computes.
 _ORIGIN = ("name_or_path", "architectures", "auto_map", "transformers_version")
@@ -50,7 +54,7 @@ class SpanModel(nn.Module):
         self.config = config
         self.encoder = encoder or build_encoder(config.encoder)
         width, dropout = config.hidden_size, config.dropout
-        encoder_width = encoder_output_width(config.encoder)
+        encoder_width = encoder_output_width(self.encoder)
         self.projection = nn.Linear(encoder_width, width) if encoder_width != width else None
         self.lstm = nn.LSTM(width, width // 2, batch_first=True, bidirectional=True) if config.lstm else None
         self.types: nn.Module
@@ -92,24 +96,33 @@ class SpanModel(nn.Module):
 
 
 def unfilled_model(config: ModelConfig) -> SpanModel:
-    """Returns the model in evaluation mode, with weights that are still to be filled in.
+    """Returns the model in evaluation mode, without memory for its weights, which `load_weights` sets.
 
     Random initial weights would take most of the time of loading.
     """
+    encoder = None if is_bert(config.encoder) else _uninitialised_encoder(config.encoder)
+    with torch.device("meta"), Unfilled():
+        return SpanModel(config, encoder).eval()
+
+
+def _uninitialised_encoder(values: dict[str, Any]) -> nn.Module:
+    """Returns an encoder of the transformers library. It is on the CPU, as it may hold more than is saved of it."""
+    from transformers.initialization import no_init_weights
+
     with _UNFILLED, no_init_weights():
-        return SpanModel(config).eval()
+        return build_encoder(values)
 
 
 def _rows(hidden_BTH: torch.Tensor, positions_BN: torch.Tensor) -> torch.Tensor:
     return hidden_BTH.gather(1, positions_BN.unsqueeze(-1).expand(-1, -1, hidden_BTH.shape[-1]))
 
 
-def encoder_output_width(encoder: dict[str, Any]) -> int:
+def encoder_output_width(encoder: nn.Module) -> int:
     """Returns H, which some encoder families call by another name.
 
     Raises `PackageError` where the configuration does not have it.
     """
-    width = getattr(encoder_config(encoder), "hidden_size", None)
+    width = getattr(encoder.config, "hidden_size", None)
     if not isinstance(width, int):
         raise PackageError("The model's encoder configuration has no hidden_size; choose another encoder or package.")
     return width
@@ -117,6 +130,8 @@ def encoder_output_width(encoder: dict[str, Any]) -> int:
 
 def encoder_config(values: dict[str, Any]) -> PretrainedConfig:
     """Returns the encoder's configuration. Raises `PackageError` where the transformers library does not know it."""
+    from transformers import CONFIG_MAPPING, AutoConfig
+
     kind = values["model_type"]
     if kind not in CONFIG_MAPPING:
         raise PackageError(
@@ -148,6 +163,8 @@ def build_encoder(values: dict[str, Any]) -> nn.Module:
 
     Raises `PackageError` where no encoder can be built from the configuration.
     """
+    if is_bert(values):
+        return Bert(BertConfig.of(values))
     try:
         return new_encoder(encoder_config(values))
     except PackageError:
@@ -163,6 +180,8 @@ def new_encoder(config: PretrainedConfig) -> nn.Module:
 
 def encoder_class(config: PretrainedConfig) -> Any:  # transformers' type hints are incomplete
     """Returns the class of transformers that builds a model which `encoder_alone` takes."""
+    from transformers import AutoModel, AutoModelForTextEncoding
+
     return AutoModelForTextEncoding if config.model_type in WITH_DECODER else AutoModel
 
 

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 from tokenizers import Tokenizer
-from transformers import AutoTokenizer, PreTrainedTokenizerBase
-from transformers.convert_slow_tokenizer import convert_slow_tokenizer
-from transformers.utils.hub import cached_file
 
 from spanlake.errors import PackageError
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 _FILE = "tokenizer.json"
 
@@ -20,6 +22,9 @@ def pretrained_tokenizer(source: str) -> Tokenizer:
 
     Raises `PackageError`, with the cause attached, where no tokenizer can be read.
     """
+    from transformers import AutoTokenizer
+    from transformers.utils.hub import cached_file
+
     try:
         file = cached_file(source, _FILE, _raise_exceptions_for_missing_entries=False)
         return Tokenizer.from_file(file) if file else _converted(AutoTokenizer.from_pretrained(source))
@@ -34,6 +39,8 @@ def _converted(tokenizer: PreTrainedTokenizerBase) -> Tokenizer:
     if type(tokenizer).__name__ != "DebertaV2Tokenizer":
         backend: Tokenizer = tokenizer.backend_tokenizer
         return backend
+    from transformers.convert_slow_tokenizer import convert_slow_tokenizer
+
     backend = convert_slow_tokenizer(tokenizer)  # reads spm.model, with its normalisation
     for _, token in sorted(tokenizer.added_tokens_decoder.items()):
         backend.add_tokens([token])

@@ -139,7 +139,9 @@ class PromptTokenizer:
         edges = np.concatenate(([0], np.cumsum(lengths))) * readable.itemsize
         buffers = [None, pa.py_buffer(edges), pa.py_buffer(readable)]
         places = pa.Array.from_buffers(pa.large_binary(), len(lengths), buffers).dictionary_encode()
-        return Words.of(self._cut_distinct(_strings(places.dictionary))).take(places.indices.to_numpy())
+        # Array.to_numpy would import pandas.
+        indices = np.frombuffer(places.indices.buffers()[1], dtype=np.int32)[: len(lengths)]
+        return Words.of(self._cut_distinct(_strings(places.dictionary))).take(indices.astype(np.int64))
 
     def _cut_distinct(self, words: list[str]) -> list[tuple[int, ...]]:
         cache = self._words

@@ -11,7 +11,9 @@ from spanlake.modeling.model import SpanModel
 
 
 def load_weights(model: SpanModel, tensors: Mapping[str, torch.Tensor], names: Mapping[str, str], source: str) -> None:
-    """Fills `model` from `tensors`. `names` maps the name of each tensor of `model` to its name in `tensors`.
+    """Makes `tensors` the weights of `model`, without a copy of those in float32.
+
+    `names` maps the name of each tensor of `model` to its name in `tensors`.
 
     Raises `PackageError`, which names `source`, for a tensor that is missing, extra or misshapen.
     """
@@ -28,4 +30,5 @@ def load_weights(model: SpanModel, tensors: Mapping[str, torch.Tensor], names: M
                 f"The weights of {source} do not fit its architecture: {name} has the shape "
                 f"{list(tensors[name].shape)}, not {list(shape)}."
             )
-    model.load_state_dict({key: tensors[name] for key, name in names.items()})
+    state = model.state_dict()
+    model.load_state_dict({key: tensors[name].to(state[key].dtype) for key, name in names.items()}, assign=True)

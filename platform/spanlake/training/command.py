@@ -56,13 +56,9 @@ def train(recipe: "Recipe", directory: str) -> None:
     `directory` is a path or URI. Raises: UserError if the recipe, its data or the directory cannot be used;
     ShortfallError if training cannot be finished.
     """
-    from transformers.utils import logging
-
     from spanlake.storage import locate
     from spanlake.training.tracking import showing
 
-    logging.set_verbosity_error()  # it reports new embeddings, and every run begins with some
-    logging.disable_progress_bar()
     run = locate(directory)
     if "TORCHELASTIC_RUN_ID" in os.environ or (recipe.parallel.workers[1] == 1 and not is_ray_job()):
         from spanlake.training.processes import train_here

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from tokenizers import Tokenizer
 from torch import nn
-from transformers import AutoConfig, PretrainedConfig
 
 from spanlake.errors import PackageError, UserError, one_line
+from spanlake.modeling.bert import Bert, BertConfig, is_bert
 from spanlake.modeling.config import ModelConfig
 from spanlake.modeling.model import (
     SpanModel,
@@ -22,10 +22,14 @@ from spanlake.modeling.model import (
     new_encoder,
 )
 from spanlake.modeling.pretrained import pretrained_tokenizer
+from spanlake.modeling.unfilled import Unfilled
 from spanlake.package import find_model, fingerprint_model, open_package
 from spanlake.training.known_encoders import KNOWN_ENCODERS
 from spanlake.training.lora import add_lora
 from spanlake.training.recipe import ModelSection
+
+if TYPE_CHECKING:
+    from transformers import PretrainedConfig
 
 # The tokens of published checkpoints, in their order, so that a trained model can be written in their format.
 PROMPT_TOKENS = ("[FLERT]", "<<ENT>>", "<<SEP>>")
@@ -51,12 +55,29 @@ def _packaged(name: str) -> tuple[Tokenizer, SpanModel, str]:
 
 
 def _new(section: ModelSection) -> tuple[Tokenizer, SpanModel, str]:
+    _quieten_transformers()
     tokenizer = _tokenizer(section)
     tokenizer.add_special_tokens(list(PROMPT_TOKENS))
     encoder: Any = _random_encoder(section, tokenizer) if section.encoder_config else _pretrained_encoder(section)
     encoder.resize_token_embeddings(tokenizer.get_vocab_size(), mean_resizing=True)
-    model = SpanModel(model_config(section, encoder.config, tokenizer), encoder)
+    config = model_config(section, encoder.config, tokenizer)
+    model = SpanModel(config, _as_bert(encoder, config.encoder) if is_bert(config.encoder) else encoder)
     return tokenizer, model, fingerprint_model(model, tokenizer) if section.lora else ""
+
+
+def _quieten_transformers() -> None:
+    from transformers.utils import logging
+
+    logging.set_verbosity_error()  # it reports new embeddings, and every run begins with some
+    logging.disable_progress_bar()
+
+
+def _as_bert(encoder: nn.Module, values: dict[str, Any]) -> Bert:
+    """Returns the encoder with the same weights as a module of this package."""
+    with torch.device("meta"), Unfilled():
+        bert = Bert(BertConfig.of(values))
+    bert.load_state_dict(encoder.state_dict(), assign=True)
+    return bert
 
 
 def words_of(section: ModelSection) -> tuple[str, int]:
@@ -97,6 +118,8 @@ def planned_config(section: ModelSection) -> tuple[PretrainedConfig, str]:
     """
     if section.encoder_config:
         return _random_config(section, _tokenizer(section)), "the recipe"
+    from transformers import AutoConfig
+
     if section.encoder in KNOWN_ENCODERS and not Path(section.encoder).is_dir():
         return encoder_config(KNOWN_ENCODERS[section.encoder]), "its published configuration"
     try:
@@ -106,6 +129,8 @@ def planned_config(section: ModelSection) -> tuple[PretrainedConfig, str]:
 
 
 def _pretrained_encoder(section: ModelSection) -> nn.Module:
+    from transformers import AutoConfig
+
     try:
         config = AutoConfig.from_pretrained(section.encoder)
         _set_dropout(config, section.encoder_dropout)

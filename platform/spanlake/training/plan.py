@@ -5,9 +5,9 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
-from transformers import PretrainedConfig
 
 from spanlake.data.prepared import read_statistics
 from spanlake.data.stream import PROMPT_ROOM
@@ -139,8 +139,8 @@ def _activations(recipe: Recipe, model: SpanModel) -> float:
     Each layer of the encoder keeps 17 values per sub-word and unit of width, and 2.5 per pair of sub-words and head
     (Korthikanti et al. 2023, section 4.1). The span head keeps 3 values per span and unit of its inner layer.
     """
-    config, schedule = model.encoder.config, recipe.schedule
-    assert isinstance(config, PretrainedConfig)
+    config: Any = model.encoder.config
+    schedule = recipe.schedule
     share = math.ceil(schedule.batch_tokens / recipe.parallel.workers[0])
     tokens = min(schedule.micro_tokens or share, share)
     longest = min(tokens, model.config.max_tokens, math.ceil(model.config.max_words / _WORDS_PER_TOKEN))

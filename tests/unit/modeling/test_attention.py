@@ -2,43 +2,47 @@
 
 import copy
 import math
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 
-from spanlake.modeling import attention as ours
-from spanlake.modeling.attention import _Attention
+from spanlake.modeling.attention import Attention
 from spanlake.modeling.cpu import prepare_cpu_training
 from spanlake.modeling.dropout import Dropout, rounded
 from spanlake.modeling.model import SpanModel
 from spanlake.modeling.tokens import Batch
+from spanlake.modeling.transformers_attention import NAME
 from spanlake.package import open_package
 
-B, A, T, D = 2, 3, 7, 7
-COUNTS = [7, 4]
+A, N, D = 3, 13, 13
+SPANS = [(0, 7), (8, 12)]  # sub-words 7 and 12 are padding
 
 
 def by_formula(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, keep: torch.Tensor, rate: float) -> torch.Tensor:
-    """Returns the output [B, A, T, D]. `keep` [B, A, T, T] is 1 where a probability is kept."""
-    seen = torch.arange(T) < torch.tensor(COUNTS).view(B, 1, 1, 1)
-    weights = (q @ k.transpose(2, 3)).masked_fill(~seen, -math.inf).softmax(-1)
-    return (weights * keep / (1 - rounded(rate)) @ v) * seen.transpose(2, 3)
+    """Returns the output [A, N, D]. `keep` [A, N, N] is 1 where a probability is kept."""
+    text = torch.full((N,), -1)
+    for number, (first, stop) in enumerate(SPANS):
+        text[first:stop] = number
+    seen = text.unsqueeze(1) == text
+    weights = (q @ k.transpose(1, 2)).masked_fill(~seen, -math.inf).softmax(-1)
+    return (weights * keep / (1 - rounded(rate)) @ v) * (text >= 0).unsqueeze(1)
 
 
 @pytest.mark.parametrize("rate", [0.0, 0.3])
 def test_values_and_gradients_equal_the_formula(rate: float) -> None:
     torch.manual_seed(1)
-    q, k, v, upward = (torch.randn(B, A, T, D, dtype=torch.float64) for _ in range(4))
+    q, k, v, upward = (torch.randn(A, N, D, dtype=torch.float64) for _ in range(4))
     inputs = [tensor.requires_grad_() for tensor in (q, k, v)]
     state = torch.get_rng_state()
-    weights = _Attention.apply(q, k, torch.eye(T, dtype=torch.float64).expand(B, A, T, T).contiguous(), COUNTS, rate)
+    weights = Attention.apply(q, k, torch.eye(N, dtype=torch.float64).expand(A, N, N).contiguous(), SPANS, rate)
     keep = (weights != 0).double()
     if rate:
-        real = sum(A * count * count for count in COUNTS)
+        real = sum(A * (stop - first) ** 2 for first, stop in SPANS)
         assert 0.1 < 1 - keep.sum().item() / real < 0.5
     torch.set_rng_state(state)
-    output = _Attention.apply(*inputs, COUNTS, rate)
+    output = Attention.apply(*inputs, SPANS, rate)
     expected = by_formula(*inputs, keep, rate)
     torch.testing.assert_close(output, expected)
     for mine, theirs in zip(
@@ -47,9 +51,15 @@ def test_values_and_gradients_equal_the_formula(rate: float) -> None:
         torch.testing.assert_close(mine, theirs)
 
 
-@pytest.fixture
-def model(tiny_model_dir: Path) -> SpanModel:
-    return open_package(str(tiny_model_dir)).model
+@pytest.fixture(params=["bert", "electra"])
+def model(request: pytest.FixtureRequest, tiny_model_dir: Path) -> SpanModel:
+    """Returns the tiny model with an encoder of this package, and with one of the transformers library."""
+    tiny = open_package(str(tiny_model_dir)).model
+    if request.param == "bert":
+        return tiny
+    encoder = tiny.config.encoder | {"model_type": "electra", "embedding_size": 32}
+    torch.manual_seed(1)
+    return SpanModel(replace(tiny.config, encoder=encoder)).eval()
 
 
 @pytest.fixture
@@ -75,7 +85,8 @@ def test_a_prepared_model_computes_the_same(model: SpanModel, batch: Batch, half
     plain = gradients(model, batch, half=half)
     prepared = copy.deepcopy(model)
     prepare_cpu_training(prepared)
-    assert prepared.encoder.config._attn_implementation == ours.NAME
+    if model.config.encoder["model_type"] == "electra":
+        assert prepared.encoder.config._attn_implementation == NAME
     logits, found = gradients(prepared, batch, half=half)  # the model is in evaluation mode, so nothing is dropped
     if not half:
         torch.testing.assert_close(logits, expected_logits)
