@@ -44,10 +44,11 @@ def tiny_tokenizer() -> "Tokenizer":
     return tokenizer
 
 
-def tiny_model(tokenizer: "Tokenizer", seed: int = 1) -> "SpanModel":
+def tiny_model(tokenizer: "Tokenizer", seed: int = 1, **architecture: Any) -> "SpanModel":
     """Returns a model with two layers of random weights. Its scores are distinct, and lie on both sides of 0.5.
 
-    A window holds 48 words or 96 sub-words, prompt included. A span has at most 4 words.
+    `architecture` replaces values of its configuration. A window holds 48 words or 96 sub-words, prompt included. A
+    span has at most 4 words.
     """
     import torch
 
@@ -56,6 +57,7 @@ def tiny_model(tokenizer: "Tokenizer", seed: int = 1) -> "SpanModel":
 
     entity_token_id = tokenizer.token_to_id("<<ENT>>")
     assert entity_token_id is not None
+    values: dict[str, Any] = {"span_head": "marker_v0"} | architecture
     config = ModelConfig(
         encoder={
             "model_type": "bert",
@@ -68,13 +70,13 @@ def tiny_model(tokenizer: "Tokenizer", seed: int = 1) -> "SpanModel":
             "initializer_range": 0.5,
         },
         hidden_size=32,
-        span_head="marker_v0",
         entity_token="<<ENT>>",
         separator_token="<<SEP>>",
         entity_token_id=entity_token_id,
         max_width=4,
         max_words=48,
         max_labels=6,
+        **values,
     )
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
@@ -92,6 +94,18 @@ def tiny_model_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
     directory = tmp_path_factory.mktemp("tiny") / "package"
     tokenizer = tiny_tokenizer()
     save_package(directory, tiny_model(tokenizer), tokenizer, name="tiny", metadata={}, card="Random weights.\n")
+    return directory
+
+
+@pytest.fixture(scope="session")
+def token_model_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Returns a token-level package, like the tiny model, that cuts words of every script."""
+    from spanlake.package import save_package
+
+    directory = tmp_path_factory.mktemp("token-level") / "package"
+    tokenizer = tiny_tokenizer()
+    model = tiny_model(tokenizer, span_head="token_level", splitter="unicode")
+    save_package(directory, model, tokenizer, name="token-level", metadata={}, card="Random weights.\n")
     return directory
 
 

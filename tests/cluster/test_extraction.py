@@ -19,6 +19,7 @@ import pyarrow.parquet as pq
 import pytest
 import ray
 from commands import ROOT
+from scripts import SCRIPTS, cluster_edges
 
 from spanlake import Entity, Extractor, cli
 from spanlake.extraction.output.audit import audit
@@ -249,6 +250,44 @@ def test_stopped_and_killed_in_the_middle_and_started_again(
     assert result["complete"] and result["output_rows"] == 3_000
     assert [row["id"] for row in read(output)] == list(range(3_000))
     assert not list((output / "_spanlake" / "tmp").iterdir())
+
+
+def test_texts_in_every_script_by_a_token_level_model_killed_and_resumed(
+    cluster: None, token_model_dir: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The first driver joins the cluster of these tests, so that only the driver must start."""
+    texts = [f"{text} {number}" for number in range(60) for text, _ in SCRIPTS.values()]
+    (tmp_path / "lake").mkdir()
+    for part in range(3):
+        table = pa.table({"text": texts[part::3], "id": range(part, len(texts), 3)})
+        pq.write_table(table, tmp_path / "lake" / f"part-{part}.parquet", row_group_size=80)
+    output = tmp_path / "out"
+    arguments = [*call(tmp_path / "lake", output, model=token_model_dir), "--threshold", "0.02", "--workers", "1"]
+
+    process = command(arguments)
+    process["env"]["RAY_ADDRESS"] = ray.get_runtime_context().gcs_address
+    with subprocess.Popen(**process, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as driver:
+        wait_for(lambda: len(list(output.glob("*.parquet"))) >= 2 or driver.poll() is not None)
+        driver.send_signal(signal.SIGKILL)
+    assert driver.returncode == -signal.SIGKILL, "it ended before it could be killed"
+    assert not report(output, capsys)["complete"]
+
+    assert cli.main([*arguments, "--json"]) == 0
+    summary = json.loads(capsys.readouterr().out)
+    assert summary["resumed_units"] >= 2 and summary["resumed_rows"] + summary["rows"] == len(texts)
+    assert report(output, capsys)["complete"]
+    rows = read(output)
+    assert sorted(row["id"] for row in rows) == list(range(len(texts)))
+    extractor = Extractor.load(str(token_model_dir), device="cpu", precision="float32")
+    expected = extractor.extract([row["text"] for row in rows], LABELS.split(","), threshold=0.02)
+    scripts = set()
+    for row, wanted in zip(rows, expected, strict=True):
+        found = [Entity(**entity) for entity in row["entities"]]
+        assert [(e.start, e.end, e.label) for e in found] == [(e.start, e.end, e.label) for e in wanted]
+        assert all(row["text"][e.start : e.end] == e.text for e in found)
+        assert {edge for e in found for edge in (e.start, e.end)} <= cluster_edges(row["text"])
+        scripts |= {row["id"] % len(SCRIPTS)} if found else set()
+    assert len(scripts) == len(SCRIPTS)
 
 
 def prepare_run(source: Path, output: Path, model: Path) -> Any:

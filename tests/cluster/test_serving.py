@@ -264,18 +264,23 @@ def replica_processes() -> list[psutil.Process]:
     return found
 
 
-def test_answers_are_the_rows_of_the_bulk_job(address: str, tiny_model_dir: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize(("fixture", "threshold"), [("tiny_model_dir", 0.3), ("token_model_dir", 0.02)])
+def test_answers_are_the_rows_of_the_bulk_job(
+    address: str, tmp_path: Path, request: pytest.FixtureRequest, fixture: str, threshold: float
+) -> None:
+    """Of a span model and of a token-level model."""
+    model: Path = request.getfixturevalue(fixture)
     texts = [text for text in TEXTS if "\ud83d" not in text]  # a Parquet file cannot hold lone surrogates
     pq.write_table(pa.table({"text": texts}), tmp_path / "texts.parquet")
     arguments = ["extract", str(tmp_path / "texts.parquet"), str(tmp_path / "out"), "--labels", ",".join(LABELS)]
-    arguments += ["--model", str(tiny_model_dir), "--threshold", "0.3", "--precision", "float32", "--device", "cpu"]
+    arguments += ["--model", str(model), "--threshold", str(threshold), "--precision", "float32", "--device", "cpu"]
     assert cli.main(arguments) == 0
     (unit,) = (tmp_path / "out").glob("*.parquet")
     rows = [[Entity(**entity) for entity in row["entities"]] for row in pq.read_table(unit).to_pylist()]
     assert sum(map(len, rows)) > 100
 
-    deploy(settings(tiny_model_dir), autoscaling_config=fixed(1))
-    asked = {"labels": LABELS, "threshold": 0.3}
+    deploy(settings(model), autoscaling_config=fixed(1))
+    asked = {"labels": LABELS, "threshold": threshold}
     with httpx.Client(base_url=address, timeout=60) as client:
         together = client.post("/v1/extract", json={"texts": texts, **asked}).json()["results"]
         alone = [client.post("/v1/extract", json={"texts": [text], **asked}).json()["results"][0] for text in texts]
