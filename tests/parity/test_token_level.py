@@ -70,7 +70,7 @@ def test_spans_across_windows_are_scored_once(deberta_tokens, workshop, changed)
     directory = changed(deberta_tokens.directory, max_len=40)
     extractor = type(workshop.ours(deberta_tokens.directory))(directory).extractor
     width, text = extractor.package.config.max_width, "Marie Curie won the Nobel Prize in Physics. " * 12
-    cut, rows = extractor.plan(0, text, Settings.make(["person"], 0.0))
+    [(cut, rows)] = extractor.plan([(0, text, Settings.make(["person"], 0.0))])
     assert width == 10 and len(rows) > 2
     found = join([extractor.scorer.submit(extractor.scorer.prepare([row])).result() for row in rows])
     spans = list(zip(found.start.tolist(), found.end.tolist(), strict=True))

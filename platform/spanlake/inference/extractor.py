@@ -25,7 +25,7 @@ from spanlake.inference.scoring import Pass, Scorer
 from spanlake.inference.settings import Settings, settings_of_each
 from spanlake.labels import Labels, Threshold
 from spanlake.modeling.config import ModelConfig
-from spanlake.modeling.cutting import CutText, cut_text, cut_texts
+from spanlake.modeling.cutting import CutText, cut_texts
 from spanlake.modeling.tokens import PromptTokenizer
 from spanlake.package import Package, absolute_name, open_package
 
@@ -249,16 +249,18 @@ class Extractor:
                 yield self.scorer.prepare(batch)
             yield _Scored(texts)
 
-    def plan(self, index: int, text: str, settings: Settings) -> tuple[CutText, list[Row]]:
-        """Returns a text cut into words, and the rows that score it, each marked with `index`.
+    def plan(self, texts: Sequence[tuple[int, str, Settings]]) -> list[tuple[CutText, list[Row]]]:
+        """Returns each text cut into words, and the rows that score it, marked with the index that comes with the text.
 
         A text without words has no rows. Use this to form passes yourself: the `scorer` prepares and runs rows of any
         texts together, and `choose` returns the entities of a text once all its rows are scored.
 
         Raises `UserError` for a label that the model cannot read.
         """
-        cut = cut_text(text, self.package.tokenizer)
-        return cut, list(self._rows(index, cut, settings))
+        cuts = cut_texts([text for _, text, _ in texts], self.package.tokenizer)
+        return [
+            (cut, list(self._rows(index, cut, settings))) for cut, (index, _, settings) in zip(cuts, texts, strict=True)
+        ]
 
     def _rows(self, index: int, cut: CutText, settings: Settings) -> Iterator[Row]:
         return plan_rows(index, cut, self._groups(settings), self.package.tokenizer, self.package.config)

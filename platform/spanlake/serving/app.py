@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 from collections.abc import Awaitable, Callable, Sequence
 from pathlib import Path
@@ -18,7 +19,7 @@ from starlette.routing import Route
 from starlette.types import ASGIApp
 
 from spanlake.serving import schema
-from spanlake.serving.body import read_body, read_message, require_type, unless_gone
+from spanlake.serving.body import read_body, read_message, require_type, until_gone
 from spanlake.serving.config import ServeConfig
 from spanlake.serving.encoding import answer_json
 from spanlake.serving.errors import ApiError, Gone
@@ -100,9 +101,13 @@ def _api_routes(service: Service) -> list[Route]:
         record = record_of(request.scope)
         asked = await read_message(schema.ExtractRequest, await read_body(request, limits.body_bytes), limits)
         record.model, record.texts = asked.model, len(asked.texts)
-        record.labels = sum(map(len, asked.label_sets()))
+        record.labels = sum(map(len, asked.label_sets))
         record.characters = sum(map(len, asked.texts))
-        answer = await unless_gone(service.extract(asked), request.receive)
+        gone = asyncio.ensure_future(until_gone(request.receive))
+        try:
+            answer = await service.extract(asked, gone)
+        finally:
+            gone.cancel()
         record.model = answer.model.name
         record.entities = answer.entities
         return Response(await answer_json(answer), media_type=JSON)

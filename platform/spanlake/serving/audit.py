@@ -1,8 +1,7 @@
-"""The audit log: the line of the access log for each request, in a file of its own."""
+"""The audit log: the lines of the access log, in a file of its own."""
 
 from __future__ import annotations
 
-import logging
 import os
 import socket
 from logging.handlers import WatchedFileHandler
@@ -11,7 +10,7 @@ from pathlib import Path
 from spanlake.errors import UserError, one_line
 
 
-def open_audit_log(directory: Path) -> logging.Handler:
+def open_audit_log(directory: Path) -> WatchedFileHandler:
     """Returns a handler that appends to a file of this process in the directory, which is made if it is absent. A file
     that another program moves away is begun anew.
 
@@ -25,5 +24,4 @@ def open_audit_log(directory: Path) -> logging.Handler:
         raise UserError(
             f"The audit log {path} cannot be written ({one_line(error)}); set audit_log to a directory that can."
         ) from error
-    handler.setFormatter(logging.Formatter("%(message)s"))
     return handler

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import asyncio
 import json
 from collections import Counter
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Callable
 from typing import Any, NoReturn, TypeVar
 
 from pydantic import BaseModel
@@ -133,23 +132,7 @@ def _without_twins(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return values
 
 
-async def unless_gone(work: Awaitable[_T], receive: Receive) -> _T:
-    """Returns the result of `work`. Cancels it if the client goes away first. The body must have been read.
-
-    Raises: Gone.
-    """
-    task = asyncio.ensure_future(work)
-    gone = asyncio.ensure_future(_disconnected(receive))
-    try:
-        await asyncio.wait((task, gone), return_when=asyncio.FIRST_COMPLETED)
-        if not task.done():
-            raise Gone
-        return task.result()
-    finally:
-        task.cancel()
-        gone.cancel()
-
-
-async def _disconnected(receive: Receive) -> None:
+async def until_gone(receive: Receive) -> None:
+    """Returns when the client goes away. The body must have been read."""
     while (await receive())["type"] != "http.disconnect":
         pass

@@ -21,6 +21,7 @@ from starlette.types import ASGIApp
 
 from spanlake.cluster import cluster
 from spanlake.errors import ShortfallError, one_line
+from spanlake.serving.access import TurnHandler
 from spanlake.serving.app import make_app
 from spanlake.serving.audit import open_audit_log
 from spanlake.serving.config import ServeConfig, read_config
@@ -69,7 +70,7 @@ class Replica:
     async def __init__(self, config: ServeConfig) -> None:  # type: ignore[misc]
         _log_to_stderr()
         if config.audit_log:
-            logging.getLogger("spanlake.access").addHandler(open_audit_log(Path(config.audit_log)))
+            logging.getLogger("spanlake.access").addHandler(TurnHandler(open_audit_log(Path(config.audit_log))))
         sys.setswitchinterval(_SWITCH_SECONDS)  # the process is the replica's own
         if config.threads is None:
             cpus = ray.get_runtime_context().get_assigned_resources().get("CPU", 1.0)
@@ -159,9 +160,12 @@ def _metric_agents() -> list[str]:
 
 
 def _log_to_stderr() -> None:
-    handler = logging.StreamHandler()
-    handler.setFormatter(logging.Formatter("%(levelname)s %(name)s %(message)s"))
-    logger = logging.getLogger("spanlake")
-    logger.handlers = [handler]
-    logger.setLevel(logging.INFO)
-    logger.propagate = False
+    for name, handler in (
+        ("spanlake", logging.StreamHandler()),
+        ("spanlake.access", TurnHandler(logging.StreamHandler())),
+    ):
+        handler.setFormatter(logging.Formatter("%(levelname)s %(name)s %(message)s"))
+        logger = logging.getLogger(name)
+        logger.handlers = [handler]
+        logger.setLevel(logging.INFO)
+        logger.propagate = False

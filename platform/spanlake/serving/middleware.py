@@ -13,10 +13,10 @@ import re
 import time
 import uuid
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from datetime import datetime, timezone
 
-from starlette.datastructures import Headers, MutableHeaders
+from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from spanlake.serving.errors import ApiError
@@ -27,15 +27,18 @@ _access = logging.getLogger("spanlake.access")
 
 _OPEN_PATHS = ("/health", "/health/")  # these need no key
 _REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,128}")
-_HEADERS = {
-    "X-Content-Type-Options": "nosniff",
-    "X-Frame-Options": "DENY",
-    "Referrer-Policy": "no-referrer",
-    "Cross-Origin-Opener-Policy": "same-origin",
-    "Content-Security-Policy": "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data:; "
-    "connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'",
-    "Cache-Control": "no-store",
-}
+_HEADERS = [
+    (b"x-content-type-options", b"nosniff"),
+    (b"x-frame-options", b"DENY"),
+    (b"referrer-policy", b"no-referrer"),
+    (b"cross-origin-opener-policy", b"same-origin"),
+    (
+        b"content-security-policy",
+        b"default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data:; connect-src 'self'; "
+        b"base-uri 'none'; form-action 'none'; frame-ancestors 'none'",
+    ),
+    (b"cache-control", b"no-store"),
+]
 _RECORD = "spanlake.record"  # where a request's scope holds its record
 
 
@@ -67,7 +70,7 @@ def record_of(scope: Scope) -> RequestRecord:
 
 def log_access(record: RequestRecord) -> None:
     answered = datetime.now(timezone.utc).isoformat(timespec="milliseconds")
-    _access.info(json.dumps({"time": answered, **asdict(record), "seconds": round(record.seconds, 4)}))
+    _access.info(json.dumps({"time": answered, **vars(record), "seconds": round(record.seconds, 4)}))
 
 
 class Envelope:
@@ -87,6 +90,7 @@ class Envelope:
         headers = Headers(scope=scope)
         record = RequestRecord(_request_id(headers), scope["method"])
         scope[_RECORD] = record
+        own = [(b"x-request-id", record.request_id.encode()), *_HEADERS] if self._echo else _HEADERS
         started = finished = False
 
         def conclude() -> None:
@@ -103,11 +107,8 @@ class Envelope:
             if message["type"] == "http.response.start":
                 started = True
                 record.status = message["status"]
-                sent = MutableHeaders(scope=message)
-                if self._echo:
-                    sent["X-Request-ID"] = record.request_id
-                for name, value in _HEADERS.items():
-                    sent.setdefault(name, value)
+                given = {name for name, _ in message["headers"]}
+                message["headers"] += [header for header in own if header[0] not in given]
             elif not message.get("more_body", False) and not finished:
                 conclude()  # before a span around this application ends
             await send(message)

@@ -68,6 +68,9 @@ class Models:
     async def use(self, name: str | None) -> AsyncIterator[Served]:
         """Gives the model to the block. Raises: ApiError 404 for an unknown name, 503 for one that does not load."""
         model = self.find(name)
+        if model is self.default:  # it is never evicted
+            yield model
+            return
         name = name or self.default.name
         self._users[name] += 1  # from here on it is not evicted, even before it is loaded
         try:
@@ -153,7 +156,7 @@ def warm_up(extractor: Extractor) -> float:
     """
     words, longest = 8, extractor.package.config.max_words
     while True:
-        _, rows = extractor.plan(0, " ".join(["spanlake"] * min(words, longest)), _WARM_LABELS)
+        [(_, rows)] = extractor.plan([(0, " ".join(["spanlake"] * min(words, longest)), _WARM_LABELS)])
         row = max(rows, key=lambda row: row.tokens)
         last = words >= longest or len(rows) > 1
         _timed_passes(extractor, [row])

@@ -1,8 +1,9 @@
 """Takes the texts of a queue through one Extractor: cuts them, fills passes, chooses the entities.
 
-The event loop only decides which work comes next. One thread cuts texts and lays out passes, the Extractor's lanes
-score them, and two threads choose entities. One pass is laid out ahead, as soon as it is full. A pass that is not full
-stays open for texts that arrive, until a lane is free.
+The event loop decides which work comes next, and does work that takes less than a hand-over to another thread is worth.
+One thread cuts more texts and lays out larger passes, the Extractor's lanes score them, and two threads choose among
+more spans. One pass is laid out ahead, as soon as it is full. A pass that is not full stays open for texts that arrive,
+until a lane is free.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ import time
 from collections.abc import Callable, Coroutine, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 
@@ -28,7 +29,14 @@ from spanlake.serving.lanes import Lanes
 from spanlake.serving.queue import Caller, Queue, Search, StoppedError, Text, row_cost
 
 _SLICE = 10_000  # spans to choose among, and characters that rules read, before other callers have their turn
+# What the event loop does itself, in about half a millisecond. A hand-over to a thread and back costs a tenth of that.
+_SHORT_CHARACTERS = 4000  # to cut
+_SHORT_TOKENS = 2000  # to lay out
+_SHORT_SPANS = 500  # to choose among
 
+_KNOWN_SEARCHES = 256
+
+_T = TypeVar("_T")
 _log = logging.getLogger(__name__)
 
 
@@ -68,6 +76,7 @@ class Runner:
         self._cutter = ThreadPoolExecutor(1, "spanlake-cut")
         self._chooser = ThreadPoolExecutor(1, "spanlake-choose")
         self._long_chooser = ThreadPoolExecutor(1, "spanlake-choose-long")  # so that texts with few spans need not wait
+        self._known: dict[Settings, Search] = {}  # read before
         self._newest: tuple[list[Row], Future[Candidates]] | None = None  # the pass that began last
         self._passes: set[asyncio.Task[None]] = set()
         self._filling = asyncio.create_task(self._guarded(self._fill_passes()))
@@ -77,8 +86,11 @@ class Runner:
 
         Raises: UserError for a label that the model cannot read.
         """
-        searches = await asyncio.to_thread(_searches, self._extractor, set(settings))
-        return [searches[each] for each in settings]
+        known = self._known
+        if new := set(settings) - known.keys():
+            known = known | await asyncio.to_thread(_searches, self._extractor, new)
+            self._known = known if len(known) <= _KNOWN_SEARCHES else {}
+        return [known[each] for each in settings]
 
     def submit(
         self, caller: Caller, texts: Sequence[str], searches: Sequence[Search], deadline: float
@@ -149,9 +161,9 @@ class Runner:
                 await self.queue.changed.wait()
 
     async def _cut(self, texts: list[Text]) -> None:
-        loop = asyncio.get_running_loop()
         work = [(text.index, text.text, text.settings) for text in texts]
-        plans = await loop.run_in_executor(self._cutter, _plan_all, self._extractor, work)
+        is_short = sum(len(text.text) for text in texts) <= _SHORT_CHARACTERS
+        plans = await _done(None if is_short else self._cutter, _plan_all, self._extractor, work)
         for text, plan in zip(texts, plans, strict=True):
             if isinstance(plan, Exception):  # of this text alone
                 text.finish(plan)
@@ -159,8 +171,8 @@ class Runner:
                 self.queue.add_rows(text, *plan)
 
     async def _prepare(self, rows: list[Row]) -> Pass:
-        loop = asyncio.get_running_loop()
-        return await loop.run_in_executor(self._cutter, self._extractor.scorer.prepare, rows)
+        is_short = sum(row.tokens for row in rows) <= _SHORT_TOKENS
+        return await _done(None if is_short else self._cutter, self._extractor.scorer.prepare, rows)
 
     def _begin_pass(self, work: Pass) -> None:
         number = self.lanes.begin()
@@ -210,17 +222,24 @@ class Runner:
         return found
 
     async def _choose(self, rows: list[Row], found: list[Candidates]) -> None:
-        loop = asyncio.get_running_loop()
         threads = self._chooser_for(sum(len(part.score) for part in found))
-        ready = self.queue.add_found(rows, await loop.run_in_executor(threads, _by_text, rows, found))
+        ready = self.queue.add_found(rows, await _done(threads, _by_text, rows, found))
         for texts in _slices(ready):
-            threads = self._chooser_for(sum(map(_work_on, texts)))
-            results = await loop.run_in_executor(threads, _choose_all, texts)
+            results = await _done(self._chooser_for(sum(map(_work_on, texts))), _choose_all, texts)
             for text, result in zip(texts, results, strict=True):
                 text.finish(result)
 
-    def _chooser_for(self, spans: int) -> ThreadPoolExecutor:
+    def _chooser_for(self, spans: int) -> ThreadPoolExecutor | None:
+        if spans <= _SHORT_SPANS:
+            return None
         return self._chooser if spans <= _SLICE else self._long_chooser
+
+
+async def _done(threads: ThreadPoolExecutor | None, work: Callable[..., _T], *arguments: Any) -> _T:
+    """Returns what `work` returns. Without threads, it runs here and now."""
+    if threads is None:
+        return work(*arguments)
+    return await asyncio.get_running_loop().run_in_executor(threads, work, *arguments)
 
 
 def _slices(texts: Sequence[Text]) -> Iterator[list[Text]]:
@@ -249,14 +268,13 @@ def _searches(extractor: Extractor, settings: Iterable[Settings]) -> dict[Settin
 
 def _plan_all(
     extractor: Extractor, texts: Sequence[tuple[int, str, Settings]]
-) -> list[tuple[CutText, list[Row]] | Exception]:
-    plans: list[tuple[CutText, list[Row]] | Exception] = []
-    for index, text, settings in texts:
-        try:
-            plans.append(extractor.plan(index, text, settings))
-        except Exception as error:
-            plans.append(error)
-    return plans
+) -> Sequence[tuple[CutText, list[Row]] | Exception]:
+    try:
+        return extractor.plan(texts)
+    except Exception as error:
+        if len(texts) == 1:
+            return [error]
+    return [plan for text in texts for plan in _plan_all(extractor, [text])]
 
 
 def _by_text(rows: Sequence[Row], found: Sequence[Candidates]) -> dict[int, Candidates]:
@@ -264,13 +282,15 @@ def _by_text(rows: Sequence[Row], found: Sequence[Candidates]) -> dict[int, Cand
     return dict(zip(indexes, join(found).by_text(indexes), strict=True))
 
 
-def _choose_all(texts: Sequence[Text]) -> list[list[Entity] | Exception]:
-    results: list[list[Entity] | Exception] = []
-    for text in texts:
-        try:
-            assert text.cut is not None
-            found = join(text.found)
-            results += choose([(text.cut, text.settings)], replace(found, text=np.zeros_like(found.text)))
-        except Exception as error:
-            results.append(error)
-    return results
+def _choose_all(texts: Sequence[Text]) -> Sequence[list[Entity] | Exception]:
+    cuts, parts = [], []
+    for place, text in enumerate(texts):
+        assert text.cut is not None
+        cuts.append((text.cut, text.settings))
+        parts += [replace(part, text=np.full_like(part.text, place)) for part in text.found]
+    try:
+        return choose(cuts, join(parts))
+    except Exception as error:
+        if len(texts) == 1:
+            return [error]
+    return [result for text in texts for result in _choose_all([text])]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import cached_property, lru_cache
 from typing import TYPE_CHECKING, Any, Literal, TypeVar, cast
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
@@ -31,6 +32,8 @@ _UNION_PARTS = (
     "list[float]",
     "dict[str,float]",
 )
+
+_KNOWN_SETTINGS = 64
 
 _Model = TypeVar("_Model", bound=BaseModel)
 
@@ -109,6 +112,7 @@ class ExtractRequest(_Options):
         examples=[["person", "organization"], {"drug": "name of a medicine"}, [["person"], ["drug", "dose"]]],
     )
 
+    @cached_property
     def label_sets(self) -> list[LabelSet]:
         """Returns the one set of labels of all texts, or the set of each text."""
         if isinstance(self.labels, list) and not all(isinstance(each, str) for each in self.labels):
@@ -121,10 +125,10 @@ class ExtractRequest(_Options):
         Raises: ApiError 422 for values that no model can use.
         """
         options = self.threshold, self.nested, self.multi_label, rules
-        sets = self.label_sets()
+        sets = self.label_sets
         try:
             if sets[0] is self.labels:
-                return [Settings.make(sets[0], *options)] * len(self.texts)
+                return [_settings(sets[0], *options)] * len(self.texts)
             if len(sets) != len(self.texts):
                 raise UserError(
                     f"There are {len(sets)} lists of labels for {len(self.texts)} texts; give one, or one per text."
@@ -135,10 +139,26 @@ class ExtractRequest(_Options):
 
     def check(self, limits: Limits) -> None:
         """Raises: ApiError 413 for longer texts or labels than are allowed."""
-        for own in self.label_sets():
+        for own in self.label_sets:
             check_labels(own, limits)
         for index, text in enumerate(self.texts):
             check_text(index, text, limits)
+
+
+def _settings(
+    labels: LabelSet,
+    threshold: float | list[float] | dict[str, float] | None,
+    nested: bool,
+    multi_label: bool,
+    rules: Rules | None,
+) -> Settings:
+    """Returns what `Settings.make` returns. Callers ask for the same labels again and again."""
+    if isinstance(labels, list) and (threshold is None or isinstance(threshold, float)):
+        return _known_settings(tuple(labels), threshold, nested, multi_label, rules)
+    return Settings.make(labels, threshold, nested, multi_label, rules)
+
+
+_known_settings = lru_cache(maxsize=_KNOWN_SETTINGS)(Settings.make)
 
 
 class StreamedText(_Strict):

@@ -5,10 +5,10 @@ from __future__ import annotations
 import asyncio
 import time
 from collections import deque
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from spanlake.decoding import Entity
 from spanlake.errors import UserError, shown
@@ -17,7 +17,7 @@ from spanlake.package import peek_metadata
 from spanlake.redaction import KEYED, Redaction, Style, read_key
 from spanlake.serving.about import about, trained_labels
 from spanlake.serving.config import ServeConfig
-from spanlake.serving.errors import ApiError, invalid, unavailable
+from spanlake.serving.errors import ApiError, Gone, invalid, unavailable
 from spanlake.serving.found import Form, Found
 from spanlake.serving.models import Models, Served
 from spanlake.serving.queue import Caller, TooMuchError
@@ -93,17 +93,25 @@ class Service:
         if self._draining:
             raise unavailable("The server is stopping; try again.")
 
-    async def extract(self, request: ExtractRequest) -> Answer:
-        """Raises: ApiError 404, 413, 422, 429, 503, 504, or 500 where every text fails."""
+    async def extract(self, request: ExtractRequest, gone: asyncio.Future[None] | None = None) -> Answer:
+        """`gone` is done when the caller has gone away.
+
+        Raises: ApiError 404, 413, 422, 429, 503, 504, or 500 where every text fails; Gone.
+        """
         self.admit()
         request.check(self.config.limits)
         settings = request.settings(self._rules_of(request.rules))
         form = self._form(request.offsets, request.redact)
         seconds = self.config.limits.request_seconds
+        work = asyncio.ensure_future(self._extract(request, settings, form, time.monotonic() + seconds))
+        ends: set[asyncio.Future[Any]] = {work, gone} if gone else {work}
         try:
-            return await asyncio.wait_for(self._extract(request, settings, form, time.monotonic() + seconds), seconds)
-        except asyncio.TimeoutError:
-            raise _late(seconds) from None
+            await asyncio.wait(ends, timeout=seconds, return_when=asyncio.FIRST_COMPLETED)
+            if work.done():
+                return work.result()
+            raise Gone if gone and gone.done() else _late(seconds)
+        finally:
+            work.cancel()
 
     async def _extract(self, request: ExtractRequest, settings: list[Settings], form: Form, deadline: float) -> Answer:
         texts = request.texts
@@ -113,8 +121,10 @@ class Service:
                 costs = (search.cost(text) for text, search in zip(texts, searches, strict=True))
                 model.runner.queue.check_room(sum(costs))
                 futures = model.runner.submit(Caller(), texts, searches, deadline)
-            found = (_result(text, future, form) for text, future in zip(texts, futures, strict=True))
-            results = list(await asyncio.gather(*found))
+            try:
+                results = [await _result(text, future, form) for text, future in zip(texts, futures, strict=True)]
+            finally:
+                _drop(futures)
             for future in futures:
                 if isinstance(error := future.exception(), TooMuchError):  # of all texts together
                     raise translate(error)
@@ -272,6 +282,13 @@ async def _result(text: str, answer: asyncio.Future[list[Entity]], form: Form) -
         return await form.found(text, await answer)
     except Exception as error:
         return translate(error)
+
+
+def _drop(answers: Sequence[asyncio.Future[list[Entity]]]) -> None:
+    """Cancels those that are not there yet, and takes note of the others, so that asyncio reports no lost errors."""
+    for answer in answers:
+        if not answer.cancel() and not answer.cancelled():
+            answer.exception()
 
 
 async def _within(waiting: _Waiting | ApiError, form: Form, seconds: float) -> Result:

@@ -456,7 +456,7 @@ def close_and_measure(model_dir: Path) -> None:
 
 def test_closing_waits_for_the_passes_that_run(tiny_model_dir: Path):
     extractor = Extractor.load(str(tiny_model_dir), device="cpu", precision="float32", threads=1)
-    _, rows = extractor.plan(0, SENTENCE, Settings.make(LABELS, 0.1))
+    [(_, rows)] = extractor.plan([(0, SENTENCE, Settings.make(LABELS, 0.1))])
     futures = [extractor.scorer.submit(extractor.scorer.prepare(rows)) for _ in range(5)]
     extractor.close()
     assert all(future.done() and len(future.result().score) for future in futures)

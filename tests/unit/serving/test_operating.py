@@ -1,5 +1,6 @@
 """What an operator changes and reads while a server runs: its keys, and the log of who asked."""
 
+import asyncio
 import json
 import logging
 import socket
@@ -10,6 +11,7 @@ import pytest
 from spanlake import cli
 from spanlake.errors import UserError
 from spanlake.serving import keys as keys_module
+from spanlake.serving.access import TurnHandler
 from spanlake.serving.audit import open_audit_log
 from spanlake.serving.config import read_config
 from spanlake.serving.errors import ApiError
@@ -82,6 +84,34 @@ def test_the_audit_log_names_who_asked_and_nothing_of_the_text(tmp_path: Path) -
     assert (second["key"], second["status"], second["error_type"]) == (None, 401, "unauthorized")
     assert first["time"] <= second["time"] and first["time"].endswith("+00:00")
     assert (tmp_path / "audit").stat().st_mode & 0o077 == 0
+
+
+def test_the_lines_of_one_turn_of_the_loop_are_one_write(tmp_path: Path) -> None:
+    class Counting(logging.FileHandler):
+        writes = 0
+
+        def emit(self, record: logging.LogRecord) -> None:
+            self.writes += 1
+            super().emit(record)
+
+    target = Counting(tmp_path / "log")
+    handler = TurnHandler(target)
+    handler.setFormatter(logging.Formatter("%(levelname)s %(message)s"))
+
+    def log(text: str) -> None:
+        handler.handle(logging.makeLogRecord({"msg": text, "levelname": "INFO"}))
+
+    async def answer() -> None:
+        for _ in range(2):
+            for text in ("first", "100 %s"):
+                log(text)
+            await asyncio.sleep(0)
+
+    asyncio.run(answer())
+    assert target.writes == 2
+    log("outside of a loop")
+    assert (tmp_path / "log").read_text() == "INFO first\nINFO 100 %s\n" * 2 + "INFO outside of a loop\n"
+    handler.close()
 
 
 def test_an_audit_log_that_cannot_be_written_is_said(tmp_path: Path) -> None:

@@ -13,6 +13,8 @@ import torch
 
 from spanlake import Entity, Extractor
 from spanlake.errors import UserError
+from spanlake.inference import candidates
+from spanlake.inference import extractor as extractor_module
 from spanlake.inference.candidates import Candidates
 from spanlake.inference.scoring import Pass, Scorer
 from spanlake.inference.settings import Settings
@@ -214,6 +216,26 @@ async def test_a_text_that_fails_answers_alone(extractor: Slow, runner: Runner) 
     extractor.scorer.poison = {2}
     found = await outcomes(await ask(runner, ["Ada met Charles"] * 6))
     assert [type(each).__name__ for each in found] == ["RuntimeError" if i == 2 else "list" for i in range(6)]
+
+
+@pytest.mark.parametrize("step", ["plan_rows", "whole_characters"])
+async def test_a_text_that_cannot_be_cut_or_chosen_from_fails_alone(
+    extractor: Slow, runner: Runner, monkeypatch: pytest.MonkeyPatch, step: str
+) -> None:
+    """Texts are cut together, and chosen from together."""
+    module = {"plan_rows": extractor_module, "whole_characters": candidates}[step]
+    real = getattr(module, step)
+
+    def failing(*arguments: Any) -> Any:
+        if any("poison" in str(getattr(each, "text", each)) for each in arguments[:2]):
+            raise RuntimeError("poison")
+        return real(*arguments)
+
+    monkeypatch.setattr(module, step, failing)
+    everything = Settings.make(["person"], 0.0)
+    found = await outcomes(await ask(runner, ["Ada met Charles", "Ada met poison", "Marie Curie"], everything))
+    assert [type(each).__name__ for each in found] == ["list", "RuntimeError", "list"]
+    assert found[0] and found[2]
 
 
 async def test_a_label_that_cannot_be_read_is_refused_at_once(runner: Runner) -> None:
