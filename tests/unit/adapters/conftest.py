@@ -1,10 +1,14 @@
 """The model, the texts and the entities that the tests of all adapters share."""
 
-from collections.abc import Callable
+import os
+import sys
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import pytest
+from commands import ROOT
 
 from spanlake import Entity, Extractor
 
@@ -25,6 +29,23 @@ def library() -> Callable[[str, str], ModuleType]:
         return pytest.importorskip(name, reason=f"{name} is not installed: pip install 'spanlake[{extra}]'")
 
     return find
+
+
+@pytest.fixture(scope="session")
+def spark(library: Callable[[str, str], ModuleType]) -> Iterator[Any]:
+    """Returns a Spark session of one thread."""
+    sql = library("pyspark.sql", "spark")
+    library("pandas", "spark")
+    os.environ["PYSPARK_PYTHON"] = sys.executable
+    paths = os.pathsep.join([str(ROOT / "platform"), *filter(None, [os.environ.get("PYTHONPATH")])])
+    builder = sql.SparkSession.builder.master("local[1]").config("spark.ui.enabled", "false")
+    builder = builder.config("spark.executorEnv.PYTHONPATH", paths).config("spark.driver.bindAddress", "127.0.0.1")
+    try:
+        session = builder.config("spark.driver.host", "127.0.0.1").getOrCreate()
+    except Exception as error:  # pyspark raises several kinds
+        pytest.skip(f"Spark does not start here; it needs Java: {error}")
+    yield session
+    session.stop()
 
 
 @pytest.fixture(scope="session")

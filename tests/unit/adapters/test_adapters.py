@@ -1,9 +1,8 @@
 """Each adapter finds what the Extractor finds, at the same offsets, inside the real library."""
 
-import os
 import pickle
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -208,22 +207,6 @@ def test_polars(library: Library, extractor: Extractor, expected: list[list[Enti
     )
     assert cut["cut"].to_list() == cut["own"].to_list() and len(cut) == sum(map(len, expected))
     assert frame[:0].with_columns(asked).schema["entities"] == ENTITIES
-
-
-@pytest.fixture(scope="module")
-def spark(library: Library) -> Iterator[Any]:
-    sql = library("pyspark.sql", "spark")
-    library("pandas", "spark")
-    os.environ["PYSPARK_PYTHON"] = sys.executable
-    paths = os.pathsep.join([str(ROOT / "platform"), *filter(None, [os.environ.get("PYTHONPATH")])])
-    builder = sql.SparkSession.builder.master("local[1]").config("spark.ui.enabled", "false")
-    builder = builder.config("spark.executorEnv.PYTHONPATH", paths).config("spark.driver.bindAddress", "127.0.0.1")
-    try:
-        session = builder.config("spark.driver.host", "127.0.0.1").getOrCreate()
-    except Exception as error:  # pyspark raises several kinds
-        pytest.skip(f"Spark does not start here; it needs Java: {error}")
-    yield session
-    session.stop()
 
 
 def test_spark(spark: Any, extractor: Extractor, expected: list[list[Entity]]):
