@@ -203,7 +203,13 @@ def _package_export(args: argparse.Namespace) -> int:
     refuse_existing(args.directory)
     package = open_package(args.model)
     if args.to == "gliner":
-        write_gliner(args.directory, package.model, package.tokenizer.backend, whitespace_words=args.whitespace_words)
+        write_gliner(
+            args.directory,
+            package.model,
+            package.tokenizer.backend,
+            labels_tokenizer=package.tokenizer.labels_backend,
+            whitespace_words=args.whitespace_words,
+        )
         print(f"{args.directory} holds the checkpoint; GLiNER.from_pretrained reads it.")
     else:
         write_runtime(package, args.directory, args.to, int8=args.int8)

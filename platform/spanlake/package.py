@@ -3,6 +3,7 @@
     spanlake.json        format version, architecture, labels seen, lineage, metrics, licence, fingerprint
     model.safetensors    the weights, float32 or int8 with a float32 scale per output channel
     tokenizer.json       the sub-words
+    labels_tokenizer.json    the sub-words of labels; only of a bi-encoder
     README.md            the model card
 
 A package may also be an adapter, which changes the model of another package while it is loaded. It has
@@ -33,12 +34,14 @@ from tokenizers import Tokenizer
 
 from spanlake.calibration import Calibration
 from spanlake.errors import PackageError, one_line, shown
-from spanlake.modeling.config import ModelConfig
+from spanlake.modeling.config import ModelConfig, window_of
+from spanlake.modeling.families import unfilled_model
 from spanlake.modeling.gliner_format import CONFIG as GLINER_CONFIG
-from spanlake.modeling.gliner_format import is_gliner_directory, read_gliner
+from spanlake.modeling.gliner_format import is_gliner_directory, read_gliner, read_labels_tokenizer
+from spanlake.modeling.label_tokens import BiTokenizer
 from spanlake.modeling.lora import Adapter, changed
-from spanlake.modeling.model import SpanModel, unfilled_model
-from spanlake.modeling.tokens import PromptTokenizer
+from spanlake.modeling.model import SpanModel
+from spanlake.modeling.tokens import ModelTokenizer, PromptTokenizer
 from spanlake.modeling.weights import load_weights
 from spanlake.storage import locate
 
@@ -47,6 +50,7 @@ MANIFEST = "spanlake.json"
 WEIGHTS = "model.safetensors"
 TOKENIZER = "tokenizer.json"
 ADAPTER_WEIGHTS = "adapter.safetensors"
+LABELS_TOKENIZER = "labels_tokenizer.json"
 CARD = "README.md"
 ENCODER_CONFIG = "config.json"  # of other libraries
 EMBEDDED = Path(__file__).parent / "models"
@@ -60,7 +64,7 @@ _SCALE = "::scale"  # the suffix of the tensor that holds the scales of an int8 
 class Package:
     name: str
     model: SpanModel  # float32, on the CPU, in evaluation mode
-    tokenizer: PromptTokenizer
+    tokenizer: ModelTokenizer
     metadata: dict[str, Any]  # the other values of spanlake.json: not architecture or fingerprint
     fingerprint: str  # SHA-256, hexadecimal, over everything that determines the output
 
@@ -74,14 +78,28 @@ class Package:
         return None if found is None else Calibration.from_dict(found)
 
 
-def prompt_tokenizer(tokenizer: Tokenizer, config: ModelConfig) -> PromptTokenizer:
-    """Raises `PackageError` and `UserError` as `PromptTokenizer` does."""
-    return PromptTokenizer(
+def prompt_tokenizer(
+    tokenizer: Tokenizer, config: ModelConfig, labels_tokenizer: Tokenizer | None = None
+) -> ModelTokenizer:
+    """Returns what cuts words and labels for a model. A bi-encoder needs a `labels_tokenizer`.
+
+    Raises `PackageError` and `UserError` as `PromptTokenizer` and `BiTokenizer` do.
+    """
+    if config.labels_encoder is None:
+        return PromptTokenizer(
+            tokenizer,
+            entity_token=config.entity_token,
+            separator_token=config.separator_token,
+            entity_token_id=config.entity_token_id,
+            type_vector_at_entity_token=config.type_vector_at_entity_token,
+            splitter=config.splitter,
+        )
+    assert labels_tokenizer is not None
+    return BiTokenizer(
         tokenizer,
-        entity_token=config.entity_token,
-        separator_token=config.separator_token,
-        entity_token_id=config.entity_token_id,
-        type_vector_at_entity_token=config.type_vector_at_entity_token,
+        labels_tokenizer,
+        most=window_of(config.labels_encoder),
+        pad_id=config.labels_encoder.get("pad_token_id") or 0,
         splitter=config.splitter,
     )
 
@@ -95,12 +113,17 @@ def save_package(
     metadata: Mapping[str, Any],
     card: str,
     int8: bool = False,
+    labels_tokenizer: Tokenizer | None = None,
 ) -> str:
     """Writes a package into `directory`, either whole or not at all, and returns its fingerprint.
+
+    A bi-encoder has a `labels_tokenizer`.
 
     Raises `PackageError` where `directory` is not empty or cannot be written.
     """
     with new_directory(directory, "package") as draft:
+        if labels_tokenizer is not None:
+            (draft / LABELS_TOKENIZER).write_text(labels_tokenizer.to_str(pretty=True), encoding="utf-8")
         return _write(draft, model, tokenizer, name, metadata, card, int8)
 
 
@@ -187,7 +210,8 @@ def load_package(directory: Path) -> Package:
     model = unfilled_model(config)
     weights = _widened(_read_tensors(directory / WEIGHTS), str(directory))
     load_weights(model, weights, {key: key for key in model.state_dict()}, str(directory))
-    tokenizer = prompt_tokenizer(read_tokenizer(directory / TOKENIZER), config)
+    labels_tokenizer = read_tokenizer(directory / LABELS_TOKENIZER) if config.labels_encoder else None
+    tokenizer = prompt_tokenizer(read_tokenizer(directory / TOKENIZER), config, labels_tokenizer)
     fingerprint = manifest.pop("fingerprint")
     return Package(str(manifest.get("name", directory.name)), model, tokenizer, manifest, fingerprint)
 
@@ -233,12 +257,13 @@ def open_package(model: str) -> Package:
         _refuse_other_family(directory)
         return load_package(directory)
     span_model, tokenizer = read_gliner(directory)
+    labels_tokenizer = read_labels_tokenizer(directory) if span_model.config.labels_encoder else None
     return Package(
         directory.name,
         span_model,
-        prompt_tokenizer(tokenizer, span_model.config),
+        prompt_tokenizer(tokenizer, span_model.config, labels_tokenizer),
         {"license": "as published"},
-        fingerprint_model(span_model, tokenizer),
+        fingerprint_model(span_model, tokenizer, labels_tokenizer),
     )
 
 
@@ -296,7 +321,14 @@ def repack(package: Package, directory: Path, *, name: str, int8: bool, **metada
     known |= metadata
     card = model_card(name, package.config, known)
     return save_package(
-        directory, package.model, package.tokenizer.backend, name=name, metadata=known, card=card, int8=int8
+        directory,
+        package.model,
+        package.tokenizer.backend,
+        name=name,
+        metadata=known,
+        card=card,
+        int8=int8,
+        labels_tokenizer=package.tokenizer.labels_backend,
     )
 
 
@@ -347,7 +379,7 @@ def _download(uri: str) -> Path:
         place = locate(uri)
         with place.filesystem.open_input_stream(place.child(MANIFEST)) as stream:
             manifest = stream.read()
-        home = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache", "spanlake")
+        home = cache_home()
         directory = home / hashlib.sha256(manifest).hexdigest()
         if directory.is_dir():
             return directory
@@ -369,6 +401,11 @@ def _download(uri: str) -> Path:
             f"The model {shown(uri)} cannot be read ({one_line(error)}); check the address and its permissions."
         ) from error
     return directory
+
+
+def cache_home() -> Path:
+    """Returns the directory of what can be made again."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache", "spanlake")
 
 
 def verify_package(directory: Path, source: str | None = None) -> dict[str, Any]:
@@ -396,7 +433,10 @@ def verify_package(directory: Path, source: str | None = None) -> dict[str, Any]
 
 def _files(manifest: Mapping[str, Any]) -> tuple[str, ...]:
     """Returns the files that a package has beside spanlake.json and that determine its output."""
-    return (ADAPTER_WEIGHTS,) if "adapter" in manifest else (WEIGHTS, TOKENIZER)
+    if "adapter" in manifest:
+        return (ADAPTER_WEIGHTS,)
+    apart = manifest["architecture"].get("labels_encoder") is not None
+    return (WEIGHTS, TOKENIZER, LABELS_TOKENIZER) if apart else (WEIGHTS, TOKENIZER)
 
 
 def _read_manifest(directory: Path, source: str) -> dict[str, Any]:
@@ -439,13 +479,14 @@ def _read_tensors(path: Path) -> dict[str, torch.Tensor]:
         ) from error
 
 
-def fingerprint_model(model: SpanModel, tokenizer: Tokenizer) -> str:
-    """Returns the fingerprint of a model outside a package: over its architecture, tensors and tokenizer."""
+def fingerprint_model(model: SpanModel, *tokenizers: Tokenizer | None) -> str:
+    """Returns the fingerprint of a model outside a package: over its architecture, tensors and tokenizers."""
     digest = hashlib.sha256(json.dumps(model.config.to_dict(), sort_keys=True).encode())
     for key, tensor in sorted(model.state_dict().items()):
         digest.update(key.encode())
         digest.update(tensor.float().contiguous().numpy().tobytes())
-    digest.update(tokenizer.to_str().encode())
+    for tokenizer in filter(None, tokenizers):
+        digest.update(tokenizer.to_str().encode())
     return digest.hexdigest()
 
 
@@ -500,13 +541,14 @@ def _sha256(stream: BinaryIO) -> bytes:
 
 def model_card(name: str, config: ModelConfig, metadata: Mapping[str, Any]) -> str:
     """Returns the content of a package's README.md."""
-    kind = "token-level" if config.token_level else "span"
+    family = "model" if config.labels_encoder is None else "bi-encoder"
+    kind = f"{'token-level' if config.token_level else 'span'} {family}"
     adapter = metadata.get("adapter")
     what = (
-        f"A LoRA adapter of rank {adapter['rank']} for the {kind} model {adapter['base']}, which has the fingerprint "
+        f"A LoRA adapter of rank {adapter['rank']} for the {kind} {adapter['base']}, which has the fingerprint "
         f"{adapter['base_fingerprint']}. It loads where that model is."
         if adapter
-        else f"A {kind} model for zero-shot named-entity recognition (Zaratiana et al., 2023), as a Spanlake package."
+        else f"A {kind} for zero-shot named-entity recognition (Zaratiana et al., 2023), as a Spanlake package."
     )
     lines = [
         f"# {name}",

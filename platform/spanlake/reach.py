@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 from spanlake.data.examples import edges_of_words
 from spanlake.doctor import Check
-from spanlake.modeling.tokens import PromptTokenizer, unknown_token
+from spanlake.modeling.tokens import ModelTokenizer, unknown_token
 from spanlake.package import open_package
 from spanlake.splitters.find import find_splitter
 
@@ -57,7 +57,7 @@ def _findable(text: str, name: str, splitter: str) -> bool:
     return start in first and start + len(name) in last
 
 
-def _readable(name: str, tokenizer: PromptTokenizer) -> bool:
+def _readable(name: str, tokenizer: ModelTokenizer) -> bool:
     """Returns whether the tokenizer spells a name without its token for unknown characters."""
     unknown = unknown_token(tokenizer.backend)
     number = None if unknown is None else tokenizer.backend.token_to_id(unknown)

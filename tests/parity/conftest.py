@@ -6,6 +6,7 @@ a threshold of 0.5 and most do not: two implementations that differ anywhere dif
 
 from __future__ import annotations
 
+import copy
 import json
 import re
 import shutil
@@ -58,6 +59,7 @@ class Kind:
     encoder: dict[str, Any]
     settings: dict[str, Any] = field(default_factory=dict)
     safetensors: bool = True
+    labels_tokenizer: str = ""  # of a bi-encoder
 
 
 _BERT = {"model_type": "bert", "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4} | {
@@ -112,6 +114,39 @@ TOKEN_KINDS = (
     Kind("token-level deberta", "unigram", _DEBERTA, {"hidden_size": 24, **TOKEN_LEVEL}),
     Kind("token-level bert", "wordpiece_uncased", _BERT, {"hidden_size": 32, **TOKEN_LEVEL, **_WITHOUT_LSTM}, False),
     Kind("token-level modernbert", "byte_level", _MODERNBERT, {"hidden_size": 24, **TOKEN_LEVEL, **_WITHOUT_LSTM}),
+)
+
+_MINI_BERT = {**_BERT, "hidden_size": 16, "intermediate_size": 32, "max_position_embeddings": 64}
+BI_KINDS = (
+    Kind(
+        "bi-encoder deberta and bert",
+        "unigram",
+        _DEBERTA,
+        {"hidden_size": 24, "labels_encoder_config": _MINI_BERT},
+        labels_tokenizer="wordpiece_uncased",
+    ),
+    Kind(
+        "bi-encoder bert and bert without projections, first version",
+        "wordpiece_cased",
+        _BERT,
+        {"hidden_size": 32, "span_mode": "marker", "max_width": 5, "labels_encoder_config": _BERT, **_WITHOUT_LSTM},
+        False,
+        "wordpiece_uncased",
+    ),
+    Kind(
+        "bi-encoder modernbert and roberta",
+        "byte_level",
+        _MODERNBERT,
+        {"hidden_size": 24, "labels_encoder_config": _ROBERTA, **_WITHOUT_LSTM},
+        labels_tokenizer="byte_level",
+    ),
+    Kind(
+        "token-level bi-encoder deberta and deberta",
+        "unigram",
+        _DEBERTA,
+        {"hidden_size": 24, "labels_encoder_config": {**_DEBERTA, "hidden_size": 16}, **TOKEN_LEVEL},
+        labels_tokenizer="unigram",
+    ),
 )
 
 
@@ -281,7 +316,13 @@ def scale(model: Any) -> None:
 
 
 def build(kind: Kind, directory: Path, tokenizer: Path) -> Path:
-    settings = {"model_name": str(tokenizer), "encoder_config": dict(kind.encoder), **kind.settings}
+    settings = {"model_name": str(tokenizer), "encoder_config": dict(kind.encoder), **copy.deepcopy(kind.settings)}
+    if kind.labels_tokenizer:
+        labels_tokenizer = directory.with_name(directory.name + "-labels-tokenizer")
+        TOKENIZERS[kind.labels_tokenizer]().save_pretrained(labels_tokenizer)
+        settings["labels_encoder"] = str(labels_tokenizer)
+        settings["labels_encoder_config"]["vocab_size"] = len(TOKENIZERS[kind.labels_tokenizer]())
+        settings["encoder_config"]["vocab_size"] = len(TOKENIZERS[kind.tokenizer]())
     model = GLiNER.from_config(settings, backbone_from_pretrained=False)
     randomise(model.model, seed=len(kind.name))
     scale(model)
@@ -409,6 +450,16 @@ def token_oracle(request: pytest.FixtureRequest, workshop: Workshop) -> Oracle:
     return workshop.oracle(request.param)
 
 
+@pytest.fixture(params=BI_KINDS, ids=lambda kind: kind.name)
+def bi_oracle(request: pytest.FixtureRequest, workshop: Workshop) -> Oracle:
+    return workshop.oracle(request.param)
+
+
+@pytest.fixture
+def bi_deberta(workshop: Workshop) -> Oracle:
+    return workshop.oracle(BI_KINDS[0])
+
+
 @pytest.fixture
 def deberta_tokens(workshop: Workshop) -> Oracle:
     return workshop.oracle(TOKEN_KINDS[0])
@@ -436,17 +487,17 @@ def changed(tmp_path: Path) -> Callable[..., Path]:
         tensors: Callable[[dict[str, torch.Tensor]], None] | None = None,
         **settings: Any,
     ) -> Path:
-        copy = tmp_path / "changed"
-        shutil.copytree(directory, copy)
+        changed = tmp_path / "changed"
+        shutil.copytree(directory, changed)
         for name in without:
-            (copy / name).unlink()
-        values = json.loads((copy / "gliner_config.json").read_text())
+            (changed / name).unlink()
+        values = json.loads((changed / "gliner_config.json").read_text())
         values |= settings
-        (copy / "gliner_config.json").write_text(json.dumps(values))
+        (changed / "gliner_config.json").write_text(json.dumps(values))
         if tensors is not None:
-            weights = load_file(copy / "model.safetensors")
+            weights = load_file(changed / "model.safetensors")
             tensors(weights)
-            save_file(weights, copy / "model.safetensors")
-        return copy
+            save_file(weights, changed / "model.safetensors")
+        return changed
 
     return change

@@ -22,7 +22,8 @@ from tokenizers import Tokenizer
 
 from spanlake import Entity, Extractor, package
 from spanlake.errors import PackageError, UserError
-from spanlake.modeling.model import SpanModel, unfilled_model
+from spanlake.modeling.families import unfilled_model
+from spanlake.modeling.model import SpanModel
 from spanlake.package import Package, load_package, open_package, repack, save_package
 
 TEXT = "Ada Lovelace met Charles Babbage in London; the Union of Nations met in Geneva."

@@ -17,7 +17,7 @@ from spanlake.errors import UserError, shown
 from spanlake.modeling.config import ModelConfig
 from spanlake.modeling.cutting import cut_text
 from spanlake.modeling.token_head import PARTS
-from spanlake.modeling.tokens import Batch, Prompt, PromptTokenizer
+from spanlake.modeling.tokens import Batch, ModelTokenizer, Prompt
 from spanlake.modeling.words import Words
 
 # The share of a window that is reserved for the prompt. A text that fills less of the window leaves more.
@@ -42,7 +42,7 @@ class TokenizedExample:
 
 def tokenize(
     example: Example,
-    tokenizer: PromptTokenizer,
+    tokenizer: ModelTokenizer,
     config: ModelConfig,
     *,
     source: int = 0,
@@ -107,7 +107,7 @@ def plan_epoch(
 def training_batch(
     examples: Sequence[TokenizedExample],
     chosen: Sequence[int],
-    tokenizer: PromptTokenizer,
+    tokenizer: ModelTokenizer,
     sources: Sequence[SetTypes],
     config: ModelConfig,
     *,
@@ -160,12 +160,12 @@ def training_batch(
 
 
 def _fitting_prompt(
-    names: Sequence[str], cut: Mapping[str, tuple[int, ...]], tokenizer: PromptTokenizer, room: int
+    names: Sequence[str], cut: Mapping[str, tuple[int, ...]], tokenizer: ModelTokenizer, room: int
 ) -> Prompt:
     """Returns the prompt of as many first names as fit into `room` sub-words."""
     left, count = room - 1, 0
     for name in names:
-        left -= 1 + len(cut[name])
+        left -= tokenizer.cost(cut[name])
         if left < 0:
             break
         count += 1

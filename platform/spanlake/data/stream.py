@@ -26,7 +26,7 @@ from spanlake.data.prepared import examples_of, read_statistics
 from spanlake.data.statistics import SourceStatistics
 from spanlake.errors import UserError, one_line
 from spanlake.modeling.config import ModelConfig
-from spanlake.modeling.tokens import PromptTokenizer
+from spanlake.modeling.tokens import ModelTokenizer
 from spanlake.splitters.find import find_splitter
 from spanlake.storage import Place
 
@@ -161,7 +161,7 @@ class ExampleStream:
 
     sets: Sequence[PreparedSet]
     weights: Sequence[float]  # for each set, how often an epoch reads it
-    tokenizer: PromptTokenizer
+    tokenizer: ModelTokenizer
     config: ModelConfig
     seed: int
     batch_tokens: int

@@ -30,7 +30,7 @@ from spanlake.export.graph import Graph
 from spanlake.export.int8 import store_int8
 from spanlake.modeling.config import ModelConfig
 from spanlake.modeling.span_head import span_mask
-from spanlake.modeling.tokens import Batch
+from spanlake.modeling.tokens import Batch, PromptTokenizer
 from spanlake.package import CARD, TOKENIZER, Package, load_package, model_card, new_directory, repack
 
 SETTINGS = "runtime.json"
@@ -62,6 +62,11 @@ def write_runtime(package: Package, directory: Path, runtime: str, *, int8: bool
         raise UserError(
             f"--int8 goes with --to onnx, not with --to {runtime}, whose int8 scores differ from the package's by more "
             f"than {TOLERANCE}; leave it out."
+        )
+    if package.config.labels_encoder is not None:
+        raise PackageError(
+            f"{package.name} is a bi-encoder, which has no graph for {runtime}; export it with --to gliner, or choose "
+            "a model without a labels encoder."
         )
     missing = [name for name in _NEEDS[runtime] if find_spec(name) is None]
     if missing:
@@ -97,6 +102,7 @@ def _write(package: Package, draft: Path, runtime: str, int8: bool) -> None:
 def settings(package: Package) -> dict[str, Any]:
     """Returns the content of runtime.json: all that a reader of the graph must know beside the tokenizer."""
     config, calibration = package.config, package.calibration or Calibration()
+    assert isinstance(package.tokenizer, PromptTokenizer)
     return {
         "format": 1,
         "name": package.name,

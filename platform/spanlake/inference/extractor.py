@@ -26,7 +26,7 @@ from spanlake.inference.settings import Settings, settings_of_each
 from spanlake.labels import Labels, Threshold
 from spanlake.modeling.config import ModelConfig
 from spanlake.modeling.cutting import CutText, cut_texts
-from spanlake.modeling.tokens import PromptTokenizer
+from spanlake.modeling.tokens import ModelTokenizer
 from spanlake.package import Package, absolute_name, open_package
 
 if TYPE_CHECKING:
@@ -304,7 +304,7 @@ def _load_again(origin: Origin) -> Extractor:
 
 
 def _group(
-    settings: Settings, calibration: Calibration | None, tokenizer: PromptTokenizer, config: ModelConfig
+    settings: Settings, calibration: Calibration | None, tokenizer: ModelTokenizer, config: ModelConfig
 ) -> list[LabelGroup]:
     return group_labels(settings.calibrated(calibration), tokenizer, config)
 

@@ -13,7 +13,7 @@ from spanlake.errors import UserError, shown
 from spanlake.inference.settings import Settings
 from spanlake.modeling.config import ModelConfig
 from spanlake.modeling.cutting import CutText
-from spanlake.modeling.tokens import Prompt, PromptTokenizer
+from spanlake.modeling.tokens import ModelTokenizer, Prompt
 from spanlake.modeling.words import Words
 
 # The labels are split into groups where they would take more than this share of a pass.
@@ -30,6 +30,10 @@ class LabelGroup:
     def count(self) -> int:
         return len(self.thresholds)
 
+    def part(self, first: int, count: int) -> LabelGroup:
+        """Returns the group of `count` labels from `first` on."""
+        return LabelGroup(self.prompt, self.first + first, self.thresholds[first : first + count])
+
 
 @dataclass(frozen=True)
 class Row:
@@ -45,7 +49,7 @@ class Row:
     tokens: int  # sub-words, special tokens included
 
 
-def group_labels(settings: Settings, tokenizer: PromptTokenizer, config: ModelConfig) -> list[LabelGroup]:
+def group_labels(settings: Settings, tokenizer: ModelTokenizer, config: ModelConfig) -> list[LabelGroup]:
     """Returns groups of the labels, in order, as large as the prompt's share of a pass and `max_labels` allow.
 
     Raises `UserError` for a label so long that a pass has no room for words.
@@ -58,7 +62,7 @@ def group_labels(settings: Settings, tokenizer: PromptTokenizer, config: ModelCo
     groups: list[LabelGroup] = []
     first, size = 0, 1
     for index, ids in enumerate(cut):
-        cost = len(ids) + 1
+        cost = tokenizer.cost(ids)
         if 1 + cost > room - 2 * config.max_width:
             raise UserError(
                 f"The label {shown(settings.prompts[index])} has {len(ids)} sub-words; the model reads labels of "
@@ -73,7 +77,11 @@ def group_labels(settings: Settings, tokenizer: PromptTokenizer, config: ModelCo
 
 
 def plan_rows(
-    text_index: int, cut: CutText, groups: Iterable[LabelGroup], tokenizer: PromptTokenizer, config: ModelConfig
+    text_index: int,
+    cut: CutText,
+    groups: Iterable[LabelGroup],
+    tokenizer: ModelTokenizer,
+    config: ModelConfig,
 ) -> Iterator[Row]:
     """Yields the rows that score every span of the text against every label group once."""
     for group in groups:

@@ -16,6 +16,7 @@ import torch
 from spanlake.errors import UserError
 from spanlake.inference.candidates import Candidates, join
 from spanlake.inference.planning import Row
+from spanlake.inference.reading import make_reader
 from spanlake.inference.token_spans import token_candidates
 from spanlake.modeling.model import SpanModel
 from spanlake.modeling.span_head import span_mask
@@ -52,11 +53,11 @@ class Scorer:
 
     def __init__(self, package: Package, device: torch.device, precision: torch.dtype, lanes: int) -> None:
         """Takes over the package's model and moves it, without a copy, to the device and the precision."""
-        self._model: SpanModel | None = package.model.to(device, precision).eval()
+        package.model.move(device, precision)
+        self._model: SpanModel | None = package.model.eval()
         self._device = device
         self._precision = precision
-        self._tokenizer = package.tokenizer
-        self._pad_id = package.config.pad_token_id
+        self._reader = make_reader(package, device)
         self._calibration = package.calibration
         self._token_level = package.config.token_level
         self._lane_count = lanes
@@ -66,7 +67,7 @@ class Scorer:
 
     def prepare(self, rows: list[Row]) -> Pass:
         """Lays out the rows of one pass."""
-        return Pass(rows, self._tokenizer.collate([(row.group.prompt, row.words) for row in rows], self._pad_id))
+        return Pass(rows, self._reader.lay_out(rows))
 
     def submit(self, work: Pass) -> Future[Candidates]:
         """Runs a pass as soon as a lane is free. A pass that does not fit into memory is halved and tried again.
@@ -110,7 +111,11 @@ class Scorer:
     @torch.inference_mode()
     def _forward(self, rows: list[Row], batch: Batch) -> Candidates:
         assert self._model is not None  # `close` waits for the passes
-        logits = self._model(batch.to(self._device))  # [B, W, K, C]
+        parts = self._reader.logits(self._model, rows, batch.to(self._device))
+        return join([self._candidates(of_part, logits) for of_part, logits in parts])
+
+    def _candidates(self, rows: list[Row], logits: torch.Tensor) -> Candidates:
+        """Returns the spans of the rows that score above their thresholds. logits: [B, W, K, C]."""
         if self._precision == torch.float16 and not logits.sum().isfinite():
             raise UserError(
                 "The numbers of the model exceed what float16 holds; load it with precision float32 or bfloat16."
@@ -129,7 +134,11 @@ class Scorer:
         centre = 2 * (first + torch.arange(words, device=self._device).view(-1, 1)) + torch.arange(
             width, device=self._device
         )
-        real = span_mask(batch.word_counts, words, width, self._device) & (centre >= own_from) & (centre < own_to)
+        real = (
+            span_mask([len(row.words) for row in rows], words, width, self._device)
+            & (centre >= own_from)
+            & (centre < own_to)
+        )
         # Few spans exceed their threshold. Only the scores of those that come near it are computed.
         least = torch.logit((limit.double() - _NEAR).clamp(0, 1)).float().repeat(1, width)
         near = (logits.flatten(2) > least.unsqueeze(1)).logical_and_(real.repeat_interleave(types, 2))

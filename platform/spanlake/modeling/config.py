@@ -36,6 +36,7 @@ class ModelConfig:
     max_labels: int | None = 25  # labels in one prompt; None: as many as fit
     type_vector_at_entity_token: bool = True  # otherwise at the token that follows it
     splitter: str = "gliner"  # cuts texts into words; a name of spanlake.splitters
+    labels_encoder: dict[str, Any] | None = None  # of a bi-encoder, which has no prompt: like `encoder`, for labels
 
     def __post_init__(self) -> None:
         if self.span_head not in get_args(SpanHeadKind):
@@ -50,6 +51,10 @@ class ModelConfig:
                 raise PackageError(f"The model's {name} is {shown(getattr(self, name))}; it must be a {kind.__name__}.")
         if not isinstance(self.encoder.get("model_type"), str):
             raise PackageError("The model's encoder configuration has no model_type; fetch the package again.")
+        if self.labels_encoder is not None and (
+            not isinstance(self.labels_encoder, dict) or not isinstance(self.labels_encoder.get("model_type"), str)
+        ):
+            raise PackageError("The model's labels_encoder configuration has no model_type; fetch the package again.")
         for name in ("hidden_size", "max_width", "max_words", "max_labels"):
             value = getattr(self, name)
             if name == "max_labels" and value is None:
@@ -58,6 +63,11 @@ class ModelConfig:
                 raise PackageError(f"The model's {name} is {shown(value)}; it must be a whole number of at least 1.")
         if self.max_words <= self.max_width:
             raise PackageError(f"The model's max_words ({self.max_words}) must exceed max_width ({self.max_width}).")
+
+    @property
+    def encoders(self) -> list[dict[str, Any]]:
+        """Returns the configurations of the encoders: of words, and of labels where these are read apart."""
+        return [self.encoder] if self.labels_encoder is None else [self.encoder, self.labels_encoder]
 
     @property
     def token_level(self) -> bool:
@@ -74,32 +84,23 @@ class ModelConfig:
     @property
     def max_tokens(self) -> int:
         """Returns how many sub-words, special tokens included, the encoder reads at once."""
-        positions = self.encoder.get("max_position_embeddings")
-        if not isinstance(positions, int) or positions < 1 or self._relative_positions:
-            return RELATIVE_POSITION_WINDOW
-        # These families number positions from padding_idx + 1.
-        offset = (
-            2 if self.encoder["model_type"] in ("roberta", "xlm-roberta", "camembert", "mpnet", "longformer") else 0
-        )
-        return min(positions - offset, RELATIVE_POSITION_WINDOW)
+        return window_of(self.encoder)
 
     @property
     def pad_token_id(self) -> int:
         return self.encoder.get("pad_token_id") or 0
 
-    @property
-    def _relative_positions(self) -> bool:
-        deberta = self.encoder["model_type"] in ("deberta", "deberta-v2")
-        return deberta and not self.encoder.get("position_biased_input", True)
-
     def to_dict(self) -> dict[str, Any]:
         """Returns the values, which a fingerprint is made of.
 
-        The splitter `gliner` is left out, because packages without that value have it: their fingerprints hold.
+        The splitter `gliner` and the labels encoder None are left out, because packages without these values have them:
+        their fingerprints hold.
         """
         values = asdict(self)
         if self.splitter == "gliner":
             del values["splitter"]
+        if self.labels_encoder is None:
+            del values["labels_encoder"]
         return values
 
     @classmethod
@@ -113,3 +114,14 @@ class ModelConfig:
             return cls(**values)
         except TypeError as error:
             raise PackageError(f"The model's architecture is incomplete: {error}.") from error
+
+
+def window_of(encoder: dict[str, Any]) -> int:
+    """Returns how many sub-words, special tokens included, an encoder of this configuration reads at once."""
+    kind, positions = encoder["model_type"], encoder.get("max_position_embeddings")
+    relative = kind in ("deberta", "deberta-v2") and not encoder.get("position_biased_input", True)
+    if not isinstance(positions, int) or positions < 1 or relative:
+        return RELATIVE_POSITION_WINDOW
+    # These families number positions from padding_idx + 1.
+    offset = 2 if kind in ("roberta", "xlm-roberta", "camembert", "mpnet", "longformer") else 0
+    return min(positions - offset, RELATIVE_POSITION_WINDOW)

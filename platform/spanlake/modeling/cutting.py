@@ -15,7 +15,7 @@ from itertools import pairwise
 import numpy as np
 
 from spanlake.modeling.config import ModelConfig
-from spanlake.modeling.tokens import PromptTokenizer
+from spanlake.modeling.tokens import ModelTokenizer
 from spanlake.modeling.words import Words, runs
 from spanlake.splitters.find import find_splitter
 from spanlake.text import (
@@ -66,12 +66,12 @@ class CutText:
         return words, windows
 
 
-def cut_text(text: str, tokenizer: PromptTokenizer) -> CutText:
+def cut_text(text: str, tokenizer: ModelTokenizer) -> CutText:
     """Returns the words of a text and their sub-words, as `cut_texts` does."""
     return cut_texts([text], tokenizer)[0]
 
 
-def cut_texts(texts: Sequence[str], tokenizer: PromptTokenizer) -> list[CutText]:
+def cut_texts(texts: Sequence[str], tokenizer: ModelTokenizer) -> list[CutText]:
     """Returns the words of each text and their sub-words. The texts share the arrays.
 
     It leaves out words that the tokenizer cannot see, such as a zero-width character.

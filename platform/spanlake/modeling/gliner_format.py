@@ -1,8 +1,9 @@
-"""Reads and writes published GLiNER checkpoints of the uni-encoder architectures, of spans and of tokens.
+"""Reads and writes published GLiNER checkpoints of uni-encoders and bi-encoders, of spans and of tokens.
 
     gliner_config.json                        the architecture, mixed with settings of its training
     model.safetensors or pytorch_model.bin    the tensors, under the names of `_TENSORS`
     tokenizer.json, tokenizer_config.json     optional; without them the tokenizer is the encoder's
+    labels_tokenizer/                         optional, of a bi-encoder; without it, that of its labels encoder
 
 Reading is strict: an unsupported setting, or parts that do not fit together, raise an error that names them.
 """
@@ -22,8 +23,9 @@ from safetensors.torch import load_file, save_file
 from tokenizers import AddedToken, Tokenizer
 
 from spanlake.errors import PackageError, one_line
-from spanlake.modeling.config import RELATIVE_POSITION_WINDOW, ModelConfig, SpanHeadKind
-from spanlake.modeling.model import WITH_DECODER, SpanModel, encoder_config, encoder_values, unfilled_model
+from spanlake.modeling.config import RELATIVE_POSITION_WINDOW, ModelConfig, SpanHeadKind, window_of
+from spanlake.modeling.families import unfilled_model
+from spanlake.modeling.model import WITH_DECODER, SpanModel, encoder_config, encoder_values
 from spanlake.modeling.pretrained import pretrained_tokenizer
 from spanlake.modeling.tokens import unknown_token
 from spanlake.modeling.weights import load_weights
@@ -34,6 +36,7 @@ WEIGHTS = "model.safetensors"
 OLD_WEIGHTS = "pytorch_model.bin"
 TOKENIZER = "tokenizer.json"
 TOKENIZER_CONFIG = "tokenizer_config.json"
+LABELS_TOKENIZER = "labels_tokenizer"
 
 _SPLITTERS = {"whitespace": "gliner"}  # other names are the same in both libraries
 _SPAN_MODES: dict[str, SpanHeadKind] = {"markerV0": "marker_v0", "marker": "marker", "token_level": "token_level"}
@@ -64,12 +67,14 @@ _SUPPORTED: dict[str, tuple[Any, ...]] = {
         "gliner_uni_encoder",
         "gliner_uni_encoder_span",
         "gliner_uni_encoder_token",
+        "gliner_bi_encoder",
+        "gliner_bi_encoder_span",
+        "gliner_bi_encoder_token",
     ),
     "span_mode": tuple(_SPAN_MODES),
     "subtoken_pooling": (None, "first"),
     "words_splitter_type": ("whitespace", *LIBRARIES),
     "fuse_layers": (None, False),
-    "labels_encoder": (None,),
     "labels_decoder": (None,),
     "relations_layer": (None,),
     "span_encoder_config": (None,),
@@ -78,15 +83,14 @@ _SUPPORTED: dict[str, tuple[Any, ...]] = {
     "num_rnn_layers": (None, 0, 1),  # the tensors decide: old checkpoints without an LSTM say 1
 }
 
-# The prefixes of our tensor names and of the published ones. The encoder's depend on whether it is a part of a model
-# with a decoder, and those of the head's joint layer on the kind of the head.
-_ENCODER_TENSORS = {"encoder.": "token_rep_layer.bert_layer.model."}
-_PART_TENSORS = {
-    "encoder.embed_tokens.": "token_rep_layer.bert_layer.model.shared.",
-    "encoder.": "token_rep_layer.bert_layer.model.encoder.",
+# The prefixes of our tensor names and of the published ones. Those of the head's joint layer depend on its kind.
+_ENCODERS = {
+    "encoder.": "token_rep_layer.bert_layer.model.",
+    "labels.encoder.": "token_rep_layer.labels_encoder.model.",
 }
 _TENSORS: dict[str, str] = {
     "projection.": "token_rep_layer.projection.",
+    "labels.projection.": "token_rep_layer.labels_projection.",
     "lstm.": "rnn.lstm.",
     "types.": "prompt_rep_layer.",
     "spans.start.": "span_rep_layer.span_rep_layer.project_start.",
@@ -108,8 +112,10 @@ _JOINT_TENSORS: dict[SpanHeadKind, dict[str, str]] = {
 
 # Tensors that published checkpoints hold but do not use in their own forward pass.
 _UNUSED = re.compile(
-    r"token_rep_layer\.bert_layer\.model\.(pooler\..*|embeddings\.(position_ids|token_type_ids))|cross_fuser\..*"
+    r"token_rep_layer\.(bert_layer|labels_encoder)\.model\.(pooler\..*|embeddings\.(position_ids|token_type_ids))"
+    r"|cross_fuser\..*"
 )
+_UNUSED_APART = re.compile(rf"{_UNUSED.pattern}|rnn\..*")  # of bi-encoders
 
 
 def is_gliner_directory(directory: Path) -> bool:
@@ -124,21 +130,33 @@ def read_gliner(directory: Path) -> tuple[SpanModel, Tokenizer]:
     """
     directory = Path(directory)
     settings = _read_settings(directory)
-    tensors = {key: tensor for key, tensor in _read_tensors(directory).items() if not _UNUSED.fullmatch(key)}
-    _name_embeddings_once(tensors)
+    apart = settings.get("labels_encoder") is not None
+    unused = _UNUSED_APART if apart else _UNUSED
+    tensors = {key: tensor for key, tensor in _read_tensors(directory).items() if not unused.fullmatch(key)}
+    for theirs in _ENCODERS.values():
+        _name_embeddings_once(tensors, theirs)
     tokenizer = _read_tokenizer(directory, settings["model_name"])
-    explicit = settings["class_token_index"] != -1 and settings["vocab_size"] != -1
-    if not explicit or tokenizer.token_to_id(settings["ent_token"]) is None:
-        _add_prompt_tokens(tokenizer, settings)
-    vocabulary = settings["vocab_size"] if explicit else tokenizer.get_vocab_size()
+    encoder = _encoder(directory, settings, "encoder_config", settings["model_name"])
+    labels_encoder = (
+        _encoder(directory, settings, "labels_encoder_config", settings["labels_encoder"]) if apart else None
+    )
+    entity_token_id = settings["class_token_index"]
+    if apart:
+        tokenizer = _without_prompt_tokens(tokenizer, encoder["vocab_size"])
+    else:
+        explicit = settings["class_token_index"] != -1 and settings["vocab_size"] != -1
+        if not explicit or tokenizer.token_to_id(settings["ent_token"]) is None:
+            _add_prompt_tokens(tokenizer, settings)
+        encoder["vocab_size"] = settings["vocab_size"] if explicit else tokenizer.get_vocab_size()
+        entity_token_id = entity_token_id if explicit else _number(tokenizer, settings["ent_token"])
     token_level = settings["span_mode"] == "token_level"  # such a checkpoint has no widest span
     config = ModelConfig(
-        encoder={**_encoder(directory, settings), "vocab_size": vocabulary},
+        encoder=encoder,
         hidden_size=settings["hidden_size"],
         span_head=_SPAN_MODES[settings["span_mode"]],
         entity_token=settings["ent_token"],
         separator_token=settings["sep_token"],
-        entity_token_id=settings["class_token_index"] if explicit else _number(tokenizer, settings["ent_token"]),
+        entity_token_id=entity_token_id,
         max_width=max(1, settings["max_len"] // 4) if token_level else settings["max_width"],
         lstm=any(key.startswith("rnn.lstm.") for key in tensors),
         dropout=settings["dropout"],
@@ -146,6 +164,7 @@ def read_gliner(directory: Path) -> tuple[SpanModel, Tokenizer]:
         max_labels=None,  # the published models read every label in one prompt
         type_vector_at_entity_token=settings["embed_ent_token"],
         splitter=_SPLITTERS.get(settings["words_splitter_type"], settings["words_splitter_type"]),
+        labels_encoder=labels_encoder,
     )
     model = unfilled_model(config)
     _check_vocabulary(model, tokenizer, tensors, directory)
@@ -153,7 +172,20 @@ def read_gliner(directory: Path) -> tuple[SpanModel, Tokenizer]:
     return model, tokenizer
 
 
-def write_gliner(directory: Path, model: SpanModel, tokenizer: Tokenizer, *, whitespace_words: bool = False) -> None:
+def read_labels_tokenizer(directory: Path) -> Tokenizer:
+    """Returns the labels tokenizer of a bi-encoder. Raises `PackageError` where it cannot be found."""
+    directory = Path(directory)
+    return _read_tokenizer(directory / LABELS_TOKENIZER, _read_settings(directory)["labels_encoder"])
+
+
+def write_gliner(
+    directory: Path,
+    model: SpanModel,
+    tokenizer: Tokenizer,
+    *,
+    labels_tokenizer: Tokenizer | None = None,
+    whitespace_words: bool = False,
+) -> None:
     """Writes `model` into `directory` in the gliner library's format, complete, so that it loads without a network.
 
     That format has no splitter `unicode`. A model with it is written only if `whitespace_words` is true; the gliner
@@ -181,8 +213,14 @@ def write_gliner(directory: Path, model: SpanModel, tokenizer: Tokenizer, *, whi
             "package, or export it with --whitespace-words: gliner then finds nothing inside a clause of a script "
             "without spaces, and other entities around hyphens, numbers and combining marks."
         )
+    family = "uni" if config.labels_encoder is None else "bi"
+    if family == "bi" and config.lstm:
+        raise PackageError(
+            "The model is a bi-encoder with an LSTM, which the gliner library would leave out; train with model.lstm "
+            "false, or keep the model as a package."
+        )
     settings = {
-        "model_type": "gliner_uni_encoder_token" if config.token_level else "gliner_uni_encoder_span",
+        "model_type": f"gliner_{family}_encoder_{'token' if config.token_level else 'span'}",
         "model_name": config.encoder["model_type"],  # required, but not used: the directory holds everything
         "encoder_config": config.encoder,
         "span_mode": span_mode,
@@ -200,6 +238,9 @@ def write_gliner(directory: Path, model: SpanModel, tokenizer: Tokenizer, *, whi
         "subtoken_pooling": "first",
         "words_splitter_type": "whitespace" if config.splitter in ("gliner", "unicode") else config.splitter,
     }
+    if config.labels_encoder is not None:
+        name = config.labels_encoder["model_type"]
+        settings |= {"labels_encoder": name, "labels_encoder_config": config.labels_encoder}
     names = _gliner_names(model)
     tensors = {names[key]: tensor.detach().cpu().float().contiguous() for key, tensor in model.state_dict().items()}
     try:
@@ -207,8 +248,11 @@ def write_gliner(directory: Path, model: SpanModel, tokenizer: Tokenizer, *, whi
         if any(directory.iterdir()):
             raise PackageError(f"{directory} is not empty; name a new directory for the checkpoint.")
         save_file(tensors, directory / WEIGHTS)
-        (directory / TOKENIZER).write_text(tokenizer.to_str(pretty=True), encoding="utf-8")
-        _write_json(directory / TOKENIZER_CONFIG, _tokenizer_settings(tokenizer, config))
+        _write_tokenizer(directory, tokenizer, config.encoder)
+        if config.labels_encoder is not None:
+            assert labels_tokenizer is not None
+            (directory / LABELS_TOKENIZER).mkdir()
+            _write_tokenizer(directory / LABELS_TOKENIZER, labels_tokenizer, config.labels_encoder)
         _write_json(directory / CONFIG, settings)
     except (OSError, SafetensorError) as error:
         raise PackageError(
@@ -235,6 +279,16 @@ def _read_settings(directory: Path) -> dict[str, Any]:
                 f"{directory} is a GLiNER checkpoint with {key} {json.dumps(settings[key])}; this version reads "
                 f"those with {allowed}."
             )
+    if "bi_encoder" in settings.get("model_type", "") and settings.get("labels_encoder") is None:
+        raise PackageError(
+            f"{directory} is a GLiNER checkpoint with model_type {json.dumps(settings['model_type'])} and without "
+            "labels_encoder; fetch it again."
+        )
+    if settings.get("labels_encoder") is not None and settings.get("post_fusion_schema"):
+        raise PackageError(
+            f"{directory} is a GLiNER bi-encoder with post_fusion_schema {json.dumps(settings['post_fusion_schema'])}, "
+            'so its types depend on each text; this version reads those with "".'
+        )
     for key, default in _DEFAULTS.items():
         if not isinstance(settings[key], (int, float) if isinstance(default, float) else type(default)):
             raise PackageError(
@@ -244,20 +298,19 @@ def _read_settings(directory: Path) -> dict[str, Any]:
     return settings
 
 
-def _encoder(directory: Path, settings: Mapping[str, Any]) -> dict[str, Any]:
-    """Returns the whole configuration of the encoder; values that are left out get the defaults of its model type."""
-    values = settings.get("encoder_config")
+def _encoder(directory: Path, settings: Mapping[str, Any], key: str, name: str) -> dict[str, Any]:
+    """Returns the whole configuration of an encoder; values that are left out get the defaults of its model type."""
+    values = settings.get(key)
     if isinstance(values, dict):
         return encoder_values(encoder_config({"model_type": "deberta-v2", **values}))
     from transformers import AutoConfig
 
-    name = settings["model_name"]
     try:
         return encoder_values(AutoConfig.from_pretrained(name))
     except (OSError, ValueError) as error:
         raise PackageError(
-            f"{directory} has no encoder_config, and the configuration of its encoder {name!r} is not in the local "
-            f"cache and cannot be fetched; run `hf download {name} config.json` where there is a network."
+            f"{directory} has no {key}, and the configuration of its encoder {name!r} is not in the local cache and "
+            f"cannot be fetched; run `hf download {name} config.json` where there is a network."
         ) from error
 
 
@@ -281,9 +334,12 @@ def _read_tensors(directory: Path) -> dict[str, torch.Tensor]:
     return {key: tensor.float() if tensor.is_floating_point() else tensor for key, tensor in tensors.items()}
 
 
-def _name_embeddings_once(tensors: dict[str, torch.Tensor]) -> None:
-    """Leaves the embeddings of a part of T5 under one name. Files hold them under one of two names, or under both."""
-    part, shared = (f"token_rep_layer.bert_layer.model.{name}.weight" for name in ("encoder.embed_tokens", "shared"))
+def _name_embeddings_once(tensors: dict[str, torch.Tensor], encoder: str) -> None:
+    """Leaves the embeddings of a part of T5 under one name. Files hold them under one of two names, or under both.
+
+    `encoder` is the prefix of the encoder's tensors.
+    """
+    part, shared = (f"{encoder}{name}.weight" for name in ("encoder.embed_tokens", "shared"))
     if part in tensors and (shared not in tensors or torch.equal(tensors[part], tensors[shared])):
         tensors[shared] = tensors.pop(part)
 
@@ -305,6 +361,16 @@ def _add_prompt_tokens(tokenizer: Tokenizer, settings: Mapping[str, Any]) -> Non
     """Adds the prompt's tokens in the order in which training added them. Tokens that are present stay the same."""
     tokens = ("[FLERT]", settings["ent_token"], settings["sep_token"])
     tokenizer.add_special_tokens([AddedToken(token, normalized=False, special=True) for token in tokens])
+
+
+def _without_prompt_tokens(tokenizer: Tokenizer, rows: int) -> Tokenizer:
+    """Returns the tokenizer of a bi-encoder without the added tokens that its encoder has no embeddings for.
+
+    The gliner library adds the prompt's tokens to it and fails where a text holds one of them.
+    """
+    values = json.loads(tokenizer.to_str())
+    values["added_tokens"] = [token for token in values["added_tokens"] if token["id"] < rows]
+    return Tokenizer.from_str(json.dumps(values))
 
 
 def _number(tokenizer: Tokenizer, token: str) -> int:
@@ -336,8 +402,12 @@ def _check_vocabulary(
 
 def _gliner_names(model: SpanModel) -> dict[str, str]:
     """Returns the gliner library's name of each tensor of `model`, by our name."""
-    of_encoder = _PART_TENSORS if model.config.encoder["model_type"] in WITH_DECODER else _ENCODER_TENSORS
-    table = of_encoder | _TENSORS | _JOINT_TENSORS[model.config.span_head]
+    config = model.config
+    table: dict[str, str] = {}
+    for (ours, theirs), encoder in zip(_ENCODERS.items(), config.encoders, strict=False):
+        part = {f"{ours}embed_tokens.": f"{theirs}shared.", ours: f"{theirs}encoder."}  # of a model with a decoder
+        table |= part if encoder["model_type"] in WITH_DECODER else {ours: theirs}
+    table |= _TENSORS | _JOINT_TENSORS[config.span_head]
     names = {}
     for key in model.state_dict():
         ours = next(prefix for prefix in table if key.startswith(prefix))
@@ -345,19 +415,24 @@ def _gliner_names(model: SpanModel) -> dict[str, str]:
     return names
 
 
-def _tokenizer_settings(tokenizer: Tokenizer, config: ModelConfig) -> dict[str, Any]:
+def _write_tokenizer(directory: Path, tokenizer: Tokenizer, encoder: dict[str, Any]) -> None:
+    (directory / TOKENIZER).write_text(tokenizer.to_str(pretty=True), encoding="utf-8")
+    _write_json(directory / TOKENIZER_CONFIG, _tokenizer_settings(tokenizer, encoder))
+
+
+def _tokenizer_settings(tokenizer: Tokenizer, encoder: dict[str, Any]) -> dict[str, Any]:
     """Returns the settings that tokenizer.json does not hold.
 
     They name no beginning and end token: a reader that knows these would replace the special tokens that tokenizer.json
     sets around a text.
     """
     settings: dict[str, Any] = {"tokenizer_class": "PreTrainedTokenizerFast", "clean_up_tokenization_spaces": False}
-    padding = tokenizer.id_to_token(config.pad_token_id)
+    padding = tokenizer.id_to_token(encoder.get("pad_token_id") or 0)
     unknown = unknown_token(tokenizer)
     settings |= {"pad_token": padding} if padding is not None else {}
     settings |= {"unk_token": unknown} if unknown is not None else {}
-    if config.max_tokens < RELATIVE_POSITION_WINDOW:
-        settings["model_max_length"] = config.max_tokens
+    if window_of(encoder) < RELATIVE_POSITION_WINDOW:
+        settings["model_max_length"] = window_of(encoder)
     return settings
 
 

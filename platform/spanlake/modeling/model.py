@@ -5,7 +5,6 @@ Shapes: B texts, T sub-words, W words, K span width, C types, H encoder width, D
 
 from __future__ import annotations
 
-import threading
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -18,7 +17,6 @@ from spanlake.modeling.span_head import SpanHead, feed_forward
 from spanlake.modeling.token_head import TokenHead
 from spanlake.modeling.tokens import Batch
 from spanlake.modeling.transfer import moved
-from spanlake.modeling.unfilled import Unfilled
 
 # The transformers library takes seconds to import, and models of type `bert` do without it.
 if TYPE_CHECKING:
@@ -40,9 +38,6 @@ _OTHER_USES = ("id2label", "label2id")
 # Families with a decoder, of which the encoder can be built by itself.
 WITH_DECODER = ("mt5", "t5", "umt5")
 
-# `no_init_weights` sets a switch of the whole process and then restores it: two threads at once could leave it set.
-_UNFILLED = threading.Lock()
-
 
 class SpanModel(nn.Module):
     def __init__(self, config: ModelConfig, encoder: nn.Module | None = None) -> None:
@@ -58,7 +53,7 @@ class SpanModel(nn.Module):
         self.projection = nn.Linear(encoder_width, width) if encoder_width != width else None
         self.lstm = nn.LSTM(width, width // 2, batch_first=True, bidirectional=True) if config.lstm else None
         self.types: nn.Module
-        self.spans: nn.Module
+        self.spans: SpanHead | TokenHead
         if config.token_level:
             self.types, self.spans = nn.Identity(), TokenHead(width, dropout)
         else:
@@ -75,14 +70,35 @@ class SpanModel(nn.Module):
 
     def vectors(self, batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
         """Returns the vectors of the words and of the types, [B, W, D] and [B, C, D]."""
-        hidden = self.encoder(input_ids=batch.input_ids, attention_mask=batch.attention_mask).last_hidden_state
-        words = _rows(hidden, batch.word_positions)
+        hidden = self.hidden(batch)
         types = _rows(hidden, batch.type_positions)
         if self.projection is not None:
-            words, types = self.projection(words), self.projection(types)
+            types = self.projection(types)
+        return self.words(hidden, batch), self.types(types)
+
+    def encoders(self) -> list[nn.Module]:
+        """Returns the pretrained parts."""
+        return [self.encoder]
+
+    def move(self, device: torch.device, precision: torch.dtype) -> None:
+        """Moves the model to a device and a precision, without a copy."""
+        self.to(device, precision)
+
+    def hidden(self, batch: Batch) -> torch.Tensor:
+        """Returns the encoder's output, [B, T, H]."""
+        hidden: torch.Tensor = self.encoder(
+            input_ids=batch.input_ids, attention_mask=batch.attention_mask
+        ).last_hidden_state
+        return hidden
+
+    def words(self, hidden_BTH: torch.Tensor, batch: Batch) -> torch.Tensor:
+        """Returns the vectors of the words, [B, W, D]."""
+        words = _rows(hidden_BTH, batch.word_positions)
+        if self.projection is not None:
+            words = self.projection(words)
         if self.lstm is not None:
             words = self._over_words(words, batch.word_counts)
-        return words, self.types(types)
+        return words
 
     def _over_words(self, words_BWD: torch.Tensor, counts: list[int]) -> torch.Tensor:
         assert self.lstm is not None
@@ -93,24 +109,6 @@ class SpanModel(nn.Module):
         output, _ = self.lstm(packed)
         padded, _ = nn.utils.rnn.pad_packed_sequence(output, batch_first=True, total_length=words_BWD.shape[1])
         return padded.index_select(0, moved(order.argsort(), words_BWD.device))
-
-
-def unfilled_model(config: ModelConfig) -> SpanModel:
-    """Returns the model in evaluation mode, without memory for its weights, which `load_weights` sets.
-
-    Random initial weights would take most of the time of loading.
-    """
-    encoder = None if is_bert(config.encoder) else _uninitialised_encoder(config.encoder)
-    with torch.device("meta"), Unfilled():
-        return SpanModel(config, encoder).eval()
-
-
-def _uninitialised_encoder(values: dict[str, Any]) -> nn.Module:
-    """Returns an encoder of the transformers library. It is on the CPU, as it may hold more than is saved of it."""
-    from transformers.initialization import no_init_weights
-
-    with _UNFILLED, no_init_weights():
-        return build_encoder(values)
 
 
 def _rows(hidden_BTH: torch.Tensor, positions_BN: torch.Tensor) -> torch.Tensor:

@@ -11,6 +11,7 @@ Shapes: B texts, W words, K span width, C types, D width of a vector, F width in
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -78,21 +79,42 @@ class SpanHead(nn.Module):
         return types_BCD @ self.out.weight, types_BCD @ self.out.bias
 
     def _score(self, start_bWF: torch.Tensor, end_bWF: torch.Tensor, types_bCD: torch.Tensor) -> torch.Tensor:
-        texts, words, _ = start_bWF.shape
+        words = start_bWF.shape[1]
         types, width = types_bCD.shape[1:]
         # With more than D types it is cheaper to compute the span vectors than to fold the types.
         if self.joined is None or types <= width:
             rows, bias = self.folded(types_bCD)
             bias = bias if bias is None else bias.unsqueeze(1)
             return _grid(start_bWF, end_bWF, rows.transpose(1, 2), bias, self.max_width, relu=bias is not None)
-        by_width = []
+        logits = self._vectors(start_bWF, end_bWF).flatten(1, 2) @ types_bCD.transpose(1, 2)
+        return logits.float().unflatten(1, (words, self.max_width))
+
+    def by_types(
+        self, words_BWD: torch.Tensor, types_CD: torch.Tensor, most: int
+    ) -> Iterator[tuple[int, torch.Tensor]]:
+        """Yields float32 logits [B, W, K, c] of c types after others, and the place of their first among the types.
+
+        They are of at most `most` elements at once, unless one type alone has more.
+        """
+        batch, words, _ = words_BWD.shape
+        at_once = max(1, most // (batch * words * self.max_width))
+        if len(types_CD) <= at_once:
+            yield 0, self(words_BWD, types_CD.expand(batch, -1, -1))
+            return
+        spans = self._vectors(*self.word_parts(words_BWD))
+        for first in range(0, len(types_CD), at_once):
+            yield first, (spans @ types_CD[first : first + at_once].T).float()
+
+    def _vectors(self, start_bWF: torch.Tensor, end_bWF: torch.Tensor) -> torch.Tensor:
+        """Returns the vectors of the spans, [b, W, K, D]; 0 for spans past the last word."""
+        batch, words, _ = start_bWF.shape
+        vectors = start_bWF.new_zeros(batch, words, self.max_width, self.out.out_features)
         for k in range(min(self.max_width, words)):
-            spans = self.out((start_bWF[:, : words - k] + end_bWF[:, k:]).relu_())
-            logits = torch.bmm(spans, types_bCD.transpose(1, 2)).float()
-            by_width.append(nn.functional.pad(logits, (0, 0, 0, k)))
-        unused = self.max_width - len(by_width)
-        by_width.extend([by_width[0].new_zeros(texts, words, types)] * unused)
-        return torch.stack(by_width, dim=2)
+            if self.joined is None:
+                vectors[:, : words - k, k] = _spans(start_bWF, end_bWF, k, relu=False)
+            else:
+                vectors[:, : words - k, k] = self.out(_spans(start_bWF, end_bWF, k, relu=True))
+        return vectors
 
 
 def _grid(

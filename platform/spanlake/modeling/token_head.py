@@ -8,6 +8,8 @@ Shapes: B texts, W words, C types, D width of a vector, F width inside the joint
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import torch
 from torch import nn
 
@@ -41,3 +43,12 @@ class TokenHead(nn.Module):
             inner = torch.relu(self.dropout(of_word + of_type[:, :, part] + product))
             chunks.append(self.out(inner).float())
         return torch.cat(chunks, dim=2).transpose(2, 3)
+
+    def by_types(
+        self, words_BWD: torch.Tensor, types_CD: torch.Tensor, most: int
+    ) -> Iterator[tuple[int, torch.Tensor]]:
+        """Yields float32 logits [B, W, 3, c] as `SpanHead.by_types` does."""
+        batch, words, _ = words_BWD.shape
+        at_once = max(1, most // (batch * words * PARTS))
+        for first in range(0, len(types_CD), at_once):
+            yield first, self(words_BWD, types_CD[first : first + at_once].expand(batch, -1, -1))

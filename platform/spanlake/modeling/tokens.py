@@ -9,6 +9,7 @@ Shapes: B texts, T sub-words in the longest, W words in the longest, C labels in
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -31,12 +32,16 @@ _CACHED_WORDS = 200_000
 _CACHED_LENGTH = 64  # code points
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Prompt:
-    """The sub-words of `[ENT] type … [SEP]`, and the position of each type's vector among them."""
+    """The sub-words of `[ENT] type … [SEP]`, and the position of each type's vector among them.
+
+    A model that reads labels apart from the words has no such sub-words, and the positions are those of `labels`.
+    """
 
     ids: tuple[int, ...]
     type_positions: tuple[int, ...]
+    labels: tuple[tuple[int, ...], ...] = ()  # the sub-words of labels that are read apart
 
     @cached_property
     def arrays(self) -> tuple[IntArray, IntArray]:
@@ -66,61 +71,28 @@ class Batch:
         )
 
 
-class PromptTokenizer:
-    """Cuts words and labels into sub-words and lays them out for the encoder. Threads may share it."""
+class ModelTokenizer(ABC):
+    """Cuts words and labels into sub-words, and lays them out for one family of models. Threads may share it."""
 
-    def __init__(
-        self,
-        tokenizer: Tokenizer,
-        *,
-        entity_token: str,
-        separator_token: str,
-        entity_token_id: int,
-        type_vector_at_entity_token: bool = True,
-        splitter: str = "gliner",
-    ) -> None:
+    labels_backend: Tokenizer | None = None  # the tokenizer of labels, where it is another one
+
+    def __init__(self, tokenizer: Tokenizer, splitter: str) -> None:
         """Takes over `tokenizer`. `splitter` is the name of what cuts texts into words.
 
-        Raises `PackageError` where `tokenizer` does not hold the prompt's two tokens, and `UserError` where the
-        splitter's library is not installed.
+        Raises `UserError` where the splitter's library is not installed.
         """
         find_splitter(splitter)
         tokenizer.no_truncation()
         tokenizer.no_padding()
-        separator_id = tokenizer.token_to_id(separator_token)
-        found = tokenizer.token_to_id(entity_token)
-        if separator_id is None or found != entity_token_id:
-            raise PackageError(
-                f"The tokenizer gives {entity_token!r} the number {found} and {separator_token!r} the number "
-                f"{separator_id}; the model expects {entity_token_id} for the first and some number for the second."
-            )
         self.backend = tokenizer
         self.splitter = splitter
-        self._entity_id = entity_token_id
-        self._separator_id = separator_id
-        self._vector_offset = 0 if type_vector_at_entity_token else 1
-        self._before, self._after = _surrounding_tokens(tokenizer)
-        self._reserved = _special_ids(tokenizer) | {entity_token_id, separator_id}
+        self._before, self._after = surrounding_tokens(tokenizer)
         self._words: dict[str, tuple[int, ...]] = {}
 
     @property
     def special_tokens(self) -> int:
         """Returns how many special tokens surround the prompt and the words."""
         return len(self._before) + len(self._after)
-
-    @property
-    def layout(self) -> dict[str, Any]:
-        """Returns what `collate` and `prompt` set around sub-words, ready for JSON.
-
-        The vector of a type is read `type_offset` sub-words after its entity token.
-        """
-        return {
-            "before": self._before,
-            "after": self._after,
-            "entity_id": self._entity_id,
-            "separator_id": self._separator_id,
-            "type_offset": self._vector_offset,
-        }
 
     def words(self, words: Sequence[str]) -> Words:
         """Returns the sub-words of words. They are those of U+FFFD for a lone surrogate.
@@ -157,52 +129,38 @@ class PromptTokenizer:
             found |= cut
         return [found[word] for word in words]
 
-    def _word(self, word: str) -> tuple[int, ...]:
-        return tuple(self.backend.encode([word], is_pretokenized=True, add_special_tokens=False).ids)
-
+    @abstractmethod
     def label(self, label: str) -> tuple[int, ...]:
-        """Returns the sub-words of a label, at least one.
+        """Returns the sub-words of a label. Raises `UserError` for a label that the model cannot read."""
 
-        Raises `UserError` for a label without visible characters or with one of the tokenizer's reserved tokens.
-        """
-        ids = self._word(label)
-        if not ids:
-            raise UserError(f"The label {shown(label)} has no characters that the model can read; use other words.")
-        reserved = [self.backend.id_to_token(i) for i in ids if i in self._reserved]
-        if reserved:
-            raise UserError(
-                f"The label {shown(label)} holds {reserved[0]!r}, which the model reserves; choose another label."
-            )
-        return ids
+    @abstractmethod
+    def cost(self, label: tuple[int, ...]) -> int:
+        """Returns how many sub-words a label takes beside the words of a text."""
 
+    @abstractmethod
     def prompt(self, labels: Sequence[tuple[int, ...]]) -> Prompt:
         """Returns the prompt of labels that `label` has cut."""
-        ids: list[int] = []
-        positions: list[int] = []
-        for label in labels:
-            positions.append(len(ids) + self._vector_offset)
-            ids.append(self._entity_id)
-            ids.extend(label)
-        ids.append(self._separator_id)
-        return Prompt(tuple(ids), tuple(positions))
 
+    @abstractmethod
     def collate(self, rows: Sequence[tuple[Prompt, Words]], pad_id: int) -> Batch:
         """Returns a batch of the rows. A row is a prompt and its words, each word with at least one sub-word."""
-        prompts, words = zip(*rows, strict=True)
+
+    def lay_out(self, prompts: Sequence[Prompt], words: Sequence[Words], pad_id: int) -> Batch:
+        """Returns a batch whose rows are a prompt and words, each word with at least one sub-word."""
         prompt_ids, types = zip(*(prompt.arrays for prompt in prompts), strict=True)
         lead, tail = len(self._before), len(self._after)
         word_counts, type_counts = list(map(len, words)), list(map(len, types))
         start = lead + np.array(list(map(len, prompt_ids)))[:, None]
         stop = start + np.array([len(part.ids) for part in words])[:, None]
         place = np.arange(int(stop.max()) + tail)
-        input_ids = np.full((len(rows), len(place)), pad_id, dtype=np.int64)
+        input_ids = np.full((len(words), len(place)), pad_id, dtype=np.int64)
         input_ids[:, :lead] = self._before
         input_ids[(place >= lead) & (place < start)] = np.concatenate(prompt_ids)
         input_ids[(place >= start) & (place < stop)] = np.concatenate([part.ids for part in words])
-        input_ids[(place >= stop) & (place < stop + tail)] = self._after * len(rows)
-        words_at = _padded([part.edges[:-1] for part in words], word_counts)
+        input_ids[(place >= stop) & (place < stop + tail)] = self._after * len(words)
+        words_at = padded([part.edges[:-1] for part in words], word_counts)
         words_at += np.where(np.arange(words_at.shape[1]) < np.array(word_counts)[:, None], start, 0)
-        types_at = _padded([positions + lead for positions in types], type_counts)
+        types_at = padded([positions + lead for positions in types], type_counts)
         return Batch(
             torch.from_numpy(input_ids),
             torch.from_numpy((place < stop + tail).astype(np.int64)),
@@ -213,11 +171,92 @@ class PromptTokenizer:
         )
 
 
-def _padded(rows: Sequence[IntArray], counts: Sequence[int]) -> IntArray:
-    """Returns the rows as one array, with 0 after the end of a row."""
-    padded = np.zeros((len(rows), max(counts)), dtype=np.int64)
-    padded[np.arange(padded.shape[1]) < np.array(counts)[:, None]] = np.concatenate(rows)
-    return padded
+class PromptTokenizer(ModelTokenizer):
+    """Cuts words and labels into sub-words, and lays them out for an encoder that reads labels before the words."""
+
+    def __init__(
+        self,
+        tokenizer: Tokenizer,
+        *,
+        entity_token: str,
+        separator_token: str,
+        entity_token_id: int,
+        type_vector_at_entity_token: bool = True,
+        splitter: str = "gliner",
+    ) -> None:
+        """Takes over `tokenizer`.
+
+        Raises `PackageError` where `tokenizer` does not hold the prompt's two tokens, and `UserError` as
+        `ModelTokenizer` does.
+        """
+        super().__init__(tokenizer, splitter)
+        separator_id = tokenizer.token_to_id(separator_token)
+        found = tokenizer.token_to_id(entity_token)
+        if separator_id is None or found != entity_token_id:
+            raise PackageError(
+                f"The tokenizer gives {entity_token!r} the number {found} and {separator_token!r} the number "
+                f"{separator_id}; the model expects {entity_token_id} for the first and some number for the second."
+            )
+        self._entity_id = entity_token_id
+        self._separator_id = separator_id
+        self._vector_offset = 0 if type_vector_at_entity_token else 1
+        self._reserved = special_ids(tokenizer) | {entity_token_id, separator_id}
+
+    @property
+    def layout(self) -> dict[str, Any]:
+        """Returns what `collate` and `prompt` set around sub-words, ready for JSON.
+
+        The vector of a type is read `type_offset` sub-words after its entity token.
+        """
+        return {
+            "before": self._before,
+            "after": self._after,
+            "entity_id": self._entity_id,
+            "separator_id": self._separator_id,
+            "type_offset": self._vector_offset,
+        }
+
+    def label(self, label: str) -> tuple[int, ...]:
+        """Returns the sub-words of a label, at least one.
+
+        Raises `UserError` for a label without visible characters or with one of the tokenizer's reserved tokens.
+        """
+        ids = tuple(self.backend.encode([label], is_pretokenized=True, add_special_tokens=False).ids)
+        check_label(label, ids, self.backend, self._reserved)
+        return ids
+
+    def cost(self, label: tuple[int, ...]) -> int:
+        return 1 + len(label)
+
+    def prompt(self, labels: Sequence[tuple[int, ...]]) -> Prompt:
+        ids: list[int] = []
+        positions: list[int] = []
+        for label in labels:
+            positions.append(len(ids) + self._vector_offset)
+            ids.append(self._entity_id)
+            ids.extend(label)
+        ids.append(self._separator_id)
+        return Prompt(tuple(ids), tuple(positions))
+
+    def collate(self, rows: Sequence[tuple[Prompt, Words]], pad_id: int) -> Batch:
+        prompts, words = zip(*rows, strict=True)
+        return self.lay_out(prompts, words, pad_id)
+
+
+def check_label(label: str, ids: Sequence[int], tokenizer: Tokenizer, reserved: frozenset[int]) -> None:
+    """Raises `UserError` for a label without sub-words, or with one of the `reserved` ones."""
+    if not ids:
+        raise UserError(f"The label {shown(label)} has no characters that the model can read; use other words.")
+    held = next((tokenizer.id_to_token(i) for i in ids if i in reserved), None)
+    if held is not None:
+        raise UserError(f"The label {shown(label)} holds {held!r}, which the model reserves; choose another label.")
+
+
+def padded(rows: Sequence[IntArray], counts: Sequence[int], fill: int = 0) -> IntArray:
+    """Returns the rows as one array, with `fill` after the end of a row."""
+    array = np.full((len(rows), max(counts)), fill, dtype=np.int64)
+    array[np.arange(array.shape[1]) < np.array(counts)[:, None]] = np.concatenate(rows)
+    return array
 
 
 def _strings(words: pa.LargeBinaryArray) -> list[str]:
@@ -228,7 +267,7 @@ def _strings(words: pa.LargeBinaryArray) -> list[str]:
     return [text[start:stop] for start, stop in pairwise(places)]
 
 
-def _surrounding_tokens(tokenizer: Tokenizer) -> tuple[list[int], list[int]]:
+def surrounding_tokens(tokenizer: Tokenizer) -> tuple[list[int], list[int]]:
     """Returns the special tokens that the tokenizer's post-processor sets before and after a text."""
     encoding = tokenizer.encode(["a"], is_pretokenized=True)
     special = encoding.special_tokens_mask
@@ -252,7 +291,7 @@ def unknown_token(tokenizer: Tokenizer) -> str | None:
     return next((token.content for token in added if "unk" in token.content.lower()), None)
 
 
-def _special_ids(tokenizer: Tokenizer) -> frozenset[int]:
+def special_ids(tokenizer: Tokenizer) -> frozenset[int]:
     """Returns the numbers of all special tokens except the unknown token, which replaces ordinary characters."""
     unknown = unknown_token(tokenizer)
     added = tokenizer.get_added_tokens_decoder()

@@ -18,7 +18,7 @@ from spanlake.data.sampling import SetTypes
 from spanlake.data.stream import ExampleStream, PreparedSet, open_prepared, without_types
 from spanlake.errors import UserError, one_line, shown
 from spanlake.modeling.config import ModelConfig
-from spanlake.modeling.tokens import PromptTokenizer
+from spanlake.modeling.tokens import ModelTokenizer
 from spanlake.storage import Place, locate
 from spanlake.training.encoders import words_of
 from spanlake.training.recipe import DataSection, Recipe
@@ -76,7 +76,7 @@ class RecipeData:
         """How many mentions begin or end inside a word of the model, so that nothing can be trained to find them."""
         return sum(data.inside_words for data in self.sets)
 
-    def stream(self, recipe: Recipe, tokenizer: PromptTokenizer, config: ModelConfig) -> ExampleStream:
+    def stream(self, recipe: Recipe, tokenizer: ModelTokenizer, config: ModelConfig) -> ExampleStream:
         """Returns the stream of batches.
 
         Raises `UserError` for a type or description that the tokenizer cannot read, and if every mention is wider

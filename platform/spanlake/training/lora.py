@@ -9,8 +9,9 @@ import torch
 from torch import nn
 
 from spanlake.errors import UserError, shown
+from spanlake.modeling.families import unfilled_model
 from spanlake.modeling.lora import DOWN, UP, changed
-from spanlake.modeling.model import SpanModel, unfilled_model
+from spanlake.modeling.model import SpanModel
 from spanlake.training.recipe import LoraSection
 
 _ADAPTER = "default"  # peft's name for the only adapter of a model
@@ -40,7 +41,7 @@ def add_lora(model: SpanModel, lora: LoraSection) -> None:
 
 def like(model: SpanModel, lora: LoraSection | None) -> SpanModel:
     """Returns a model with the layers of `model`, which has the adapter of `lora`, and other weights."""
-    copy = SpanModel(model.config)
+    copy = type(model)(model.config)
     if lora:
         add_lora(copy, lora)
     return copy

@@ -1,0 +1,147 @@
+"""The vectors of labels of a bi-encoder: made once, and kept in memory and on disk.
+
+A file of vectors lies in the user's cache under the model's fingerprint. `spanlake labels` writes it, and every process
+that loads the model reads it:
+
+    $XDG_CACHE_HOME/spanlake/labels/FINGERPRINT.safetensors
+        vectors    float32 [N, D]
+        labels     uint8, a JSON list of N labels in UTF-8
+        model      uint8, the fingerprint in ASCII
+
+Shapes: N labels, D width of a vector.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import tempfile
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from threading import Lock
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+
+from spanlake.errors import PackageError, one_line, shown
+from spanlake.modeling.bi_encoder import BiEncoderModel
+from spanlake.modeling.label_tokens import BiTokenizer
+from spanlake.modeling.tokens import Prompt
+from spanlake.package import cache_home
+
+_AT_ONCE = 4096  # padded sub-words of labels in one pass
+_MOST_KEPT = 100_000  # labels in memory beside those of the file
+_MOST_LISTS = 16  # lists of labels whose vectors are kept as one matrix
+
+
+class LabelVectors:
+    """The vectors of one model's labels. Threads may share it."""
+
+    def __init__(self, tokenizer: BiTokenizer, fingerprint: str, device: torch.device) -> None:
+        """Begins with the vectors on disk. A model without a fingerprint has none there.
+
+        Raises `PackageError` as `read_vectors` does.
+        """
+        stored = read_vectors(fingerprint) if fingerprint else {}
+        self._tokenizer, self._device = tokenizer, device
+        self._stored = {tokenizer.label(label): vector for label, vector in stored.items()}
+        self._kept: dict[tuple[int, ...], torch.Tensor] = {}
+        self._lists: dict[Prompt, torch.Tensor] = {}
+        self._lock = Lock()
+
+    def of(self, model: BiEncoderModel, prompt: Prompt) -> torch.Tensor:
+        """Returns the vectors of the prompt's labels, float32 [N, D], on the device."""
+        with self._lock:
+            if prompt not in self._lists:
+                if len(self._lists) == _MOST_LISTS:
+                    del self._lists[next(iter(self._lists))]
+                self._lists[prompt] = self._matrix(model, prompt.labels)
+            return self._lists[prompt]
+
+    def _matrix(self, model: BiEncoderModel, labels: Sequence[tuple[int, ...]]) -> torch.Tensor:
+        new = [label for label in dict.fromkeys(labels) if label not in self._stored and label not in self._kept]
+        if len(self._kept) + len(new) > _MOST_KEPT:
+            self._kept, new = {}, [label for label in dict.fromkeys(labels) if label not in self._stored]
+        if new:
+            self._kept |= dict(zip(new, encode_labels(model, self._tokenizer, new, self._device), strict=True))
+        known = self._stored | self._kept if self._stored else self._kept
+        return torch.stack([known[label] for label in labels]).to(self._device)
+
+
+@torch.inference_mode()
+def encode_labels(
+    model: BiEncoderModel, tokenizer: BiTokenizer, labels: Sequence[tuple[int, ...]], device: torch.device
+) -> torch.Tensor:
+    """Returns the vectors of labels that `tokenizer` has cut, float32 [N, D] on the CPU."""
+    order = sorted(range(len(labels)), key=lambda place: len(labels[place]))
+    vectors = torch.empty(len(labels), model.config.hidden_size)
+    at = 0
+    while at < len(order):
+        longest = len(labels[order[at]])
+        stop = at + 1
+        while stop < len(order) and (stop + 1 - at) * max(longest, len(labels[order[stop]])) <= _AT_ONCE:
+            longest = len(labels[order[stop]])
+            stop += 1
+        places = order[at:stop]
+        ids, mask = tokenizer.label_batch([labels[place] for place in places])
+        vectors[places] = model.type_vectors(ids.to(device), mask.to(device)).float().cpu()
+        at = stop
+    return vectors
+
+
+def vectors_path(fingerprint: str) -> Path:
+    """Returns where the vectors of a model's labels are kept."""
+    return cache_home() / "labels" / f"{fingerprint}.safetensors"
+
+
+def read_vectors(fingerprint: str) -> dict[str, torch.Tensor]:
+    """Returns the vectors of a model's labels that are on disk, each float32 [D]; none where there is no file.
+
+    Raises `PackageError` for a file that cannot be read, or that is of another model.
+    """
+    path = vectors_path(fingerprint)
+    if not path.is_file():
+        return {}
+    try:
+        tensors = load_file(path)
+        model = bytes(tensors["model"].tolist()).decode("ascii")
+        labels = json.loads(bytes(tensors["labels"].tolist()))
+        found = dict(zip(labels, tensors["vectors"], strict=True))
+    except (OSError, SafetensorError, KeyError, ValueError, TypeError) as error:
+        raise PackageError(
+            f"The label cache {path} cannot be read ({one_line(error)}); delete it, or run `spanlake labels` again."
+        ) from error
+    if model != fingerprint:
+        raise PackageError(
+            f"The label cache {path} is of another model, with the fingerprint {shown(model[:12])}; delete it, or run "
+            f"`spanlake labels` for the model with the fingerprint {fingerprint[:12]}."
+        )
+    return found
+
+
+def write_vectors(fingerprint: str, vectors: Mapping[str, torch.Tensor]) -> Path:
+    """Replaces the vectors of a model's labels on disk, and returns their file.
+
+    Raises `PackageError` where the file cannot be written.
+    """
+    path = vectors_path(fingerprint)
+    tensors = {
+        "vectors": torch.stack(list(vectors.values())),
+        "labels": _bytes(json.dumps(list(vectors), ensure_ascii=False).encode()),
+        "model": _bytes(fingerprint.encode("ascii")),
+    }
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=path.parent) as temporary:
+            save_file(tensors, Path(temporary) / "vectors")
+            os.replace(Path(temporary) / "vectors", path)
+    except (OSError, SafetensorError) as error:
+        raise PackageError(
+            f"The label cache {path} cannot be written ({one_line(error)}); set XDG_CACHE_HOME to a directory that can."
+        ) from error
+    return path
+
+
+def _bytes(value: bytes) -> torch.Tensor:
+    return torch.frombuffer(bytearray(value), dtype=torch.uint8)

@@ -1,0 +1,80 @@
+"""Bi-encoder checkpoints: the same scores and entities as the published library, there and back, and training."""
+
+from __future__ import annotations
+
+import itertools
+
+import pytest
+import torch
+
+from spanlake.errors import PackageError, UserError
+from spanlake.modeling.gliner_format import read_gliner, write_gliner
+from spanlake.package import load_package, open_package, repack
+
+CLOSE = 1e-4
+TEXTS = [
+    "Alain Farley works at McGill University in Montreal, Quebec.",
+    "The New York Times reported on 12 March 2021 that Apple had bought a start-up for $3.5 million.",
+    "",
+    "Zürich and São Paulo signed an agreement on climate-change policy (see Annex B).",
+    "x",
+]
+LABELS = ["person", "organization", "location", "Sports Team", "a prize for work in science"]
+
+
+def test_every_span_has_the_same_scores(bi_oracle, workshop):
+    ours = workshop.ours(bi_oracle.directory)
+    texts = [text for text in TEXTS if text]
+    rows = [row for text in texts for row in ours.rows(text, LABELS)]
+    for text, mine in zip(texts, ours.logits(rows), strict=True):
+        theirs = bi_oracle.logits(text, LABELS)
+        if ours.package.config.token_level:
+            torch.testing.assert_close(mine.transpose(1, 2), theirs, rtol=0, atol=CLOSE)
+            continue
+        words, width = mine.shape[:2]
+        real = torch.arange(words).view(-1, 1) + torch.arange(width) < words
+        torch.testing.assert_close(mine[real], theirs[real], rtol=0, atol=CLOSE)
+
+
+@pytest.mark.parametrize(("nested", "multi_label"), list(itertools.product((False, True), repeat=2)))
+def test_the_same_entities(bi_oracle, workshop, nested, multi_label):
+    ours = workshop.ours(bi_oracle.directory)
+    compared = 0
+    for threshold, labels in itertools.product((0.3, 0.5, 0.7), (LABELS, LABELS[:1])):
+        mine = ours.entities(TEXTS, labels, threshold=threshold, nested=nested, multi_label=multi_label)
+        theirs = bi_oracle.entities(
+            TEXTS, labels, threshold=threshold, flat_ner=not nested, multi_label=multi_label, batch_size=5
+        )
+        for one, other in zip(mine, theirs, strict=True):
+            assert [entity[:4] for entity in one] == [entity[:4] for entity in other]
+            assert [entity.score for entity in one] == pytest.approx([entity.score for entity in other], abs=CLOSE)
+            compared += len(one)
+    assert compared > 10
+
+
+def test_there_and_back_again(bi_oracle, workshop, tmp_path):
+    package = workshop.ours(bi_oracle.directory).package
+    labels_tokenizer = package.tokenizer.labels_backend
+    write_gliner(tmp_path / "written", package.model, package.tokenizer.backend, labels_tokenizer=labels_tokenizer)
+    again = type(bi_oracle)(tmp_path / "written")
+    assert again.entities(TEXTS, LABELS) == bi_oracle.entities(TEXTS, LABELS)
+    read = open_package(str(tmp_path / "written"))
+    assert read.config == package.config and read.fingerprint == package.fingerprint
+    repack(package, tmp_path / "package", name="apart", int8=False)
+    loaded = load_package(tmp_path / "package")
+    assert loaded.config == package.config
+    assert loaded.tokenizer.labels_backend.to_str() == labels_tokenizer.to_str()
+
+
+def test_the_prompt_s_tokens_are_words_like_others(bi_oracle, workshop):
+    workshop.ours(bi_oracle.directory).entities(["The <<ENT>> of [FLERT] <<SEP>>"], ["person"])
+
+
+def test_fusion_with_the_text_is_refused(bi_deberta, changed):
+    with pytest.raises(PackageError, match="post_fusion_schema .l2l-l2t"):
+        read_gliner(changed(bi_deberta.directory, post_fusion_schema="l2l-l2t"))
+
+
+def test_a_label_that_is_too_long_is_refused(bi_deberta, workshop):
+    with pytest.raises(UserError, match="labels of at most 64, so shorten it"):
+        workshop.ours(bi_deberta.directory).entities(["x"], ["word " * 70])
