@@ -58,6 +58,17 @@ class SpanHead(nn.Module):
         ]
         return torch.cat(chunks)
 
+    def multiplications(self, word_counts: list[int], type_counts: list[int]) -> float:
+        """Returns the multiplications of a forward pass over texts with so many words and types."""
+        words, types = sum(word_counts), sum(type_counts)
+        joint = self.out if self.joined is None else self.joined
+        per_word = joint.weight.numel()
+        if self.has_markers:
+            layers = [*self.start.parameters(), *self.end.parameters()]
+            per_word += sum(weight.numel() for weight in layers if weight.dim() == 2)
+        folded = types * self.out.weight.numel() if self.joined is not None else 0
+        return words * per_word + folded + joint.out_features * _pairs(word_counts, type_counts, self.max_width)
+
     def word_parts(self, words_BWD: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Returns each word's part of the joint layer, as first and as last word of a span, [B, W, F] each."""
         start, end = words_BWD, words_BWD
@@ -173,6 +184,12 @@ class _Grid(torch.autograd.Function):
             if by_bias is not None:
                 by_bias += gradient.sum(1, keepdim=True)
         return by_start, by_end, by_columns, by_bias, None, None
+
+
+def _pairs(word_counts: list[int], type_counts: list[int], max_width: int) -> int:
+    """Returns the number of pairs of a span within its text and a type."""
+    spans = [sum(max(0, words - k) for k in range(max_width)) for words in word_counts]
+    return sum(count * types for count, types in zip(spans, type_counts, strict=True))
 
 
 def _spans(start: torch.Tensor, end: torch.Tensor, k: int, relu: bool) -> torch.Tensor:

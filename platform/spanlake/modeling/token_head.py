@@ -27,6 +27,14 @@ class TokenHead(nn.Module):
         self.dropout = nn.Dropout(dropout)
         self.out = nn.Linear(4 * width, PARTS)
 
+    def multiplications(self, word_counts: list[int], type_counts: list[int]) -> float:
+        """Returns the multiplications of a forward pass over texts with so many words and types."""
+        words, types = sum(word_counts), sum(type_counts)
+        pairs = sum(count * asked for count, asked in zip(word_counts, type_counts, strict=True))
+        joint = self.joined.weight.numel() // 3  # for words, for types and for their products
+        each = self.word.weight.numel() + joint
+        return (words + types) * each + pairs * (joint + self.out.weight.numel())
+
     def forward(self, words_BWD: torch.Tensor, types_BCD: torch.Tensor) -> torch.Tensor:
         """Returns float32 logits [B, W, 3, C] of start, end and inside. Ignore those of padding."""
         word, word_factor = self.word(words_BWD).chunk(2, dim=-1)

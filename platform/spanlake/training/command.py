@@ -31,6 +31,9 @@ def add_commands(subparsers: "argparse._SubParsersAction[Any]") -> None:
 
 
 def _train(args: argparse.Namespace) -> int:
+    # Threads of OpenMP that wait would otherwise spin on cores that others could use. OpenMP reads this when torch is
+    # imported.
+    os.environ.setdefault("OMP_WAIT_POLICY", "passive")
     from spanlake.training.recipe import read_recipe
 
     recipe = read_recipe(args.recipe, args.changes)

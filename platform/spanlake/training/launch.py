@@ -74,7 +74,8 @@ def launch(recipe: Recipe, data: RecipeData, run: Place, resize_seconds: float =
                 storage_filesystem=run.filesystem,
                 failure_config=train.FailureConfig(max_failures=_FAILURES),
                 checkpoint_config=train.CheckpointConfig(num_to_keep=recipe.checkpoint.keep),
-                worker_runtime_env={"env_vars": {"PYTHONPATH": python_path()}},
+                # Threads of OpenMP that wait would otherwise spin on cores that others could use.
+                worker_runtime_env={"env_vars": {"PYTHONPATH": python_path(), "OMP_WAIT_POLICY": "passive"}},
             ),
         )
         try:

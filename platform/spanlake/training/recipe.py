@@ -181,8 +181,10 @@ class ParallelSection(_Section):
         default=0, ge=0, le=3, description="of DeepSpeed: 1 shards the optimiser, 2 also gradients, 3 also weights"
     )
     offload: Literal["none", "cpu"] = Field(default="none", description="where the optimiser's state is kept")
-    precision: Literal["float32", "bfloat16"] = Field(
-        default="float32", description="bfloat16: products in bfloat16, weights in float32"
+    precision: Literal["auto", "float32", "bfloat16"] = Field(
+        default="float32",
+        description="bfloat16: products in bfloat16, weights in float32; auto: bfloat16 where the hardware multiplies "
+        "it fast, float32 elsewhere",
     )
     gradient_checkpointing: bool = False
 

@@ -175,6 +175,7 @@ class _Display:
             line += f", {values['mentions_wider_than_max_width']:,} mentions too wide to be found"
             if values["mentions_inside_a_word"]:
                 line += f", {values['mentions_inside_a_word']:,} that begin or end inside a word"
+            line += f"; products in {values['precision']}"
         if self._bar:
             self._bar.update(self._task, completed=step, line=line)
         else:

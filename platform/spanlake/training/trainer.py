@@ -20,9 +20,11 @@ from spanlake.ahead import read_ahead
 from spanlake.data.batches import TokenizedExample, training_batch
 from spanlake.data.stream import PROMPT_ROOM, StreamBatch
 from spanlake.errors import ShortfallError
+from spanlake.inference.hardware import choose_precision
 from spanlake.modeling.tokens import Batch
 from spanlake.package import Package, prompt_tokenizer
 from spanlake.storage import Place
+from spanlake.training.arithmetic import matrix_rate, step_flops
 from spanlake.training.average import Average
 from spanlake.training.checkpoints import Progress, loadable
 from spanlake.training.data import RecipeData
@@ -49,6 +51,7 @@ class _Window:
     loss: float = 0.0
     texts: int = 0
     tokens: int = 0
+    flops: float = 0.0  # of this process
     waited: float = 0.0  # seconds in which the model had no batch
 
 
@@ -80,6 +83,8 @@ class Trainer:
         self._package = Package(recipe.name, model, prompts, _metadata(recipe, data), "")
         self._progress, self._engine, self._average = self._resumed()
         self._progress.size, self._progress.base = worker.size, self._base
+        self._precision = _precision(recipe, worker.device)
+        self._rate = matrix_rate(worker.device, self._precision)
         self._measures: dict[str, Any] = {}  # the last of each
         self._tracker = Tracker(recipe, run, self._progress.step, host.sends) if worker.leads else None
 
@@ -90,7 +95,8 @@ class Trainer:
         """
         try:
             if not self._progress.step:
-                self._record(_of_data(self._data, self._package))
+                described = {"precision": str(self._precision).removeprefix("torch.")}
+                self._record({**_of_data(self._data, self._package), **described})
             self._train()
         finally:
             if self._tracker:
@@ -139,6 +145,7 @@ class Trainer:
             window.loss += loss
             window.texts += texts
             window.tokens += tokens
+            window.flops += sum(step_flops(self._package.model, part.batch) for part in parts)
             if step % recipe.logging.every == 0:
                 self._record(self._measured(window, norm))
                 window = _Window()
@@ -181,7 +188,7 @@ class Trainer:
         package.model.train()
         loss_sum, odd = 0.0, list[int]()
         for part in parts:
-            with torch.autocast(worker.device.type, torch.bfloat16, enabled=recipe.parallel.precision == "bfloat16"):
+            with torch.autocast(worker.device.type, torch.bfloat16, enabled=self._precision == torch.bfloat16):
                 logits = self._engine.forward(part.batch.to(worker.device))
             targets = part.targets.to(worker.device, non_blocking=True)
             loss = span_loss(
@@ -213,6 +220,7 @@ class Trainer:
             "texts_per_second": window.texts / seconds,
             "tokens_per_second": window.tokens / seconds,
             "waiting_share": window.waited / seconds,
+            "flop_utilisation": window.flops / seconds / self._rate,
             "seconds_left": seconds / window.steps * (self._recipe.schedule.steps - progress.step),
             "encoder_lr": rates[0],
             "head_lr": rates[-1],
@@ -279,6 +287,12 @@ def _cut(chosen: list[int], examples: Sequence[TokenizedExample], micro_tokens: 
             parts.append([])
         parts[-1].append(i)
     return parts
+
+
+def _precision(recipe: Recipe, device: torch.device) -> torch.dtype:
+    """Returns the precision of products. float16 would need its losses scaled, so float32 takes its place."""
+    chosen = choose_precision(recipe.parallel.precision, device)
+    return torch.float32 if chosen == torch.float16 else chosen
 
 
 def _not_finite(step: int, examples: Sequence[TokenizedExample]) -> ShortfallError:

@@ -68,6 +68,7 @@ def test_a_run_leaves_a_package_and_its_measurements(whole: Path, capsys: pytest
     records = [json.loads(line) for line in (whole / "metrics.jsonl").read_text().splitlines()]
     assert [record["step"] for record in records if "loss" in record] == list(range(1, STEPS + 1))
     assert all(0 <= record["waiting_share"] <= 1 for record in records if "loss" in record)
+    assert all(0 < record["flop_utilisation"] < 1 for record in records if "loss" in record)
     assert [record["step"] for record in records if "dev_f1" in record] == [3, 6]
     assert max(record["dev_f1"] for record in records if "dev_f1" in record) == package.metadata["training"]["dev_f1"]
     assert json.loads((whole / "recipe.json").read_text())["name"] == "tiny"
