@@ -43,6 +43,7 @@ def make_parser() -> argparse.ArgumentParser:
     parser = _Parser(prog="spanlake", description="Zero-shot named-entity recognition at data-lake scale.")
     commands: _Commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND", parser_class=_Parser)
     _add_predict(commands)
+    _add_labels(commands)
     add_extraction_commands(commands)
     add_annotation_commands(commands)
     add_data_commands(commands)
@@ -131,6 +132,28 @@ def _texts(arguments: list[str]) -> list[str]:
         else:
             texts.append(argument)
     return [replace_surrogates(text) for text in texts]
+
+
+# --- labels ----------------------------------------------------------------------------------------------------------
+
+
+def _add_labels(commands: _Commands) -> None:
+    parser = commands.add_parser("labels", help="encode labels once for a bi-encoder, for all later commands here")
+    parser.add_argument("model", help="a bi-encoder: the directory or URI of a package, or a Hub id")
+    add_labels_option(parser)
+    parser.add_argument("--device", default="auto", help="auto, cpu or cuda (default: auto)")
+    parser.set_defaults(run=_labels)
+
+
+def _labels(args: argparse.Namespace) -> int:
+    from spanlake.inference.hardware import choose_device
+    from spanlake.inference.label_vectors import store_labels
+    from spanlake.inference.settings import read_settings
+
+    labels = read_settings(args.labels, [], nested=False, multi_label=False).prompts
+    path, new, total = store_labels(args.model, labels, choose_device(args.device))
+    print(f"{path} holds the vectors of {total:,} labels, {new:,} of them new.")
+    return 0
 
 
 # --- package ---------------------------------------------------------------------------------------------------------

@@ -19,6 +19,7 @@ import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from threading import Lock
+from typing import cast
 
 import torch
 from safetensors import SafetensorError
@@ -28,7 +29,7 @@ from spanlake.errors import PackageError, one_line, shown
 from spanlake.modeling.bi_encoder import BiEncoderModel
 from spanlake.modeling.label_tokens import BiTokenizer
 from spanlake.modeling.tokens import Prompt
-from spanlake.package import cache_home
+from spanlake.package import cache_home, open_package
 
 _AT_ONCE = 4096  # padded sub-words of labels in one pass
 _MOST_KEPT = 100_000  # labels in memory beside those of the file
@@ -88,6 +89,27 @@ def encode_labels(
         vectors[places] = model.type_vectors(ids.to(device), mask.to(device)).float().cpu()
         at = stop
     return vectors
+
+
+def store_labels(model: str, labels: Sequence[str], device: torch.device) -> tuple[Path, int, int]:
+    """Adds the vectors of labels to those of a model on disk. Returns the file, and how many labels are new and in all.
+
+    Raises `PackageError` for a model that is not a bi-encoder, `UserError` for a label that it cannot read, and both as
+    `open_package`, `read_vectors` and `write_vectors` do.
+    """
+    package = open_package(model)
+    if not isinstance(package.tokenizer, BiTokenizer):
+        raise PackageError(
+            f"{package.name} reads labels together with each text, so they have no vectors of their own; choose a "
+            "bi-encoder."
+        )
+    known = read_vectors(package.fingerprint)
+    new = [label for label in dict.fromkeys(labels) if label not in known]
+    cut = [package.tokenizer.label(label) for label in new]
+    bi_encoder = cast(BiEncoderModel, package.model)
+    bi_encoder.move(device, torch.float32)
+    known |= dict(zip(new, encode_labels(bi_encoder, package.tokenizer, cut, device), strict=True))
+    return write_vectors(package.fingerprint, known), len(new), len(known)
 
 
 def vectors_path(fingerprint: str) -> Path:
