@@ -5,7 +5,7 @@ The mark is an application transaction id (Delta protocol, section Transaction I
 
 import random
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from typing import Any
 
@@ -32,10 +32,13 @@ class DeltaTarget:
 
         exists = DeltaTable.is_deltatable(self._name.table)
         if not exists:
+            _check_names(str(self), schema)
             return fit(str(self), schema, None, _in_delta, evolve=True)
         table = DeltaTable(self._name.table)
         check_partitions(str(self), table.metadata().partition_columns, self.options.partition_by)
-        return fit(str(self), schema, pa.schema(table.schema().to_arrow()), _in_delta, evolve=self.options.evolve)
+        there = pa.schema(table.schema().to_arrow())
+        _check_names(str(self), [*there, *(column for column in schema if column.name not in there.names)])
+        return fit(str(self), schema, there, _in_delta, evolve=self.options.evolve)
 
     def holds(self, mark: str) -> bool:
         from deltalake import DeltaTable
@@ -111,6 +114,19 @@ class DeltaTarget:
         if not DeltaTable.is_deltatable(self._name.table):
             partitions = list(self.options.partition_by)
             DeltaTable.create(self._name.table, schema, mode="ignore", partition_by=partitions)
+
+
+def _check_names(table: str, fields: Iterable[pa.Field]) -> None:
+    """Raises UserError for names that differ by case only, of columns or of fields in a struct."""
+    known: dict[str, str] = {}
+    for field in fields:
+        other = known.setdefault(field.name.lower(), field.name)
+        if other != field.name:
+            raise UserError(
+                f"{table} cannot hold both {other} and {field.name}, because names in Delta ignore case: rename one in "
+                "the source, or leave it out with --columns."
+            )
+        _check_names(table, [field.type.field(index) for index in range(field.type.num_fields)])
 
 
 def _quoted(name: str) -> str:

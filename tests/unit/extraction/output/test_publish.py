@@ -329,6 +329,31 @@ def test_types_that_no_table_holds_are_refused_with_their_columns(tmp_path: Path
         open_target(f"delta:{tmp_path}/table", schema)
 
 
+def test_names_that_differ_by_case_are_one_name_in_delta(tmp_path: Path, catalog: Catalog) -> None:
+    name = f"delta:{tmp_path}/table"
+    columns = pa.schema([("ID", pa.int64()), ("id", pa.int64())])
+    with pytest.raises(UserError, match="table cannot hold both ID and id, because names in Delta ignore case"):
+        open_target(name, columns)
+    open_target("iceberg:lake.web.found", columns)
+    inner = pa.schema([("page", pa.struct([("url", pa.string()), ("URL", pa.string())]))])
+    with pytest.raises(UserError, match="cannot hold both url and URL"):
+        open_target(name, inner)
+    DeltaTable.create(tmp_path / "table", columns.remove(0))
+    with pytest.raises(UserError, match="cannot hold both id and ID"):
+        open_target(name, columns.remove(1), options=TableOptions(evolve=True))
+
+
+def test_uuids_reach_a_table(tmp_path: Path, table: tuple[str, Callable]) -> None:
+    name, read = table
+    (tmp_path / "source").mkdir()
+    keys = pa.array([bytes(range(16)), None], pa.uuid())
+    pq.write_table(pa.table({"text": ["t", "u"], "key": keys}), tmp_path / "source" / "a.parquet")
+    ledger = extract(tmp_path)
+    assert [publish(ledger, open_target(name, ledger.schema)) for _ in range(2)] == [1, 0]
+    found = [row["key"] for row in read().to_pylist()]
+    assert [key and getattr(key, "bytes", key) for key in found] == [bytes(range(16)), None]
+
+
 def test_a_type_that_only_delta_lacks_is_refused_with_its_column(tmp_path: Path, catalog: Catalog) -> None:
     schema = pa.schema([("id", pa.int64()), ("clock", pa.time64("us"))])
     with pytest.raises(UserError, match=r"A Delta table cannot hold the column clock of type time64\[us\]"):
