@@ -16,6 +16,8 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 os.environ.setdefault("RAY_AUTH_MODE", "disabled")  # else a local Ray writes a token into the home directory
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+if not Path("/dev/nvidiactl").exists():
+    os.environ.setdefault("TRITON_INTERPRET", "1")  # Triton reads it when it is imported
 
 if TYPE_CHECKING:  # so that tests without a model do not wait for torch
     from tokenizers import Tokenizer

@@ -18,6 +18,7 @@ from spanlake.ahead import read_ahead
 from spanlake.calibration import Calibration
 from spanlake.decoding import Entity
 from spanlake.errors import PackageError, UserError, shown
+from spanlake.inference.accelerator import AcceleratorScorer
 from spanlake.inference.candidates import NONE, Candidates, choose, join
 from spanlake.inference.hardware import choose_device, choose_precision
 from spanlake.inference.planning import LabelGroup, Row, group_labels, plan_batches, plan_rows
@@ -100,7 +101,11 @@ class Extractor:
         self.lanes = (threads or torch.get_num_threads()) if device.type == "cpu" else 1
         self._package: Package | None = package
         self._origin = origin
-        self.scorer = Scorer(package, device, precision, self.lanes)
+        self.scorer = (
+            Scorer(package, device, precision, self.lanes)
+            if device.type == "cpu"
+            else AcceleratorScorer(package, device, precision)
+        )
         group = partial(_group, calibration=package.calibration, tokenizer=package.tokenizer, config=package.config)
         self._groups = lru_cache(maxsize=_CACHED_LABEL_SETS)(group)
 

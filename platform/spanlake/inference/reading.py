@@ -30,6 +30,11 @@ class Reader(Protocol):
     def logits(self, model: SpanModel, rows: list[Row], batch: Batch) -> Iterator[tuple[list[Row], torch.Tensor]]:
         """Yields rows with a part of their labels, and their logits [B, W, K, c], until every label has been."""
 
+    def vectors(
+        self, model: SpanModel, rows: list[Row], batch: Batch
+    ) -> Iterator[tuple[list[Row], torch.Tensor, torch.Tensor]]:
+        """Yields, in place of logits, what the span head makes them of: vectors [B, W, D] and [B, c, D]."""
+
 
 def make_reader(package: Package, device: torch.device) -> Reader:
     """Returns the reader for the family of the package's model."""
@@ -49,6 +54,11 @@ class PromptReader:
     def logits(self, model: SpanModel, rows: list[Row], batch: Batch) -> Iterator[tuple[list[Row], torch.Tensor]]:
         yield rows, model(batch)
 
+    def vectors(
+        self, model: SpanModel, rows: list[Row], batch: Batch
+    ) -> Iterator[tuple[list[Row], torch.Tensor, torch.Tensor]]:
+        yield rows, *model.vectors(batch)
+
 
 class VectorReader:
     """Reads each text once, however many labels there are, and scores the labels part by part."""
@@ -62,14 +72,37 @@ class VectorReader:
         return self._tokenizer.collate_words([row.words for row in rows], self._pad_id)
 
     def logits(self, model: SpanModel, rows: list[Row], batch: Batch) -> Iterator[tuple[list[Row], torch.Tensor]]:
+        for own, words, types in self._groups(model, rows, batch):
+            for first, logits in model.spans.by_types(words, types, self._most):
+                yield _of_labels(own, first, logits.shape[-1]), logits
+
+    def vectors(
+        self, model: SpanModel, rows: list[Row], batch: Batch
+    ) -> Iterator[tuple[list[Row], torch.Tensor, torch.Tensor]]:
+        for own, words, types in self._groups(model, rows, batch):
+            # The head folds the types of each text into its last layer, whose width is four times that of a vector.
+            of_type = len(own) * max(words.shape[1] * model.config.max_width, 4 * words.shape[2])
+            at_once = max(1, self._most // of_type)
+            for first in range(0, len(types), at_once):
+                part = types[first : first + at_once]
+                yield _of_labels(own, first, len(part)), words, part.expand(len(own), -1, -1)
+
+    def _groups(
+        self, model: SpanModel, rows: list[Row], batch: Batch
+    ) -> Iterator[tuple[list[Row], torch.Tensor, torch.Tensor]]:
+        """Yields the rows of each label group, with the vectors of their words and of the labels, [C, D]."""
         bi_encoder = cast(BiEncoderModel, model)
         words = bi_encoder.words(bi_encoder.hidden(batch), batch)
         for group, places in _by_group(rows):
             types = self._vectors.of(bi_encoder, group.prompt).to(words.dtype)
             own = words if len(places) == len(rows) else words[places]
-            for first, logits in bi_encoder.spans.by_types(own, types, self._most):
-                part = group.part(first, logits.shape[-1])
-                yield [replace(rows[place], group=part) for place in places], logits
+            yield [rows[place] for place in places], own, types
+
+
+def _of_labels(rows: Sequence[Row], first: int, count: int) -> list[Row]:
+    """Returns the rows with `count` labels of their group, which is the same for all, from `first` on."""
+    part = rows[0].group.part(first, count)
+    return [replace(row, group=part) for row in rows]
 
 
 def _by_group(rows: Sequence[Row]) -> Iterator[tuple[LabelGroup, list[int]]]:

@@ -10,7 +10,7 @@ Shapes: B texts, T sub-words in the longest, W words in the longest, C labels in
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import pairwise
@@ -23,6 +23,7 @@ from numpy.typing import NDArray
 from tokenizers import Tokenizer
 
 from spanlake.errors import PackageError, UserError, shown
+from spanlake.modeling.transfer import moved
 from spanlake.modeling.words import Words
 from spanlake.splitters.find import find_splitter
 from spanlake.text import IntArray, code_points
@@ -61,11 +62,15 @@ class Batch:
     type_counts: list[int]
 
     def to(self, device: torch.device) -> Batch:
+        return self.mapped(lambda tensor: moved(tensor, device))
+
+    def mapped(self, change: Callable[[torch.Tensor], torch.Tensor]) -> Batch:
+        """Returns the batch with every tensor changed."""
         return Batch(
-            self.input_ids.to(device, non_blocking=True),
-            self.attention_mask.to(device, non_blocking=True),
-            self.word_positions.to(device, non_blocking=True),
-            self.type_positions.to(device, non_blocking=True),
+            change(self.input_ids),
+            change(self.attention_mask),
+            change(self.word_positions),
+            change(self.type_positions),
             self.word_counts,
             self.type_counts,
         )

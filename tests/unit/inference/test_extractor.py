@@ -362,32 +362,6 @@ def test_threads_share_an_extractor(tiny: Extractor, monkeypatch: pytest.MonkeyP
                 assert_same(found, expected[part])
 
 
-def test_a_batch_that_does_not_fit_is_halved(tiny: Extractor, monkeypatch: pytest.MonkeyPatch):
-    texts = [prose(words, seed=words) for words in range(3, 40, 4)]
-    expected = tiny.extract(texts, LABELS)
-    forward = tiny.scorer._forward
-    rows_tried = []
-
-    def small(rows: list[Any], batch: Batch) -> Any:
-        rows_tried.append(len(rows))
-        if len(rows) > 1:
-            raise torch.OutOfMemoryError("CUDA out of memory.")
-        return forward(rows, batch)
-
-    monkeypatch.setattr(tiny.scorer, "_forward", small)
-    assert_same(tiny.extract(texts, LABELS), expected)
-    assert max(rows_tried) > 2
-
-
-def test_a_single_row_that_does_not_fit_is_an_error(tiny: Extractor, monkeypatch: pytest.MonkeyPatch):
-    def never(rows: list[Any], batch: Batch) -> Any:
-        raise torch.OutOfMemoryError("CUDA out of memory.")
-
-    monkeypatch.setattr(tiny.scorer, "_forward", never)
-    with pytest.raises(torch.OutOfMemoryError):
-        tiny.extract([SENTENCE, SENTENCE], LABELS)
-
-
 @pytest.mark.parametrize("precision", ["bfloat16", "float16"])
 def test_half_precision_finds_nearly_the_same(tiny: Extractor, tiny_model_dir: Path, precision: str):
     half = Extractor.load(str(tiny_model_dir), device="cpu", precision=precision)

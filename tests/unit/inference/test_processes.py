@@ -15,6 +15,7 @@ import pytest
 import torch
 
 from spanlake import Entity, Extractor, PackageError, UserError
+from spanlake.inference.accelerator import AcceleratorScorer
 from spanlake.inference.settings import Settings
 from spanlake.package import load_package, repack
 
@@ -116,9 +117,9 @@ def test_a_stream_does_not_go_on_in_a_fork(extractor: Extractor, expected: list[
 
 
 def test_on_an_accelerator_a_fork_is_told_what_to_do(tiny_model_dir: Path):
-    """The device is changed after loading, because this machine may have no accelerator."""
+    """What runs on an accelerator runs on the CPU here, because this machine may have no accelerator."""
     extractor = Extractor.load(str(tiny_model_dir), device="cpu")
-    extractor.scorer._device = torch.device("cuda")
+    extractor.scorer = AcceleratorScorer(extractor.package, torch.device("cpu"), torch.float32)
     error = forked(lambda: find(extractor))
     assert isinstance(error, UserError)
     assert "load the model in this process, or start processes by spawn" in str(error)
