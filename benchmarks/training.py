@@ -269,7 +269,7 @@ class Spanlake:
             output.last_hidden_state.register_hook(lambda _gradient: mark("head, back"))
 
         examples = [self._tokenized(passage) for passage in passages]
-        batch, targets = training_batch(
+        batch, true = training_batch(
             examples, range(len(examples)), self._prompts, [SetTypes(Sampling())], self._model.config, seed=0, step=step
         )
         assert batch.type_counts == [len(passage.types) for passage in passages]
@@ -279,7 +279,7 @@ class Spanlake:
             logits = self._model(batch)
         hook.remove()
         mark("head")
-        loss = span_loss(logits, targets, batch.word_counts, batch.type_counts, OPTIM)
+        loss = span_loss(logits, true, batch.word_counts, batch.type_counts, OPTIM)
         mark("loss")
         loss.backward()
         mark("encoder, back")

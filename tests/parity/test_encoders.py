@@ -93,11 +93,11 @@ def train_one_step(package):
     """Text, types and mentions of one batch; dropout is off, so that every weight has a gradient."""
     tokenizer, labels = package.tokenizer, LABELS
     example = Example(TEXTS[0], (Mention(0, 12, "person"), Mention(22, 39, "organization")))
-    [tokenized] = tokenize(example, tokenizer, package.config)
+    [tokenized] = tokenize([example], tokenizer, package.config)
     types = SetTypes(Sampling(drop_types=False, negatives="own"), dict.fromkeys(labels, 1))
-    batch, targets = training_batch([tokenized], [0], tokenizer, [types], package.config, seed=1, step=1)
+    batch, true = training_batch([tokenized], [0], tokenizer, [types], package.config, seed=1, step=1)
     optimiser = torch.optim.Adam(package.model.parameters(), lr=1e-3)
-    span_loss(package.model(batch), targets, batch.word_counts, batch.type_counts, OptimSection()).backward()
+    span_loss(package.model(batch), true, batch.word_counts, batch.type_counts, OptimSection()).backward()
     optimiser.step()
 
 

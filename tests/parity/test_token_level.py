@@ -89,17 +89,19 @@ def test_the_loss_of_a_step_is_the_library_s(deberta_tokens, workshop):
     theirs = deberta_tokens.model(alpha=-1, gamma=0, reduction="sum", negatives=1.0, **collated).loss
 
     mentions = (Mention(0, 12, "person"), Mention(22, 51, "organization"))
-    [example] = tokenize(Example(text, mentions), tokenizer, package.config)
+    [example] = tokenize([Example(text, mentions)], tokenizer, package.config)
     types = SetTypes(Sampling(drop_types=False, negatives="own"), dict.fromkeys(labels, 1))
-    sampled, targets = training_batch([example], [0], tokenizer, [types], package.config, seed=1, step=1)
-    assert targets.sum((0, 1, 3)).tolist() == [2, 2, 6]  # starts, ends, words inside
+    sampled, sampled_true = training_batch([example], [0], tokenizer, [types], package.config, seed=1, step=1)
+    assert sampled_true[2].bincount().tolist() == [2, 2, 6]  # starts, ends, words inside
     prompt = tokenizer.prompt([tokenizer.label(label) for label in labels])
     batch = tokenizer.collate([(prompt, example.words)], 0)
-    targets = torch.zeros(1, 8, 3, 3)
+    true: list[tuple[int, int, int, int]] = []  # text, word, part, type
     for first, last, column in ((0, 1, 2), (4, 7, 1)):
-        targets[0, first, 0, column] = targets[0, last, 1, column] = 1
-        targets[0, first : last + 1, 2, column] = 1
-    loss = span_loss(package.model(batch), targets, batch.word_counts, batch.type_counts, OptimSection(), True)
+        inside = [(0, word, 2, column) for word in range(first, last + 1)]
+        true += [(0, first, 0, column), (0, last, 1, column), *inside]
+    loss = span_loss(
+        package.model(batch), torch.tensor(true).T, batch.word_counts, batch.type_counts, OptimSection(), True
+    )
     assert loss.item() == pytest.approx(theirs.item(), rel=1e-4)
     assert sampled.word_counts == batch.word_counts
 

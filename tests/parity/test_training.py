@@ -63,19 +63,20 @@ def test_the_loss_and_its_gradient_are_the_library_s(tiny_model_dir: Path, tmp_p
     settings = {"alpha": 0.75, "gamma": 2.0} if focal else {"alpha": -1, "gamma": 0}
     expected = reference(**settings, reduction="sum", masking="none", negatives=1.0, **collated).loss
 
-    tokenizer, config = package.tokenizer, package.config
+    tokenizer = package.tokenizer
     ours = [
         TokenizedExample(tokenizer.words(row["tokenized_text"]), tuple((i, j, (label,)) for i, j, label in row["ner"]))
         for row in rows
     ]
     prompts = [tokenizer.prompt([tokenizer.label(label) for label in row["ner_labels"]]) for row in rows]
     batch = tokenizer.collate([(prompt, row.words) for prompt, row in zip(prompts, ours, strict=True)], 0)
-    targets = torch.zeros(4, batch.word_positions.shape[1], config.max_width, batch.type_positions.shape[1])
-    for i, row in enumerate(rows):
-        for first, last, label in row["ner"]:
-            targets[i, first, last - first, row["ner_labels"].index(label)] = 1
+    true = [
+        (i, first, last - first, row["ner_labels"].index(label))
+        for i, row in enumerate(rows)
+        for first, last, label in row["ner"]
+    ]
     optim = OptimSection(loss="focal", focal_alpha=0.75, focal_gamma=2.0) if focal else OptimSection()
-    loss = span_loss(package.model(batch), targets, batch.word_counts, batch.type_counts, optim)
+    loss = span_loss(package.model(batch), torch.tensor(true).T, batch.word_counts, batch.type_counts, optim)
     assert loss.item() == pytest.approx(expected.item(), rel=1e-4)
 
     loss.backward()

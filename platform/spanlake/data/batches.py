@@ -1,6 +1,6 @@
 """Makes training batches from annotated texts.
 
-Shapes: B texts, W words, K span width, C types.
+Shapes: P true spans.
 """
 
 from __future__ import annotations
@@ -15,8 +15,7 @@ from spanlake.data.examples import Example, edges_of_words
 from spanlake.data.sampling import SetTypes, Types, sample_levels, sample_types
 from spanlake.errors import UserError, shown
 from spanlake.modeling.config import ModelConfig
-from spanlake.modeling.cutting import cut_text
-from spanlake.modeling.token_head import PARTS
+from spanlake.modeling.cutting import CutText, cut_texts
 from spanlake.modeling.tokens import Batch, ModelTokenizer, Prompt
 from spanlake.modeling.words import Words
 
@@ -41,19 +40,30 @@ class TokenizedExample:
 
 
 def tokenize(
-    example: Example,
+    examples: Sequence[Example],
     tokenizer: ModelTokenizer,
     config: ModelConfig,
     *,
     source: int = 0,
-    where: str = "",
+    where: Sequence[str] = (),
 ) -> list[TokenizedExample]:
-    """Cuts a text into words and sub-words, and places its mentions on words. A text without words gives no example.
+    """Cuts texts into words and sub-words, and places their mentions on words. A text without words gives no example.
 
     A text longer than the model's window gives several examples, and each mention is complete in at least one of them.
-    A mention that begins or ends inside a word, or is wider than the widest span, is left out.
+    A mention that begins or ends inside a word, or is wider than the widest span, is left out. `where` has the names of
+    the texts.
     """
-    cut = cut_text(example.text, tokenizer)
+    cuts = cut_texts([example.text for example in examples], tokenizer)
+    room = int((config.max_tokens - tokenizer.special_tokens) * (1 - _PROMPT_SHARE))
+    found: list[TokenizedExample] = []
+    for example, cut, name in zip(examples, cuts, where or [""] * len(examples), strict=True):
+        found += _placed(example, cut, room, config, source, name)
+    return found
+
+
+def _placed(
+    example: Example, cut: CutText, room: int, config: ModelConfig, source: int, where: str
+) -> list[TokenizedExample]:
     first, last = edges_of_words(example.text, cut.offsets)
     spans: list[tuple[int, int, Types]] = []
     unplaced = set[str]()
@@ -63,7 +73,7 @@ def tokenize(
             spans.append((start, end, mention.types))
         else:
             unplaced.update(mention.types)
-    words, windows = cut.windows(int((config.max_tokens - tokenizer.special_tokens) * (1 - _PROMPT_SHARE)), config)
+    words, windows = cut.windows(room, config)
     examples = []
     for number, window in enumerate(windows):
         inside = [span for span in spans if window.first <= span[0] and span[1] < window.stop]
@@ -115,8 +125,10 @@ def training_batch(
     step: int,
     frequencies: Mapping[str, int] | None = None,
 ) -> tuple[Batch, torch.Tensor]:
-    """Returns the `chosen` examples of a step as a batch with newly sampled types, and targets [B, W, K, C] float32.
-    The targets of a token-level model are [B, W, 3, C]: start, end and inside.
+    """Returns the `chosen` examples of a step as a batch with newly sampled types, and where its true scores are.
+
+    The second is int64 [4, P]: the text, the first word, the width less one, and the type of each true span. A
+    token-level model has words in the place of spans, and 0, 1 or 2 (start, end, inside) in the place of widths.
 
     `examples` are those of all workers, because negatives come from all of them. `sources` are the data sets of the
     examples, and `frequencies` says how often types occur in all data sets. The types of an example depend on the seed,
@@ -145,18 +157,18 @@ def training_batch(
         rows.append((prompt, example.words))
         places.append({types: at for types, at in place.items() if at < len(prompt.type_positions)})
     batch = tokenizer.collate(rows, config.pad_token_id)
-    cells = PARTS if config.token_level else config.max_width
-    targets = torch.zeros(len(rows), batch.word_positions.shape[1], cells, batch.type_positions.shape[1])
+    true: list[tuple[int, int, int, int]] = []
     for row, (index, place) in enumerate(zip(chosen, places, strict=True)):
         for start, end, types in examples[index].spans:
             if types not in place:
                 continue
+            at = place[types]
             if config.token_level:
-                targets[row, start, 0, place[types]] = targets[row, end, 1, place[types]] = 1.0
-                targets[row, start : end + 1, 2, place[types]] = 1.0
+                inside = ((row, word, 2, at) for word in range(start, end + 1))
+                true += [(row, start, 0, at), (row, end, 1, at), *inside]
             else:
-                targets[row, start, end - start, place[types]] = 1.0
-    return batch, targets
+                true.append((row, start, end - start, at))
+    return batch, torch.from_numpy(np.array(true, dtype=np.int64).reshape(-1, 4).T.copy())
 
 
 def _fitting_prompt(

@@ -238,16 +238,14 @@ class ExampleStream:
                 rate = self.sentence_rates[number] if self.sentence_rates else 0.0
                 rng = np.random.default_rng((self.seed, 5, plan.epoch, plan.number, piece))
                 rows = examples_of(files[prepared.place.path].row_group(file, index))
+                chosen: list[Example] = []
+                names: list[str] = []
                 for row, (example, keep) in enumerate(zip(rows, kept, strict=True), first):
                     if keep and row not in held_out:
                         parts = sentences_of(example) if rng.random() < rate else [example]
-                        examples += tokenize(
-                            without_types(parts[int(rng.integers(len(parts)))], self.ignored_types),
-                            self.tokenizer,
-                            self.config,
-                            source=number,
-                            where=f"{prepared.name}, row {row + 1}",
-                        )
+                        chosen.append(without_types(parts[int(rng.integers(len(parts)))], self.ignored_types))
+                        names.append(f"{prepared.name}, row {row + 1}")
+                examples += tokenize(chosen, self.tokenizer, self.config, source=number, where=names)
         return examples
 
     def load_ahead(self, plans: Sequence[PoolPlan]) -> Iterator[Pool]:

@@ -226,7 +226,7 @@ class PromptTokenizer(ModelTokenizer):
 
         Raises `UserError` for a label without visible characters or with one of the tokenizer's reserved tokens.
         """
-        ids = tuple(self.backend.encode([label], is_pretokenized=True, add_special_tokens=False).ids)
+        [ids] = self._cut_distinct([label])
         check_label(label, ids, self.backend, self._reserved)
         return ids
 

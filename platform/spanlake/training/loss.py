@@ -1,7 +1,7 @@
 """The loss of every real span and type: binary cross-entropy (Zaratiana et al. 2023, equation 3), or focal loss
 (Lin et al. 2017, equation 5).
 
-Shapes: B texts, W words, K span width, C types.
+Shapes: B texts, W words, K span width, C types, P true spans.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from spanlake.training.recipe import OptimSection
 
 def span_loss(
     logits_BWKC: torch.Tensor,
-    targets_BWKC: torch.Tensor,
+    true_4P: torch.Tensor,
     word_counts: list[int],
     type_counts: list[int],
     optim: OptimSection,
@@ -24,11 +24,13 @@ def span_loss(
     """The loss summed over texts, spans and types; a step divides it by the texts of its whole batch. At token level it
     is summed over words and the parts of their scores, in the place of spans.
 
-    Targets are 0 or 1. `optim.positive_weight` multiplies the loss of true spans, which are about one in a hundred;
-    focal loss, with p the probability given to what is right, multiplies every loss by (1 - p) ** `focal_gamma`, and by
-    `focal_alpha` where the span is true and 1 - `focal_alpha` where it is not.
+    true_4P: int64, the places of the true spans in `logits_BWKC`. `optim.positive_weight` multiplies the loss of true
+    spans, which are about one in a hundred; focal loss, with p the probability given to what is right, multiplies every
+    loss by (1 - p) ** `focal_gamma`, and by `focal_alpha` where the span is true and 1 - `focal_alpha` where it is not.
     """
-    logits_BWKC, targets_BWKC = logits_BWKC.float(), targets_BWKC.float()
+    logits_BWKC = logits_BWKC.float()
+    targets_BWKC = torch.zeros_like(logits_BWKC)
+    targets_BWKC[tuple(true_4P)] = 1.0
     # No indices of what counts, and no copies: the padding is a few per cent.
     losses = functional.binary_cross_entropy_with_logits(logits_BWKC, targets_BWKC, reduction="none")
     weights = _counted(logits_BWKC, word_counts, type_counts, token_level)

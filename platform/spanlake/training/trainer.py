@@ -62,7 +62,7 @@ class _Part:
     chosen: list[int]  # indexes of its texts in the batch
     weight: float
     batch: Batch
-    targets: torch.Tensor  # as training_batch returns them
+    true: torch.Tensor  # where the true scores are, as training_batch returns it
 
 
 class Trainer:
@@ -165,7 +165,7 @@ class Trainer:
     def _parts(self, batch: StreamBatch, step: int) -> Iterator[_Part]:
         recipe, package = self._recipe, self._package
         for chosen, weight in _cut_share(batch.examples, self._worker, recipe.schedule.micro_tokens):
-            part, targets = training_batch(
+            part, true = training_batch(
                 batch.examples,
                 chosen,
                 package.tokenizer,
@@ -175,7 +175,7 @@ class Trainer:
                 step=step,
                 frequencies=self._data.frequencies,
             )
-            yield _Part(chosen, weight, part, targets)
+            yield _Part(chosen, weight, part, true)
 
     def _step(self, batch: StreamBatch, parts: list[_Part], step: int) -> tuple[float, float | None]:
         """One optimiser step. Returns the loss over the whole batch, and the gradient's norm where it is known.
@@ -190,10 +190,9 @@ class Trainer:
         for part in parts:
             with torch.autocast(worker.device.type, torch.bfloat16, enabled=self._precision == torch.bfloat16):
                 logits = self._engine.forward(part.batch.to(worker.device))
-            targets = part.targets.to(worker.device, non_blocking=True)
             loss = span_loss(
                 logits,
-                targets,
+                part.true.to(worker.device, non_blocking=True),
                 part.batch.word_counts,
                 part.batch.type_counts,
                 recipe.optim,

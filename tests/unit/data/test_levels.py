@@ -42,7 +42,7 @@ def test_windows_of_a_long_text_know_the_types_of_the_rest() -> None:
         Mention(len(text) - 3, len(text), "person"),
         Mention(5, 7, "inside a word"),
     )
-    windows = tokenize(Example(text, mentions, (), ("river",)), package.tokenizer, package.config, source=3)
+    windows = tokenize([Example(text, mentions, (), ("river",))], package.tokenizer, package.config, source=3)
     assert len(windows) > 1 and {window.source for window in windows} == {3}
     for window in windows:
         here = {label for *_, types in window.spans for label in types}

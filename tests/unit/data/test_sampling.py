@@ -68,9 +68,9 @@ def test_mentions_that_no_span_stands_for_are_left_out(tokenizer: PromptTokenize
         Mention(0, 18, "wide"),  # four words
         Mention(1, 7, "inside"),  # begins within "one"
     )
-    (example,) = tokenize(Example(text, mentions), tokenizer, CONFIG)
+    (example,) = tokenize([Example(text, mentions)], tokenizer, CONFIG)
     assert example.spans == one_each((0, 0, "kept"))
-    assert tokenize(Example(" \n", ()), tokenizer, CONFIG) == []
+    assert tokenize([Example(" \n", ())], tokenizer, CONFIG) == []
 
 
 @pytest.mark.parametrize(
@@ -88,7 +88,7 @@ def test_long_texts_are_trained_in_windows_that_lose_no_mention(tokenizer: Promp
         if "." not in "".join(words[i : i + k - 1])  # a full stop is a word of its own
     )
     example = Example(" ".join(words), mentions)
-    windows = tokenize(example, tokenizer, config, where="x, row 1")
+    windows = tokenize([example], tokenizer, config, where=["x, row 1"])
     assert len(windows) > 5
     assert all(window.tokens < config.max_tokens and len(window.words) <= config.max_words for window in windows)
     found = {label for window in windows for *_, (label,) in window.spans}
@@ -202,10 +202,10 @@ def test_an_example_is_asked_the_same_whatever_the_workers(
     examples = [TokenizedExample(words, one_each((0, 1, f"t{i}"), (2, 2, "u")), (f"t{i}", "u", "v")) for i in range(5)]
 
     def asked(chosen: range) -> dict[int, tuple[list[str], float]]:
-        batch, targets = training_batch(
+        batch, true = training_batch(
             examples, chosen, tokenizer, [SetTypes(sampling)], CONFIG, seed=1, step=3, frequencies={"u": 9}
         )
-        return {i: (names_in(tokenizer, batch, row), targets[row].sum().item()) for row, i in enumerate(chosen)}
+        return {i: (names_in(tokenizer, batch, row), (true[0] == row).sum().item()) for row, i in enumerate(chosen)}
 
     alone = asked(range(5))
     shared = [asked(range(rank, 5, workers)) for rank in range(workers)]
@@ -219,12 +219,12 @@ def test_negatives_come_from_the_other_texts_of_the_batch_at_the_ratio(tokenizer
     ]
     for ratio, negatives in ((0.0, 0), (0.25, 1), (0.5, 4), (0.75, 12)):
         sampling = Sampling(negative_ratio=ratio, drop_types=False)
-        batch, targets = training_batch(examples, range(6), tokenizer, [SetTypes(sampling)], CONFIG, seed=0, step=1)
+        batch, true = training_batch(examples, range(6), tokenizer, [SetTypes(sampling)], CONFIG, seed=0, step=1)
         for row in range(6):
             names = names_in(tokenizer, batch, row)
             own = {f"t{row}{k}" for k in range(4)}
             assert own <= {*names} and len({*names} - own) == negatives and "never" not in names
-        assert targets.sum() == 24
+        assert true.shape == (4, 24)
 
 
 def test_the_ratio_is_kept_where_there_are_more_types_than_a_prompt_holds() -> None:
@@ -272,9 +272,9 @@ def test_a_prompt_that_does_not_fit_beside_its_text_asks_for_fewer_types(tokeniz
     )
     asked = Counter[str]()
     for step in range(60):
-        batch, targets = training_batch([example], [0], tokenizer, [SetTypes(OWN)], config, seed=0, step=step)
+        batch, true = training_batch([example], [0], tokenizer, [SetTypes(OWN)], config, seed=0, step=step)
         assert batch.input_ids.shape[1] <= config.max_tokens
-        assert targets.sum() == 4 == batch.type_counts[0]
+        assert true.shape[1] == 4 == batch.type_counts[0]
         asked.update(names_in(tokenizer, batch, 0))
     assert {*asked} == {*types}
     long = dataclasses.replace(example, spans=one_each((0, 0, "y" * 60)), absent=())
@@ -282,13 +282,12 @@ def test_a_prompt_that_does_not_fit_beside_its_text_asks_for_fewer_types(tokeniz
         training_batch([long], [0], tokenizer, [SetTypes(OWN)], config, seed=0, step=0)
 
 
-def test_targets_stand_where_the_mentions_are(tokenizer: PromptTokenizer) -> None:
+def test_the_true_spans_are_those_of_the_mentions(tokenizer: PromptTokenizer) -> None:
     config = dataclasses.replace(CONFIG, max_width=2)
     example = TokenizedExample(words_of(tokenizer, "a", "b", "c"), one_each((0, 1, "x"), (2, 2, "y")), ("x", "y"))
-    batch, targets = training_batch([example], [0], tokenizer, [SetTypes(OWN)], config, seed=0, step=1)
-    assert targets.shape == (1, 3, 2, 2) and targets.sum() == 2
+    batch, true = training_batch([example], [0], tokenizer, [SetTypes(OWN)], config, seed=0, step=1)
     order = names_in(tokenizer, batch, 0)
-    assert targets[0, 0, 1, order.index("x")] == 1 and targets[0, 2, 0, order.index("y")] == 1
+    assert true.T.tolist() == [[0, 0, 1, order.index("x")], [0, 2, 0, order.index("y")]]
 
 
 def test_each_data_set_is_asked_in_its_own_way(tokenizer: PromptTokenizer) -> None:

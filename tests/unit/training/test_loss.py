@@ -44,7 +44,7 @@ def test_the_loss_and_its_gradient_equal_the_formula_over_real_spans_and_types(o
     targets = torch.zeros(2, 3, 2, 2)
     targets[0, 0, 1, 0] = targets[1, 0, 0, 0] = 1
     expected = by_formula(logits, targets, optim)
-    loss = span_loss(logits, targets, WORDS, TYPES, optim)
+    loss = span_loss(logits, targets.nonzero().T, WORDS, TYPES, optim)
     assert loss.item() == pytest.approx(expected.item(), rel=1e-5)
     (mine,) = torch.autograd.grad(loss, logits)
     (theirs,) = torch.autograd.grad(expected, logits)
@@ -58,7 +58,7 @@ def test_certain_scores_give_finite_losses_and_gradients(loss: str, gamma: float
     logits = torch.tensor([sure, -sure, sure, -sure]).view(1, 2, 1, 2).requires_grad_()
     targets = torch.tensor([1.0, 0.0, 0.0, 1.0]).view(1, 2, 1, 2)  # right, right, wrong, wrong
     optim = OptimSection(loss=loss, focal_alpha=0.5, focal_gamma=gamma)
-    total = span_loss(logits, targets, [2], [2], optim)
+    total = span_loss(logits, targets.nonzero().T, [2], [2], optim)
     assert total.item() == pytest.approx(2 * sure * (0.5 if loss == "focal" else 1))
     (gradient,) = torch.autograd.grad(total, logits)
     assert gradient.isfinite().all()
