@@ -72,6 +72,12 @@ class Package:
     def config(self) -> ModelConfig:
         return self.model.config
 
+    @property
+    def base_fingerprint(self) -> str:
+        """Returns the fingerprint of the model below an adapter; of another package, its own."""
+        adapter = self.metadata.get("adapter")
+        return self.fingerprint if adapter is None else str(adapter["base_fingerprint"])
+
     @cached_property
     def calibration(self) -> Calibration | None:
         found = self.metadata.get("calibration")

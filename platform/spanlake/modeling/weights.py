@@ -1,4 +1,4 @@
-"""Fills a model from the tensors of a file. Every weight is filled, and every tensor is used."""
+"""Fills a model from the tensors of a file, and lets two models hold equal tensors once."""
 
 from __future__ import annotations
 
@@ -14,6 +14,8 @@ def load_weights(model: SpanModel, tensors: Mapping[str, torch.Tensor], names: M
     """Makes `tensors` the weights of `model`, without a copy of those in float32.
 
     `names` maps the name of each tensor of `model` to its name in `tensors`.
+
+    Every weight is filled, and every tensor is used.
 
     Raises `PackageError`, which names `source`, for a tensor that is missing, extra or misshapen.
     """
@@ -32,3 +34,17 @@ def load_weights(model: SpanModel, tensors: Mapping[str, torch.Tensor], names: M
             )
     state = model.state_dict()
     model.load_state_dict({key: tensors[name].to(state[key].dtype) for key, name in names.items()}, assign=True)
+
+
+def share_weights(model: SpanModel, other: SpanModel) -> None:
+    """Makes `model` hold those weights of `other` that are equal to its own, so that memory holds them once.
+
+    Weights on another device or in another precision are not shared. Neither model may change its weights afterwards.
+    """
+    held = dict(other.named_parameters())
+    for name, weight in model.named_parameters():
+        same = held.get(name)
+        if same is None or (same.device, same.dtype) != (weight.device, weight.dtype):
+            continue
+        if torch.equal(same, weight):  # False for another shape
+            weight.data = same.data

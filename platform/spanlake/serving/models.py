@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import time
 from collections import Counter, OrderedDict
@@ -10,10 +11,12 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 
-from spanlake.errors import one_line
+from spanlake.errors import UserError, one_line
 from spanlake.inference.extractor import Extractor
 from spanlake.inference.planning import Row
 from spanlake.inference.settings import Settings
+from spanlake.modeling.weights import share_weights
+from spanlake.package import Package
 from spanlake.serving.config import ServeConfig
 from spanlake.serving.errors import ApiError, unavailable
 from spanlake.serving.health import Health
@@ -125,7 +128,8 @@ class Models:
         config = self._config
         began = time.monotonic()
         model = config.model if name is None else config.models[name]
-        extractor, rate = await asyncio.to_thread(_load_warm, config, model)
+        others = [] if name is None else [served.extractor for served in self.loaded]
+        extractor, rate = await asyncio.to_thread(_load_warm, config, model, others)
         queue = Queue(extractor.batch_tokens, config.limits, Rate(extractor.batch_tokens, rate))
         runner = Runner(extractor, queue, stuck_seconds=config.stuck_seconds, observe=self._observe)
         name = name or extractor.package.name
@@ -137,8 +141,8 @@ class Models:
         await asyncio.gather(*(model.close(seconds) for model in self.loaded))
 
 
-def _load_warm(config: ServeConfig, model: str) -> tuple[Extractor, float]:
-    """Returns the sub-words per second that it reads, too."""
+def _load_warm(config: ServeConfig, model: str, others: list[Extractor]) -> tuple[Extractor, float]:
+    """Returns the sub-words per second that it reads, too. `others` are the Extractors in memory."""
     extractor = Extractor.load(
         model,
         device=config.device,
@@ -146,7 +150,16 @@ def _load_warm(config: ServeConfig, model: str) -> tuple[Extractor, float]:
         batch_tokens=config.batch_tokens,
         threads=config.threads,
     )
+    for other in others:
+        with contextlib.suppress(UserError):  # it has been closed since
+            _share(extractor.package, other.package)
     return extractor, warm_up(extractor)
+
+
+def _share(package: Package, other: Package) -> None:
+    """Adapters over one base, and the base itself, share the weights that they do not change."""
+    if package.base_fingerprint == other.base_fingerprint:
+        share_weights(package.model, other.model)
 
 
 def warm_up(extractor: Extractor) -> float:

@@ -210,7 +210,7 @@ class Trainer:
     def _measured(self, window: _Window, norm: float | None) -> dict[str, Any]:
         progress = self._progress
         seconds = time.monotonic() - window.began
-        rates = self._engine.rates()
+        rates, lora = self._engine.rates(), self._recipe.model.lora
         return {
             "step": progress.step,
             "loss": window.loss / window.steps,
@@ -222,7 +222,7 @@ class Trainer:
             "flop_utilisation": window.flops / seconds / self._rate,
             "seconds_left": seconds / window.steps * (self._recipe.schedule.steps - progress.step),
             "encoder_lr": rates[0],
-            "head_lr": rates[-1],
+            "head_lr": 0.0 if lora and not lora.train_head else rates[-1],
             "workers": progress.size,
             **({} if norm is None else {"gradient_norm": norm}),
         }

@@ -9,8 +9,10 @@ import psutil
 import pytest
 import torch
 
-from spanlake import Extractor
+from spanlake import Entity, Extractor
+from spanlake.modeling.lora import Adapter
 from spanlake.modeling.model import SpanModel
+from spanlake.package import load_package, save_adapter
 from spanlake.serving.config import read_config
 from spanlake.serving.models import Models
 
@@ -55,3 +57,43 @@ def test_an_evicted_model_frees_its_memory_before_the_next_one_loads(
     asyncio.run(use_each())
     assert alive_before == [0, 1, 1, 1, 1]  # the default one alone
     assert memory_before[-1] - memory_before[2] < 50_000_000  # not a model more, though two have come and gone
+
+
+def bytes_held(extractors: list[Extractor]) -> int:
+    """Returns the bytes of the weights in memory, those that several models share counted once."""
+    weights = [weight for extractor in extractors for weight in extractor.package.model.parameters()]
+    return sum({weight.data_ptr(): weight.nbytes for weight in weights}.values())
+
+
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+def test_adapters_over_one_base_share_the_weights_that_they_do_not_change(
+    precision: str, tiny_model_dir: Path, tmp_path: Path
+):
+    layer, base = "encoder.encoder.layer.0.attention.self.query", load_package(tiny_model_dir)
+    paths = {"base": str(tiny_model_dir)}
+    for seed, name in enumerate(["legal", "medical"]):
+        torch.manual_seed(seed)
+        changes = {f"{layer}.lora_A": torch.randn(4, 32), f"{layer}.lora_B": torch.randn(32, 4)}
+        paths[name] = str(tmp_path / name)
+        save_adapter(tmp_path / name, Adapter(str(tiny_model_dir), base.fingerprint, 4, 1.0), changes, base)
+    texts, labels = ["Ada met Curie in London and Paris"], ["person", "place"]
+
+    def found(extractor: Extractor) -> list[list[Entity]]:
+        return extractor.extract(texts, labels, threshold=0.01)
+
+    apart = {name: found(Extractor.load(path, device="cpu", precision=precision)) for name, path in paths.items()}
+    settings = {"model": paths["base"], "models": paths, "loaded_models": 3, "device": "cpu", "precision": precision}
+
+    async def served() -> None:
+        held = Models(read_config(settings), lambda report: None)
+        await held.load_default()
+        one = bytes_held([held.default.extractor])
+        for name in ("legal", "medical"):
+            async with held.use(name) as model:
+                assert found(model.extractor) == apart[name] != apart["base"]
+        query = base.model.get_parameter(f"{layer}.weight").numel() * (4 if precision == "float32" else 2)
+        assert bytes_held([model.extractor for model in held.loaded]) == one + 2 * query
+        assert found(held.default.extractor) == apart["base"]
+        await held.close(5)
+
+    asyncio.run(served())
