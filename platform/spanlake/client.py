@@ -127,6 +127,7 @@ class Client:
         multi_label: bool = False,
         model: str | None = None,
         rules: str | None = None,
+        join_adjacent: bool = False,
     ) -> list[list[Entity]]:
         """Returns the entities of each text, in the order of the texts. The arguments are those of `Extractor.extract`,
         but `rules` is the name of rules that the server has.
@@ -134,7 +135,8 @@ class Client:
         Raises `RefusedError` where the server does not accept the request, `PartialError` where it answers only some of
         the texts, and `NoAnswerError` where it answers none of them in time.
         """
-        body = json.dumps({"texts": _listed(texts), **_question(labels, threshold, nested, multi_label, model, rules)})
+        question = _question(labels, threshold, nested, multi_label, model, rules, join_adjacent)
+        body = json.dumps({"texts": _listed(texts), **question})
         return _results(self._send("POST", "v1/extract", body, _json), len(texts))
 
     def stream(
@@ -146,12 +148,13 @@ class Client:
         multi_label: bool = False,
         model: str | None = None,
         rules: str | None = None,
+        join_adjacent: bool = False,
     ) -> Iterator[list[Entity] | TextError]:
         """Yields, for each text in turn, its entities or the error that says why it has no answer.
 
         The number of texts read ahead is bounded. Raises as `extract` does.
         """
-        question = _question(labels, threshold, nested, multi_label, model, rules)
+        question = _question(labels, threshold, nested, multi_label, model, rules, join_adjacent)
         answered = 0
         with ThreadPoolExecutor(_CHUNKS_AHEAD, thread_name_prefix="spanlake-client") as pool:
             ahead: deque[Future[list[list[Entity] | TextError]]] = deque()
@@ -176,6 +179,7 @@ class Client:
         multi_label: bool = False,
         model: str | None = None,
         rules: str | None = None,
+        join_adjacent: bool = False,
     ) -> list[str]:
         """Returns the texts with their entities replaced.
 
@@ -183,7 +187,7 @@ class Client:
 
         The key is the server's. Raises as `extract` does.
         """
-        question = _question(labels, threshold, nested, multi_label, model, rules)
+        question = _question(labels, threshold, nested, multi_label, model, rules, join_adjacent)
         body = json.dumps({"texts": _listed(texts), **question, "redact": style})
         return _redacted(self._send("POST", "v1/extract", body, _json), len(texts))
 
@@ -250,9 +254,11 @@ class AsyncClient:
         multi_label: bool = False,
         model: str | None = None,
         rules: str | None = None,
+        join_adjacent: bool = False,
     ) -> list[list[Entity]]:
         """Does what `Client.extract` does."""
-        body = json.dumps({"texts": _listed(texts), **_question(labels, threshold, nested, multi_label, model, rules)})
+        question = _question(labels, threshold, nested, multi_label, model, rules, join_adjacent)
+        body = json.dumps({"texts": _listed(texts), **question})
         return _results(await self._send("POST", "v1/extract", body, _json), len(texts))
 
     async def stream(
@@ -264,9 +270,10 @@ class AsyncClient:
         multi_label: bool = False,
         model: str | None = None,
         rules: str | None = None,
+        join_adjacent: bool = False,
     ) -> AsyncIterator[list[Entity] | TextError]:
         """Does what `Client.stream` does."""
-        question = _question(labels, threshold, nested, multi_label, model, rules)
+        question = _question(labels, threshold, nested, multi_label, model, rules, join_adjacent)
         answered = 0
         ahead: deque[asyncio.Task[list[list[Entity] | TextError]]] = deque()
         try:
@@ -294,9 +301,10 @@ class AsyncClient:
         multi_label: bool = False,
         model: str | None = None,
         rules: str | None = None,
+        join_adjacent: bool = False,
     ) -> list[str]:
         """Does what `Client.redact` does."""
-        question = _question(labels, threshold, nested, multi_label, model, rules)
+        question = _question(labels, threshold, nested, multi_label, model, rules, join_adjacent)
         body = json.dumps({"texts": _listed(texts), **question, "redact": style})
         return _redacted(await self._send("POST", "v1/extract", body, _json), len(texts))
 
@@ -349,6 +357,7 @@ def _question(
     multi_label: bool,
     model: str | None,
     rules: str | None,
+    join_adjacent: bool,
 ) -> dict[str, Any]:
     if isinstance(labels, str):
         raise UserError(f"The labels are the single string {shown(labels)}; give a list of names.")
@@ -358,7 +367,9 @@ def _question(
     elif not isinstance(threshold, (int, float, type(None))):
         threshold = list(threshold)
     given = {"threshold": threshold, "rules": rules}
-    asked = {name: value for name, value in given.items() if value is not None}
+    asked: dict[str, Any] = {name: value for name, value in given.items() if value is not None}
+    if join_adjacent:  # a server that does not know it refuses it
+        asked["join_adjacent"] = True
     return {"labels": names, **asked, "nested": nested, "multi_label": multi_label, "model": model}
 
 

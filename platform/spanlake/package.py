@@ -233,7 +233,7 @@ def _load_adapter(directory: Path, manifest: dict[str, Any]) -> Package:
         )
     changes = _read_tensors(directory / ADAPTER_WEIGHTS)
     weights = changed(base.model.state_dict(), changes, adapter.scale, str(directory))
-    base.model.load_state_dict(weights, strict=False)
+    base.model.load_state_dict(weights, strict=False, assign=True)
     fingerprint = manifest.pop("fingerprint")
     return Package(str(manifest.get("name", directory.name)), base.model, base.tokenizer, manifest, fingerprint)
 

@@ -27,9 +27,11 @@ from spanlake.errors import UserError
 from spanlake.package import load_package, open_package
 from spanlake.storage import locate
 from spanlake.training import launch as launching
+from spanlake.training.command import _prepare
 from spanlake.training.data import recipe_data
 from spanlake.training.directory import claim
 from spanlake.training.launch import launch
+from spanlake.training.processes import train_here
 from spanlake.training.recipe import Recipe, read_recipe
 
 PEOPLE = ["Ada Lovelace", "Charles Babbage", "Marie Curie", "Alain Farley"]
@@ -154,6 +156,16 @@ def test_two_processes_of_torchrun_learn_what_one_learns(
     done = torchrun(recipe_file, tmp_path / "run", f"parallel.zero_stage={stage}", f"parallel.offload={offload}")
     assert done.returncode == 0, done.stderr
     assert losses(tmp_path / "run") == pytest.approx(alone, rel=1e-3)
+    assert open_package(str(tmp_path / "run" / "package")).name == "tiny"
+
+
+def test_two_processes_train_an_adapter_as_one_does(recipe_file: Path, tmp_path: Path) -> None:
+    pytest.importorskip("peft")
+    changes = ["model.lora={rank: 4, train_head: true}", "checkpoint.every=6"]
+    train_here(read_recipe(recipe_file, changes), locate(str(tmp_path / "alone")), _prepare)
+    done = torchrun(recipe_file, tmp_path / "run", *changes, "parallel.zero_stage=3")
+    assert done.returncode == 0, done.stderr
+    assert losses(tmp_path / "run") == pytest.approx(losses(tmp_path / "alone"), rel=1e-3)
     assert open_package(str(tmp_path / "run" / "package")).name == "tiny"
 
 

@@ -84,7 +84,7 @@ class Settings:
             raise UserError(
                 "Adjacent entities are joined only if entities do not overlap; leave out nested and multi-label."
             )
-        return replace(self, join=join)
+        return self if join == self.join else replace(self, join=join)
 
     def calibrated(self, calibration: Calibration | None) -> Settings:
         """Returns the settings with the model's thresholds, if the caller gave none."""

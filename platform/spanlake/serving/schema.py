@@ -55,6 +55,11 @@ class _Options(_Strict):
     )
     nested: bool = Field(default=False, description="Allow entities within entities.")
     multi_label: bool = Field(default=False, description="Allow several labels for one span.")
+    join_adjacent: bool = Field(
+        default=False,
+        description="Make one entity of those of one label that follow each other with at most whitespace between "
+        "them. Not with `nested` or `multi_label`.",
+    )
     model: str | None = Field(default=None, description="One that GET /v1/models lists; null: the default.")
     offsets: Offsets = Field(
         default="code_points",
@@ -89,9 +94,10 @@ class Question(_Options):
         """
         try:
             options = self.nested, self.multi_label, rules
-            if own is None:
-                return Settings.make(self.labels, self.threshold, *options)
-            return Settings.make(own, threshold_of(self.threshold, own), *options)
+            labels, threshold = (
+                (self.labels, self.threshold) if own is None else (own, threshold_of(self.threshold, own))
+            )
+            return Settings.make(labels, threshold, *options).joining(self.join_adjacent)
         except UserError as error:
             raise invalid(str(error)) from error
 
@@ -128,12 +134,12 @@ class ExtractRequest(_Options):
         sets = self.label_sets
         try:
             if sets[0] is self.labels:
-                return [_settings(sets[0], *options)] * len(self.texts)
+                return [_settings(sets[0], *options).joining(self.join_adjacent)] * len(self.texts)
             if len(sets) != len(self.texts):
                 raise UserError(
                     f"There are {len(sets)} lists of labels for {len(self.texts)} texts; give one, or one per text."
                 )
-            return settings_of_each(sets, *options)
+            return [each.joining(self.join_adjacent) for each in settings_of_each(sets, *options)]
         except UserError as error:
             raise invalid(str(error)) from error
 

@@ -143,6 +143,16 @@ def test_entities_say_their_source_where_the_request_names_rules(tiny_model_dir:
     assert (entity.text, entity.label, entity.score, entity.source) == ("www.example.org", "url", 1, "rule")
 
 
+def test_adjacent_entities_are_joined_on_request(tiny_model_dir: Path):
+    extractor = Extractor.load(str(tiny_model_dir), device="cpu", precision="float32")
+    text = "Ada Lovelace Curie Farley Ada London Paris Ada Curie"
+    request = ExtractRequest(texts=[text], labels=[Label(name="person")], threshold=0.3, join_adjacent=True)
+    answer, _ = ask(tiny_model_dir, lambda stub: stub.Extract(request))
+    [joined] = extractor.extract([text], ["person"], 0.3, join_adjacent=True)
+    assert [(each.start, each.end) for each in answer.results[0].entities] == [(e.start, e.end) for e in joined]
+    assert len(joined) < len(extractor.extract([text], ["person"], 0.3)[0])
+
+
 def test_a_full_queue_says_when_to_come_again(tiny_model_dir: Path):
     def fill(service: Service) -> None:
         async def full(request: Any) -> Any:

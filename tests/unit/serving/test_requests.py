@@ -184,6 +184,32 @@ def test_a_server_without_a_key_makes_no_hashes(
         assert ask(client, redact="mask").status_code == 200
 
 
+# --- adjacent entities ------------------------------------------------------------------------------------------------
+
+
+def test_adjacent_entities_are_joined_on_request(client: httpx.Client, extractor: Extractor):
+    texts = ["Ada Lovelace Curie Farley Ada London Paris Ada Curie", *TEXTS]
+    apart, joined = (extractor.extract(texts, LABELS, 0.3, join_adjacent=join) for join in (False, True))
+    assert len(joined[0]) < len(apart[0])
+    answer = ask(client, texts=texts, join_adjacent=True).json()["results"]
+    assert spans(answer) == of(joined)
+    assert spans(ask(client, texts=texts, join_adjacent=False).json()["results"]) == of(apart)
+    own = ask(client, texts=texts, labels=[LABELS] * len(texts), join_adjacent=True).json()["results"]
+    assert spans(own) == of(joined)
+    question = {"labels": LABELS, "threshold": 0.3, "join_adjacent": True}
+    streamed = ask_stream(client, question, *texts, {"text": texts[0], "labels": LABELS})
+    assert spans([each["entities"] for each in streamed[1:-1]]) == of([*joined, joined[0]])
+    with Client(str(client.base_url)) as asker:
+        assert of(asker.extract(texts, LABELS, 0.3, join_adjacent=True)) == of(joined)
+
+
+@pytest.mark.parametrize("other", ["nested", "multi_label"])
+def test_overlapping_entities_are_not_joined(other: str, client: httpx.Client):
+    refused = ask(client, join_adjacent=True, **{other: True})
+    assert refused.status_code == 422
+    assert "only if entities do not overlap" in refused.json()["error"]["message"]
+
+
 # --- rules ------------------------------------------------------------------------------------------------------------
 
 

@@ -24,31 +24,31 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n*spanlake/serving/grpc_api/extraction.proto\x12\x0bspanlake.v1\"\xbc\x02\n\x0e\x45xtractRequest\x12\r\n\x05texts\x18\x01 \x03(\t\x12\"\n\x06labels\x18\x02 \x03(\x0b\x32\x12.spanlake.v1.Label\x12\x16\n\tthreshold\x18\x03 \x01(\x01H\x00\x88\x01\x01\x12\x0e\n\x06nested\x18\x04 \x01(\x08\x12\x13\n\x0bmulti_label\x18\x05 \x01(\x08\x12\x12\n\x05model\x18\x06 \x01(\tH\x01\x88\x01\x01\x12%\n\x07offsets\x18\x07 \x01(\x0e\x32\x14.spanlake.v1.Offsets\x12\x13\n\x06redact\x18\x08 \x01(\tH\x02\x88\x01\x01\x12)\n\nlabel_sets\x18\t \x03(\x0b\x32\x15.spanlake.v1.LabelSet\x12\x12\n\x05rules\x18\n \x01(\tH\x03\x88\x01\x01\x42\x0c\n\n_thresholdB\x08\n\x06_modelB\t\n\x07_redactB\x08\n\x06_rules\".\n\x08LabelSet\x12\"\n\x06labels\x18\x01 \x03(\x0b\x32\x12.spanlake.v1.Label\"e\n\x05Label\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x18\n\x0b\x64\x65scription\x18\x02 \x01(\tH\x00\x88\x01\x01\x12\x16\n\tthreshold\x18\x03 \x01(\x01H\x01\x88\x01\x01\x42\x0e\n\x0c_descriptionB\x0c\n\n_threshold\"Z\n\x0f\x45xtractResponse\x12!\n\x05model\x18\x01 \x01(\x0b\x32\x12.spanlake.v1.Model\x12$\n\x07results\x18\x02 \x03(\x0b\x32\x13.spanlake.v1.Result\"*\n\x05Model\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x13\n\x0b\x66ingerprint\x18\x02 \x01(\t\"\x85\x01\n\x06Result\x12%\n\x08\x65ntities\x18\x01 \x03(\x0b\x32\x13.spanlake.v1.Entity\x12&\n\x05\x65rror\x18\x02 \x01(\x0b\x32\x12.spanlake.v1.ErrorH\x00\x88\x01\x01\x12\x15\n\x08redacted\x18\x03 \x01(\tH\x01\x88\x01\x01\x42\x08\n\x06_errorB\x0b\n\t_redacted\"p\n\x06\x45ntity\x12\r\n\x05start\x18\x01 \x01(\x05\x12\x0b\n\x03\x65nd\x18\x02 \x01(\x05\x12\x0c\n\x04text\x18\x03 \x01(\t\x12\r\n\x05label\x18\x04 \x01(\t\x12\r\n\x05score\x18\x05 \x01(\x02\x12\x13\n\x06source\x18\x06 \x01(\tH\x00\x88\x01\x01\x42\t\n\x07_source\"&\n\x05\x45rror\x12\x0c\n\x04type\x18\x01 \x01(\t\x12\x0f\n\x07message\x18\x02 \x01(\t*%\n\x07Offsets\x12\x0f\n\x0b\x43ODE_POINTS\x10\x00\x12\t\n\x05UTF16\x10\x01\x32R\n\nExtraction\x12\x44\n\x07\x45xtract\x12\x1b.spanlake.v1.ExtractRequest\x1a\x1c.spanlake.v1.ExtractResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n*spanlake/serving/grpc_api/extraction.proto\x12\x0bspanlake.v1\"\xd3\x02\n\x0e\x45xtractRequest\x12\r\n\x05texts\x18\x01 \x03(\t\x12\"\n\x06labels\x18\x02 \x03(\x0b\x32\x12.spanlake.v1.Label\x12\x16\n\tthreshold\x18\x03 \x01(\x01H\x00\x88\x01\x01\x12\x0e\n\x06nested\x18\x04 \x01(\x08\x12\x13\n\x0bmulti_label\x18\x05 \x01(\x08\x12\x12\n\x05model\x18\x06 \x01(\tH\x01\x88\x01\x01\x12%\n\x07offsets\x18\x07 \x01(\x0e\x32\x14.spanlake.v1.Offsets\x12\x13\n\x06redact\x18\x08 \x01(\tH\x02\x88\x01\x01\x12)\n\nlabel_sets\x18\t \x03(\x0b\x32\x15.spanlake.v1.LabelSet\x12\x12\n\x05rules\x18\n \x01(\tH\x03\x88\x01\x01\x12\x15\n\rjoin_adjacent\x18\x0b \x01(\x08\x42\x0c\n\n_thresholdB\x08\n\x06_modelB\t\n\x07_redactB\x08\n\x06_rules\".\n\x08LabelSet\x12\"\n\x06labels\x18\x01 \x03(\x0b\x32\x12.spanlake.v1.Label\"e\n\x05Label\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x18\n\x0b\x64\x65scription\x18\x02 \x01(\tH\x00\x88\x01\x01\x12\x16\n\tthreshold\x18\x03 \x01(\x01H\x01\x88\x01\x01\x42\x0e\n\x0c_descriptionB\x0c\n\n_threshold\"Z\n\x0f\x45xtractResponse\x12!\n\x05model\x18\x01 \x01(\x0b\x32\x12.spanlake.v1.Model\x12$\n\x07results\x18\x02 \x03(\x0b\x32\x13.spanlake.v1.Result\"*\n\x05Model\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x13\n\x0b\x66ingerprint\x18\x02 \x01(\t\"\x85\x01\n\x06Result\x12%\n\x08\x65ntities\x18\x01 \x03(\x0b\x32\x13.spanlake.v1.Entity\x12&\n\x05\x65rror\x18\x02 \x01(\x0b\x32\x12.spanlake.v1.ErrorH\x00\x88\x01\x01\x12\x15\n\x08redacted\x18\x03 \x01(\tH\x01\x88\x01\x01\x42\x08\n\x06_errorB\x0b\n\t_redacted\"p\n\x06\x45ntity\x12\r\n\x05start\x18\x01 \x01(\x05\x12\x0b\n\x03\x65nd\x18\x02 \x01(\x05\x12\x0c\n\x04text\x18\x03 \x01(\t\x12\r\n\x05label\x18\x04 \x01(\t\x12\r\n\x05score\x18\x05 \x01(\x02\x12\x13\n\x06source\x18\x06 \x01(\tH\x00\x88\x01\x01\x42\t\n\x07_source\"&\n\x05\x45rror\x12\x0c\n\x04type\x18\x01 \x01(\t\x12\x0f\n\x07message\x18\x02 \x01(\t*%\n\x07Offsets\x12\x0f\n\x0b\x43ODE_POINTS\x10\x00\x12\t\n\x05UTF16\x10\x01\x32R\n\nExtraction\x12\x44\n\x07\x45xtract\x12\x1b.spanlake.v1.ExtractRequest\x1a\x1c.spanlake.v1.ExtractResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'spanlake.serving.grpc_api.extraction_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_OFFSETS']._serialized_start=955
-  _globals['_OFFSETS']._serialized_end=992
+  _globals['_OFFSETS']._serialized_start=978
+  _globals['_OFFSETS']._serialized_end=1015
   _globals['_EXTRACTREQUEST']._serialized_start=60
-  _globals['_EXTRACTREQUEST']._serialized_end=376
-  _globals['_LABELSET']._serialized_start=378
-  _globals['_LABELSET']._serialized_end=424
-  _globals['_LABEL']._serialized_start=426
-  _globals['_LABEL']._serialized_end=527
-  _globals['_EXTRACTRESPONSE']._serialized_start=529
-  _globals['_EXTRACTRESPONSE']._serialized_end=619
-  _globals['_MODEL']._serialized_start=621
-  _globals['_MODEL']._serialized_end=663
-  _globals['_RESULT']._serialized_start=666
-  _globals['_RESULT']._serialized_end=799
-  _globals['_ENTITY']._serialized_start=801
-  _globals['_ENTITY']._serialized_end=913
-  _globals['_ERROR']._serialized_start=915
-  _globals['_ERROR']._serialized_end=953
-  _globals['_EXTRACTION']._serialized_start=994
-  _globals['_EXTRACTION']._serialized_end=1076
+  _globals['_EXTRACTREQUEST']._serialized_end=399
+  _globals['_LABELSET']._serialized_start=401
+  _globals['_LABELSET']._serialized_end=447
+  _globals['_LABEL']._serialized_start=449
+  _globals['_LABEL']._serialized_end=550
+  _globals['_EXTRACTRESPONSE']._serialized_start=552
+  _globals['_EXTRACTRESPONSE']._serialized_end=642
+  _globals['_MODEL']._serialized_start=644
+  _globals['_MODEL']._serialized_end=686
+  _globals['_RESULT']._serialized_start=689
+  _globals['_RESULT']._serialized_end=822
+  _globals['_ENTITY']._serialized_start=824
+  _globals['_ENTITY']._serialized_end=936
+  _globals['_ERROR']._serialized_start=938
+  _globals['_ERROR']._serialized_end=976
+  _globals['_EXTRACTION']._serialized_start=1017
+  _globals['_EXTRACTION']._serialized_end=1099
 # @@protoc_insertion_point(module_scope)

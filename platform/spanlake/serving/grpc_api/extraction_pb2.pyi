@@ -15,7 +15,7 @@ CODE_POINTS: Offsets
 UTF16: Offsets
 
 class ExtractRequest(_message.Message):
-    __slots__ = ("texts", "labels", "threshold", "nested", "multi_label", "model", "offsets", "redact", "label_sets", "rules")
+    __slots__ = ("texts", "labels", "threshold", "nested", "multi_label", "model", "offsets", "redact", "label_sets", "rules", "join_adjacent")
     TEXTS_FIELD_NUMBER: _ClassVar[int]
     LABELS_FIELD_NUMBER: _ClassVar[int]
     THRESHOLD_FIELD_NUMBER: _ClassVar[int]
@@ -26,6 +26,7 @@ class ExtractRequest(_message.Message):
     REDACT_FIELD_NUMBER: _ClassVar[int]
     LABEL_SETS_FIELD_NUMBER: _ClassVar[int]
     RULES_FIELD_NUMBER: _ClassVar[int]
+    JOIN_ADJACENT_FIELD_NUMBER: _ClassVar[int]
     texts: _containers.RepeatedScalarFieldContainer[str]
     labels: _containers.RepeatedCompositeFieldContainer[Label]
     threshold: float
@@ -36,7 +37,8 @@ class ExtractRequest(_message.Message):
     redact: str
     label_sets: _containers.RepeatedCompositeFieldContainer[LabelSet]
     rules: str
-    def __init__(self, texts: _Optional[_Iterable[str]] = ..., labels: _Optional[_Iterable[_Union[Label, _Mapping]]] = ..., threshold: _Optional[float] = ..., nested: _Optional[bool] = ..., multi_label: _Optional[bool] = ..., model: _Optional[str] = ..., offsets: _Optional[_Union[Offsets, str]] = ..., redact: _Optional[str] = ..., label_sets: _Optional[_Iterable[_Union[LabelSet, _Mapping]]] = ..., rules: _Optional[str] = ...) -> None: ...
+    join_adjacent: bool
+    def __init__(self, texts: _Optional[_Iterable[str]] = ..., labels: _Optional[_Iterable[_Union[Label, _Mapping]]] = ..., threshold: _Optional[float] = ..., nested: _Optional[bool] = ..., multi_label: _Optional[bool] = ..., model: _Optional[str] = ..., offsets: _Optional[_Union[Offsets, str]] = ..., redact: _Optional[str] = ..., label_sets: _Optional[_Iterable[_Union[LabelSet, _Mapping]]] = ..., rules: _Optional[str] = ..., join_adjacent: _Optional[bool] = ...) -> None: ...
 
 class LabelSet(_message.Message):
     __slots__ = ("labels",)

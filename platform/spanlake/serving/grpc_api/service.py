@@ -86,6 +86,7 @@ def _asked(request: messages.ExtractRequest, record: RequestRecord, limits: Limi
         "threshold": _threshold(request, [label for labels in sets for label in labels]),
         "nested": request.nested,
         "multi_label": request.multi_label,
+        "join_adjacent": request.join_adjacent,
         "model": request.model if request.HasField("model") else None,
         "offsets": messages.Offsets.Name(request.offsets).lower(),
         "rules": request.rules if request.HasField("rules") else None,
