@@ -12,6 +12,7 @@ from spanlake.errors import UserError, shown
 from spanlake.modeling.families import unfilled_model
 from spanlake.modeling.lora import DOWN, UP, changed
 from spanlake.modeling.model import SpanModel
+from spanlake.modeling.weights import load_weights
 from spanlake.training.recipe import LoraSection
 
 _ADAPTER = "default"  # peft's name for the only adapter of a model
@@ -58,10 +59,11 @@ def changes_of(model: SpanModel, lora: LoraSection) -> dict[str, torch.Tensor]:
 
 
 def merged(model: SpanModel, lora: LoraSection) -> SpanModel:
-    """Returns a model without an adapter that computes the same."""
+    """Returns a model without an adapter that computes the same. It shares the weights that are not trained."""
     weights = _weights(model.state_dict())
+    weights |= changed(weights, changes_of(model, lora), lora.alpha / lora.rank, "the run")
     copy = unfilled_model(model.config)
-    copy.load_state_dict(weights | changed(weights, changes_of(model, lora), lora.alpha / lora.rank, "the run"))
+    load_weights(copy, weights, {name: name for name in weights}, "the run")
     return copy
 
 
