@@ -39,7 +39,6 @@ from transformers import TrainerCallback
 from spanlake.data.batches import TokenizedExample, plan_epoch, training_batch
 from spanlake.data.sampling import Sampling, SetTypes, sample_types
 from spanlake.modeling.cpu import prepare_cpu_training
-from spanlake.package import prompt_tokenizer
 from spanlake.training.encoders import starting_model
 from spanlake.training.loss import span_loss
 from spanlake.training.optimiser import adamw
@@ -207,7 +206,7 @@ class Spanlake:
         self.seconds: list[tuple[float, float]] = []  # of each step, by the clock and by the processor
         self.parts: dict[str, list[float]] = {}
         torch.manual_seed(1)
-        tokenizer, self._model, _ = starting_model(
+        self._prompts, self._model, _ = starting_model(
             ModelSection(
                 encoder=args.encoder,
                 span_head="marker_v0",
@@ -219,7 +218,6 @@ class Spanlake:
             )
         )
         prepare_cpu_training(self._model)
-        self._prompts = prompt_tokenizer(tokenizer, self._model.config)
         self._optimiser = adamw(self._model, OPTIM)
 
     def batches(self, passages: list[Passage], steps: int, size: int) -> list[list[Passage]]:

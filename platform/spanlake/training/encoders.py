@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,6 +13,7 @@ from torch import nn
 
 from spanlake.errors import PackageError, UserError, one_line
 from spanlake.modeling.bert import Bert, BertConfig, is_bert
+from spanlake.modeling.bi_encoder import BiEncoderModel
 from spanlake.modeling.config import ModelConfig
 from spanlake.modeling.model import (
     SpanModel,
@@ -22,8 +24,9 @@ from spanlake.modeling.model import (
     new_encoder,
 )
 from spanlake.modeling.pretrained import pretrained_tokenizer
+from spanlake.modeling.tokens import ModelTokenizer
 from spanlake.modeling.unfilled import Unfilled
-from spanlake.package import find_model, fingerprint_model, open_package
+from spanlake.package import find_model, fingerprint_model, open_package, prompt_tokenizer
 from spanlake.training.known_encoders import KNOWN_ENCODERS
 from spanlake.training.lora import add_lora
 from spanlake.training.recipe import ModelSection
@@ -36,33 +39,46 @@ PROMPT_TOKENS = ("[FLERT]", "<<ENT>>", "<<SEP>>")
 _DROPOUTS = ("attention_probs_dropout_prob", "hidden_dropout_prob", "attention_dropout", "dropout", "dropout_rate")
 
 
-def starting_model(section: ModelSection) -> tuple[Tokenizer, SpanModel, str]:
-    """Returns the tokenizer, the model and its fingerprint: those of the package `start`, or an encoder with a random
+def starting_model(section: ModelSection) -> tuple[ModelTokenizer, SpanModel, str]:
+    """Returns the tokenizer, the model and its fingerprint: those of the package `start`, or encoders with a random
     head, whose fingerprint is empty without `lora`. The model has the adapter that `lora` describes.
 
     Random weights come from torch's global generator. Raises `UserError` for an encoder, a tokenizer or a package that
     cannot be found or read, and for an adapter that does not fit.
     """
-    tokenizer, model, fingerprint = _packaged(section.start) if section.start else _new(section)
+    if section.start:
+        package = open_package(section.start)
+        tokenizer, model, fingerprint = package.tokenizer, package.model, package.fingerprint
+    else:
+        _quieten_transformers()
+        tokenizer, model = _new(section) if section.labels is None else _new_bi_encoder(section, section.labels)
+        read = tokenizer.backend, tokenizer.labels_backend
+        fingerprint = fingerprint_model(model, *read) if section.lora else ""
     if section.lora:
         add_lora(model, section.lora)
     return tokenizer, model, fingerprint
 
 
-def _packaged(name: str) -> tuple[Tokenizer, SpanModel, str]:
-    package = open_package(name)
-    return package.tokenizer.backend, package.model, package.fingerprint
-
-
-def _new(section: ModelSection) -> tuple[Tokenizer, SpanModel, str]:
-    _quieten_transformers()
+def _new(section: ModelSection) -> tuple[ModelTokenizer, SpanModel]:
     tokenizer = _tokenizer(section)
     tokenizer.add_special_tokens(list(PROMPT_TOKENS))
-    encoder: Any = _random_encoder(section, tokenizer) if section.encoder_config else _pretrained_encoder(section)
+    encoder = _encoder(section, tokenizer)
     encoder.resize_token_embeddings(tokenizer.get_vocab_size(), mean_resizing=True)
     config = model_config(section, encoder.config, tokenizer)
-    model = SpanModel(config, _as_bert(encoder, config.encoder) if is_bert(config.encoder) else encoder)
-    return tokenizer, model, fingerprint_model(model, tokenizer) if section.lora else ""
+    return prompt_tokenizer(tokenizer, config), SpanModel(config, _own(encoder, config.encoder))
+
+
+def _new_bi_encoder(section: ModelSection, labels: ModelSection) -> tuple[ModelTokenizer, SpanModel]:
+    tokenizer, labels_tokenizer = _tokenizer(section), _tokenizer(labels)
+    encoder, labels_encoder = _encoder(section, tokenizer), _encoder(labels, labels_tokenizer)
+    config = bi_encoder_config(section, encoder.config, labels_encoder.config)
+    assert config.labels_encoder is not None
+    model = BiEncoderModel(config, _own(encoder, config.encoder), _own(labels_encoder, config.labels_encoder))
+    return prompt_tokenizer(tokenizer, config, labels_tokenizer), model
+
+
+def _encoder(section: ModelSection, tokenizer: Tokenizer) -> Any:
+    return _random_encoder(section, tokenizer) if section.encoder_config else _pretrained_encoder(section)
 
 
 def _quieten_transformers() -> None:
@@ -72,8 +88,10 @@ def _quieten_transformers() -> None:
     logging.disable_progress_bar()
 
 
-def _as_bert(encoder: nn.Module, values: dict[str, Any]) -> Bert:
-    """Returns the encoder with the same weights as a module of this package."""
+def _own(encoder: nn.Module, values: dict[str, Any]) -> nn.Module:
+    """Returns the encoder with the same weights as a module of this package, where it has one."""
+    if not is_bert(values):
+        return encoder
     with torch.device("meta"), Unfilled():
         bert = Bert(BertConfig.of(values))
     bert.load_state_dict(encoder.state_dict(), assign=True)
@@ -109,6 +127,12 @@ def model_config(section: ModelSection, encoder: PretrainedConfig, tokenizer: To
         dropout=section.dropout,
         splitter=section.splitter,
     )
+
+
+def bi_encoder_config(section: ModelSection, encoder: PretrainedConfig, labels: PretrainedConfig) -> ModelConfig:
+    """Returns the architecture that a recipe with a labels encoder describes. It has no prompt."""
+    config = model_config(section, encoder, None)
+    return replace(config, entity_token_id=-1, max_labels=None, labels_encoder=encoder_values(labels))
 
 
 def planned_config(section: ModelSection) -> tuple[PretrainedConfig, str]:
@@ -179,6 +203,6 @@ def _missing(encoder: str, error: BaseException) -> UserError:
         return UserError(f"The encoder in {encoder} cannot be read ({one_line(error)}); fetch it again.")
     return UserError(
         f"The encoder {encoder!r} is not a directory here, not in the Hugging Face cache, and could not be fetched; "
-        f"where there is a network run `hf download {encoder} --local-dir DIR`, bring DIR here, and give "
-        f"model.encoder=DIR ({one_line(error)})."
+        f"where there is a network run `hf download {encoder} --local-dir DIR`, bring DIR here, and name "
+        f"it in the recipe ({one_line(error)})."
     )

@@ -66,7 +66,8 @@ def make_engine(recipe: Recipe, model: SpanModel, device: torch.device, size: in
     if device.type == "cpu":
         prepare_cpu_training(model)
     if recipe.parallel.gradient_checkpointing:
-        model.encoder.gradient_checkpointing_enable()  # type: ignore[operator]
+        for encoder in model.encoders():
+            encoder.gradient_checkpointing_enable()  # type: ignore[operator]
     if needs_deepspeed(recipe, size):
         return DeepSpeedEngine(recipe, model, universal)
     return PlainEngine(recipe, model)

@@ -37,6 +37,8 @@ def add_lora(model: SpanModel, lora: LoraSection) -> None:
     )
     for parameter in model.parameters():
         parameter.requires_grad_(lora.train_head)
+    for encoder in model.encoders():
+        encoder.requires_grad_(False)
     inject_adapter_in_model(config, model.encoder, _ADAPTER)  # freezes the other weights of the encoder
 
 
@@ -51,7 +53,8 @@ def like(model: SpanModel, lora: LoraSection | None) -> SpanModel:
 def changes_of(model: SpanModel, lora: LoraSection) -> dict[str, torch.Tensor]:
     """Returns the weights that were trained, named as `changed` wants them."""
     state = model.state_dict()
-    found = {name: tensor for name, tensor in state.items() if lora.train_head and not name.startswith("encoder.")}
+    frozen = "encoder.", "labels.encoder."
+    found = {name: state[name] for name in state if lora.train_head and not name.startswith(frozen)}
     for kind in (DOWN, UP):
         ending = f".{kind}.{_ADAPTER}.weight"
         found |= {name.removesuffix(ending) + f".{kind}": state[name] for name in state if name.endswith(ending)}

@@ -16,7 +16,7 @@ def parameter_groups(model: SpanModel, optim: OptimSection) -> list[dict[str, An
 
     Biases and the scales of layer norms are not decayed: towards zero they are no simpler.
     """
-    encoder = {id(parameter) for parameter in model.encoder.parameters()}
+    encoder = {id(parameter) for part in model.encoders() for parameter in part.parameters()}
     groups: dict[tuple[str, bool], list[torch.nn.Parameter]] = {}
     for parameter in model.parameters():
         if not parameter.requires_grad:

@@ -11,10 +11,11 @@ import torch
 
 from spanlake.data.prepared import read_statistics
 from spanlake.data.stream import PROMPT_ROOM
+from spanlake.modeling.bi_encoder import BiEncoderModel
 from spanlake.modeling.model import SpanModel, new_encoder
 from spanlake.package import open_package
 from spanlake.storage import locate
-from spanlake.training.encoders import model_config, planned_config
+from spanlake.training.encoders import bi_encoder_config, model_config, planned_config
 from spanlake.training.lora import add_lora
 from spanlake.training.recipe import Recipe
 
@@ -56,7 +57,7 @@ def plan(recipe: Recipe) -> Plan:
     model, origin = _model(recipe)
     if recipe.model.lora:
         add_lora(model, recipe.model.lora)
-    encoder = sum(parameter.numel() for parameter in model.encoder.parameters())
+    encoder = sum(parameter.numel() for part in model.encoders() for parameter in part.parameters())
     return Plan(
         encoder=encoder,
         head=sum(parameter.numel() for parameter in model.parameters()) - encoder,
@@ -129,6 +130,11 @@ def _model(recipe: Recipe) -> tuple[SpanModel, str]:
     if section.start:
         return open_package(section.start).model, "its package"
     config, origin = planned_config(section)
+    if section.labels:
+        labels, _ = planned_config(section.labels)
+        with torch.device("meta"):
+            apart = bi_encoder_config(section, config, labels)
+            return BiEncoderModel(apart, new_encoder(config), new_encoder(labels)), origin
     with torch.device("meta"):
         return SpanModel(model_config(section, config, None), new_encoder(config)), origin
 

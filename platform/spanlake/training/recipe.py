@@ -63,6 +63,12 @@ class ModelSection(_Section):
         default="mini",
         description="for `encoder_config` alone: a model package or an encoder's directory, for its tokenizer",
     )
+    labels_encoder: str = Field(
+        default="", description="for a bi-encoder: a pretrained encoder of labels, apart from the texts"
+    )
+    labels_encoder_config: Mapping[str, Any] = Field(
+        default={}, description="for a bi-encoder: a labels encoder of random weights, with `model_type`"
+    )
     start: str = Field(default="", description="a model to go on from: a name, a directory or a URI")
     span_head: SpanHeadKind = "paper"
     hidden_size: int = Field(default=768, ge=2, description="D")
@@ -78,6 +84,10 @@ class ModelSection(_Section):
     def _check(self) -> ModelSection:
         if sum(map(bool, (self.encoder, self.encoder_config, self.start))) != 1:
             raise ValueError("The recipe must name exactly one of model.encoder, model.encoder_config and model.start.")
+        if self.labels_encoder and self.labels_encoder_config:
+            raise ValueError(
+                "The recipe must name at most one of model.labels_encoder and model.labels_encoder_config."
+            )
         if self.max_words <= self.max_width:
             raise ValueError(f"model.max_words ({self.max_words}) must exceed model.max_width ({self.max_width}).")
         if self.lora and not self.start and not self.lora.train_head:
@@ -91,6 +101,13 @@ class ModelSection(_Section):
                 "model.lora.publish be merged."
             )
         return self
+
+    @property
+    def labels(self) -> ModelSection | None:
+        """Returns a section whose encoder is the labels encoder of a bi-encoder."""
+        if not (self.labels_encoder or self.labels_encoder_config):
+            return None
+        return self.model_copy(update={"encoder": self.labels_encoder, "encoder_config": self.labels_encoder_config})
 
 
 class DataSection(_Section):

@@ -22,7 +22,7 @@ from spanlake.data.stream import PROMPT_ROOM, StreamBatch
 from spanlake.errors import ShortfallError
 from spanlake.inference.hardware import choose_precision
 from spanlake.modeling.tokens import Batch
-from spanlake.package import Package, prompt_tokenizer
+from spanlake.package import Package
 from spanlake.storage import Place
 from spanlake.training.arithmetic import matrix_rate, step_flops
 from spanlake.training.average import Average
@@ -79,8 +79,7 @@ class Trainer:
         self._recipe, self._data, self._run, self._worker, self._host = recipe, data, run, worker, host
         torch.manual_seed(recipe.seed)
         tokenizer, model, self._base = starting_model(recipe.model)
-        prompts = prompt_tokenizer(tokenizer, model.config)
-        self._package = Package(recipe.name, model, prompts, _metadata(recipe, data), "")
+        self._package = Package(recipe.name, model, tokenizer, _metadata(recipe, data), "")
         self._progress, self._engine, self._average = self._resumed()
         self._progress.size, self._progress.base = worker.size, self._base
         self._precision = _precision(recipe, worker.device)

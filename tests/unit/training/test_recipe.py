@@ -14,7 +14,6 @@ from spanlake.cli import main
 from spanlake.data.examples import Example, Mention
 from spanlake.data.prepare import prepare
 from spanlake.errors import UserError
-from spanlake.package import prompt_tokenizer
 from spanlake.storage import locate
 from spanlake.training.data import DevSet, recipe_data
 from spanlake.training.encoders import starting_model
@@ -232,7 +231,7 @@ def test_a_small_twin_has_a_model_and_data_offline(path: Path, tmp_path: Path, m
     whole = read_recipe(path.with_name(path.name.replace("-cpu", "")), []).model.encoder
     if whole in KNOWN_ENCODERS:
         assert model.config.encoder["model_type"] == KNOWN_ENCODERS[whole]["model_type"]
-    assert model.encoder.get_input_embeddings().weight.shape[0] == tokenizer.get_vocab_size()
+    assert model.encoder.get_input_embeddings().weight.shape[0] == tokenizer.backend.get_vocab_size()
     data = recipe_data(recipe, locate(str(tmp_path)))
     assert sum(prepared.rows for prepared in data.sets) == 300
     assert sum(len(dev.examples) for dev in data.dev) == 30
@@ -315,7 +314,7 @@ def test_a_data_set_may_be_sampled_in_its_own_way(tmp_path: Path) -> None:
     assert found == [(True, 7, 3), (False, 9, 3)]
     assert data.set_types[0].counts == {"poet": 20, "person": 40}
     tokenizer, model, _ = starting_model(ModelSection(start="mini"))
-    stream = data.stream(recipe, prompt_tokenizer(tokenizer, model.config), model.config)
+    stream = data.stream(recipe, tokenizer, model.config)
     assert stream.sentence_rates == (0.5, 0.0)
     again = read_recipe(write(tmp_path / "again.yaml", recipe.to_dict()), [])
     assert again == recipe

@@ -14,6 +14,7 @@ from pyarrow import fs
 
 from spanlake import cli
 from spanlake.errors import ShortfallError
+from spanlake.modeling.bi_encoder import BiEncoderModel
 from spanlake.package import open_package, repack
 from spanlake.storage import locate
 from spanlake.training.command import _prepare
@@ -212,6 +213,27 @@ def test_parts_of_batches_and_checkpointed_gradients_change_nothing(recipe_file:
     assert run(recipe_file, tmp_path / "whole", model, *changes) == 0
     expected = losses((tmp_path / "whole/metrics.jsonl").read_text())
     assert losses((tmp_path / "parts/metrics.jsonl").read_text()) == pytest.approx(expected, rel=1e-4)
+
+
+def test_a_bi_encoder_is_trained_by_the_same_recipe(recipe_file: Path, tmp_path: Path) -> None:
+    encoder = "{model_type: bert, hidden_size: 32, num_hidden_layers: 1, num_attention_heads: 4, intermediate_size: 64}"
+    model = (
+        f"model={{encoder_config: {encoder}, labels_encoder_config: {encoder}, hidden_size: 24, max_width: 4, "
+        "span_head: marker_v0, dropout: 0.0, encoder_dropout: 0.0}"
+    )
+    changes = [model, "schedule.steps=12", "optim.encoder_lr=0.005", "optim.head_lr=0.005"]
+    assert run(recipe_file, tmp_path / "run", *changes) == 0
+    measured = losses((tmp_path / "run/metrics.jsonl").read_text())
+    assert measured[-1] < 0.9 * measured[0]
+    package = open_package(str(tmp_path / "run/package"))
+    assert isinstance(package.model, BiEncoderModel) and package.config.max_labels is None
+    again = [f"model={{start: {tmp_path / 'run/package'}}}", "schedule.steps=2", "optim.encoder_lr=0.001"]
+    assert run(recipe_file, tmp_path / "again", *again) == 0
+    after = open_package(str(tmp_path / "again/package")).model
+    assert after.config == package.config
+    for one, other in zip(package.model.encoders(), after.encoders(), strict=True):  # both are trained
+        pairs = zip(one.parameters(), other.parameters(), strict=True)
+        assert any(not torch.equal(before, now) for before, now in pairs)
 
 
 # --- trackers -----------------------------------------------------------------------------------------------------
