@@ -2,7 +2,7 @@
 
 import asyncio
 import hashlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -31,8 +31,11 @@ def ask(
     keys: Keys | None = None,
     change: Callable[[Service], None] = lambda service: None,
     rules: Path | None = None,
+    options: Sequence[tuple[str, int]] = (),
 ) -> Any:
-    """Starts a server, runs `call` with its stub, returns its result and the records of all calls."""
+    """Starts a server, runs `call` with its stub, returns its result and the records of all calls. `options` are those
+    of the channel.
+    """
     records: list[RequestRecord] = []
 
     async def run() -> Any:
@@ -50,7 +53,7 @@ def ask(
         port = server.add_insecure_port("127.0.0.1:0")
         await server.start()
         try:
-            async with grpc.aio.insecure_channel(f"127.0.0.1:{port}") as channel:
+            async with grpc.aio.insecure_channel(f"127.0.0.1:{port}", options) as channel:
                 return await call(extraction_pb2_grpc.ExtractionStub(channel))
         finally:
             await server.stop(None)
@@ -152,6 +155,35 @@ def test_adjacent_entities_are_joined_on_request(tiny_model_dir: Path):
     [joined] = extractor.extract([text], ["person"], 0.3, join_adjacent=True)
     assert [(each.start, each.end) for each in answer.results[0].entities] == [(e.start, e.end) for e in joined]
     assert len(joined) < len(extractor.extract([text], ["person"], 0.3)[0])
+
+
+def test_an_answer_that_the_channel_would_refuse_is_refused_by_its_size(tiny_model_dir: Path):
+    """A channel that takes 4 MiB calls more RESOURCE_EXHAUSTED, as a full queue does."""
+    labels = [Label(name=f"{i}" * 500, description=f"type {i}") for i in range(3)]
+    texts = [" ".join(["Ada", "met", "Charles"] * 100)] * 10
+    request = ExtractRequest(texts=texts, labels=labels, threshold=0, nested=True, multi_label=True)
+    with pytest.raises(grpc.RpcError) as refused:
+        ask(tiny_model_dir, lambda stub: stub.Extract(request))
+    assert refused.value.code() == grpc.StatusCode.OUT_OF_RANGE
+    assert "bytes, and the channel takes 4194304; send fewer texts" in refused.value.details()
+
+    most = 64 << 20
+    answer, [record] = ask(
+        tiny_model_dir,
+        lambda stub: stub.Extract(request, metadata=[("max-answer-bytes", str(most))]),
+        options=[("grpc.max_receive_message_length", most)],
+    )
+    assert answer.ByteSize() > 4 << 20
+    assert record.entities == sum(len(result.entities) for result in answer.results)
+
+
+@pytest.mark.parametrize("given", ["much", "-1", "1.5", "9" * 30])
+def test_a_size_that_is_no_number_is_refused(tiny_model_dir: Path, given: str):
+    request = ExtractRequest(texts=["Ada"], labels=[Label(name="a")])
+    with pytest.raises(grpc.RpcError) as refused:
+        ask(tiny_model_dir, lambda stub: stub.Extract(request, metadata=[("max-answer-bytes", given)]))
+    assert refused.value.code() == grpc.StatusCode.INVALID_ARGUMENT
+    assert "max-answer-bytes" in refused.value.details()
 
 
 def test_a_full_queue_says_when_to_come_again(tiny_model_dir: Path):

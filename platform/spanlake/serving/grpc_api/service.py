@@ -14,7 +14,7 @@ from spanlake.errors import shown
 from spanlake.serving import schema
 from spanlake.serving.config import Limits
 from spanlake.serving.encoding import slices
-from spanlake.serving.errors import ApiError, invalid
+from spanlake.serving.errors import ApiError, invalid, too_large
 from spanlake.serving.grpc_api import extraction_pb2 as messages
 from spanlake.serving.keys import Keys
 from spanlake.serving.middleware import Observer, RequestRecord, failure
@@ -22,6 +22,10 @@ from spanlake.serving.service import Answer, Service
 
 ADD_TO_SERVER = "spanlake.serving.grpc_api.extraction_pb2_grpc.add_ExtractionServicer_to_server"
 ROUTE = "/spanlake.v1.Extraction/Extract"
+_MOST_BYTES = "max-answer-bytes"  # metadata
+_CHANNEL_BYTES = (
+    4 << 20
+)  # that a channel takes unless it is told otherwise; it calls more a RESOURCE_EXHAUSTED of its own
 _CODES = {
     400: grpc.StatusCode.INVALID_ARGUMENT,
     401: grpc.StatusCode.UNAUTHENTICATED,
@@ -58,10 +62,18 @@ async def extract(
     try:
         if keys:
             record.key = keys.admit(_presented_key(context))
+        most = _most_bytes(context)
         answer = await service.extract(_asked(request, record, service.config.limits))
-        record.status, record.model = 200, answer.model.name
-        record.entities = answer.entities
-        return await _response(answer)
+        record.model, record.entities = answer.model.name, answer.entities
+        response = await _response(answer)
+        if (size := response.ByteSize()) > most:
+            raise too_large(
+                f"The answer has {size} bytes, and the channel takes {most}; send fewer texts or labels, or raise the "
+                f"threshold, or set grpc.max_receive_message_length of the channel and send it as the metadata "
+                f"{_MOST_BYTES}."
+            )
+        record.status = 200
+        return response
     except ApiError as error:
         return _refuse(error, record, context)
     except Exception:
@@ -138,6 +150,15 @@ def _refuse(error: ApiError, record: RequestRecord, context: Context) -> message
     headers = {name.lower(): value for name, value in error.headers().items()}
     context.set_trailing_metadata([("type", error.kind), *headers.items()])
     return messages.ExtractResponse()
+
+
+def _most_bytes(context: Context) -> int:
+    given = dict(context.invocation_metadata()).get(_MOST_BYTES)
+    if given is None:
+        return _CHANNEL_BYTES
+    if not (given.isascii() and given.isdecimal() and len(given) < 19):
+        raise invalid(f"The metadata {_MOST_BYTES} is {shown(given)}; give a number of bytes, such as 67108864.")
+    return int(given)
 
 
 def _presented_key(context: Context) -> str | None:
