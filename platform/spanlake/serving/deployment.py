@@ -7,6 +7,7 @@ model, and each replica refuses what its own queue cannot take. The proxies send
 from __future__ import annotations
 
 import logging
+import shutil
 import signal
 import sys
 import threading
@@ -37,6 +38,7 @@ NAME = "spanlake"
 _OBJECT_STORE_BYTES = 150_000_000  # requests do not pass through it
 # On a busy machine a proxy needs more than Serve's 5 s to start. Serve would kill and start it for ever.
 _PATIENT = {"RAY_SERVE_PROXY_READY_CHECK_TIMEOUT_S": "60"}
+_FENCED = "spanlake-haproxy"  # is beside the Python of this environment, where Spanlake is installed
 _CLOSE_SECONDS = 10.0  # for requests that are left when Serve has drained a replica
 # A thread that runs a pass needs the interpreter for microseconds between one operation and the next, hundreds of times
 # in a pass. At Python's own 5 ms it would wait that long for the HTTP side each time, and a core with it.
@@ -139,7 +141,9 @@ def serve_until_stopped(
     not start.
     """
     stop = threading.Event()
-    with cluster(_OBJECT_STORE_BYTES, _PATIENT, log_to_driver=True):
+    fenced = shutil.which(_FENCED, path=str(Path(sys.executable).parent))
+    variables = _PATIENT | ({"RAY_SERVE_HAPROXY_BINARY_PATH": fenced} if fenced else {})
+    with cluster(_OBJECT_STORE_BYTES, variables, log_to_driver=True):
         for number in (signal.SIGINT, signal.SIGTERM):  # after Ray, whose own handler aborts the process
             signal.signal(number, lambda *_: stop.set())
         try:
