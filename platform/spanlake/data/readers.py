@@ -175,7 +175,7 @@ def _tagged_sentences(path: Path) -> Iterator[tuple[str, Any]]:
 
 def _parquet_rows(path: Path) -> Iterator[tuple[str, Any]]:
     number = 0
-    with pq.ParquetFile(path) as file:
+    with pq.ParquetFile(path, pre_buffer=False) as file:  # else memory would grow with what was read
         for batch in file.iter_batches(batch_size=256):
             for row in batch.to_pylist():
                 number += 1

@@ -17,6 +17,7 @@ from spanlake.extraction.output.ledger import SUFFIX, Ledger, files_in, labels_o
 from spanlake.extraction.output.plan import units_of
 from spanlake.extraction.output.rows import unit_footer
 from spanlake.extraction.source.model import Unit
+from spanlake.extraction.source.parquet import open_streamed
 
 _FILES_AT_ONCE = 8
 _BATCH_ROWS = 4096
@@ -111,8 +112,11 @@ def _read_file(ledger: Ledger, info: fs.FileInfo) -> _File:
 
 def _count(ledger: Ledger, info: fs.FileInfo) -> _File:
     with ledger.output.filesystem.open_input_file(info.path) as stream:
-        source = pa.BufferReader(stream.read()) if info.size <= _WHOLE_BYTES else stream
-        with pq.ParquetFile(source, page_checksum_verification=True) as parquet:
+        if info.size <= _WHOLE_BYTES:
+            opened = pq.ParquetFile(pa.BufferReader(stream.read()), page_checksum_verification=True)
+        else:
+            opened = open_streamed(stream)
+        with opened as parquet:
             return _count_rows(ledger, info.base_name, parquet)
 
 

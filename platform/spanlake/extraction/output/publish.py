@@ -21,6 +21,7 @@ from spanlake.extraction.output.plan import units_of
 from spanlake.extraction.output.rows import footer_of
 from spanlake.extraction.output.target import TableOptions, Target, UnitRows, marked
 from spanlake.extraction.source.model import CHANGE, Unit
+from spanlake.extraction.source.parquet import open_streamed
 from spanlake.extraction.source.tables import TableName
 
 _BATCH_ROWS = 1024
@@ -149,7 +150,7 @@ def _rows(ledger: Ledger, units: Sequence[Unit], schema: pa.Schema) -> Iterator[
         path = ledger.output.child(unit.name + SUFFIX)
         with (
             ledger.output.filesystem.open_input_file(path) as source,
-            pq.ParquetFile(source, page_checksum_verification=True) as parquet,
+            open_streamed(source) as parquet,
         ):
             if footer_of(parquet.metadata, unit, ledger.request_digest) is None:
                 raise ShortfallError(f"{path} is not the committed unit: run `spanlake audit`")

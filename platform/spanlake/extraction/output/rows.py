@@ -9,6 +9,7 @@ import pyarrow.parquet as pq
 from spanlake.extraction.output.ledger import SUFFIX, Ledger
 from spanlake.extraction.output.plan import units_of
 from spanlake.extraction.source.model import Unit
+from spanlake.extraction.source.parquet import open_streamed
 
 FOOTER_KEY = b"spanlake"  # in a file's metadata: the JSON that a committed unit records about itself
 
@@ -25,7 +26,7 @@ def batches(ledger: Ledger, unit: Unit, columns: Sequence[str]) -> Iterator[pa.R
     """Yields the rows of a committed unit, in bounded memory."""
     path = ledger.output.child(unit.name + SUFFIX)
     with ledger.output.filesystem.open_input_file(path) as source:
-        yield from pq.ParquetFile(source).iter_batches(_BATCH_ROWS, columns=list(columns))
+        yield from open_streamed(source).iter_batches(_BATCH_ROWS, columns=list(columns))
 
 
 def footer_of(metadata: pq.FileMetaData, unit: Unit, request_digest: str) -> dict | None:

@@ -254,6 +254,16 @@ def _partitions(path: str) -> dict[str, str | None]:
 # --- reading ------------------------------------------------------------------------------------------------------
 
 
+def open_streamed(source: pa.NativeFile, metadata: pq.FileMetaData | None = None) -> pq.ParquetFile:
+    """Opens a Parquet file that is read in a few MiB for each column.
+
+    By default, pyarrow keeps everything that it has read until the file is closed.
+    """
+    return pq.ParquetFile(
+        source, metadata=metadata, buffer_size=_BUFFER_BYTES, pre_buffer=False, page_checksum_verification=True
+    )
+
+
 class RowReader:
     """Reads units of one source.
 
@@ -333,12 +343,7 @@ class RowReader:
         footer = read_footer(self._root.filesystem, path)
         if file_digest(unit.path, footer) != unit.digest:
             raise UserError("the file has changed since it was planned")
-        self._file = pq.ParquetFile(
-            self._root.filesystem.open_input_file(path),
-            metadata=footer.metadata,
-            buffer_size=_BUFFER_BYTES,
-            page_checksum_verification=True,
-        )
+        self._file = open_streamed(self._root.filesystem.open_input_file(path), footer.metadata)
         self._digest = unit.digest
         self._names = None if self._columns is None else _names(unit.columns, self._columns)
 

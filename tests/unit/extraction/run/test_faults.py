@@ -30,7 +30,7 @@ from spanlake.extraction.output.plan import units_of
 from spanlake.extraction.run import unit as unit_module
 from spanlake.extraction.run.unit import Job, UnitRunner
 from spanlake.extraction.source.model import SourceReadError
-from spanlake.extraction.source.open import read_source
+from spanlake.extraction.source.open import SourceHandle, read_source
 from spanlake.inference.settings import Settings
 from spanlake.storage import Place, locate
 
@@ -205,6 +205,37 @@ def test_a_file_that_may_not_grow(source: str, tmp_path: Path) -> None:
     assert not ids(locate(output)) and not list(tmp_path.glob("out/_spanlake/tmp/*/*.parquet"))
     work(source, output)
     check(output)
+
+
+def test_memory_does_not_grow_with_the_file(tmp_path: Path) -> None:
+    """`python benchmarks/lake.py --gigabytes 5` shows it for a large file."""
+    schema = pa.schema([("id", pa.int64()), ("text", pa.string())])
+    with pq.ParquetWriter(tmp_path / "long.parquet", schema, compression="none", use_dictionary=False) as writer:
+        for first in range(0, 64, 4):
+            texts = [f"Row {row} speaks of Ada" + "." * (1 << 20) for row in range(first, first + 4)]
+            writer.write_table(pa.table([range(first, first + 4), texts], schema=schema))
+    handle = SourceHandle.of(read_source(str(tmp_path), ("text",)), ("text",))
+    (file,) = read_source(str(tmp_path), ("text",)).files
+    before, most, rows = pa.total_allocated_bytes(), 0, 0
+    for batch in handle.open().read(file.whole()):
+        most, rows = max(most, pa.total_allocated_bytes() - before), rows + batch.num_rows
+    assert rows == 64 and most < 40 << 20
+
+
+def test_many_files_of_one_row(tmp_path: Path) -> None:
+    """`python benchmarks/lake.py --units 10000 --rows-per-file 1` does the same with 10,000 files."""
+    directory, output = tmp_path / "source", str(tmp_path / "out")
+    for row in range(300):
+        path = directory / f"day={row % 7}" / f"{row}.parquet"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        pq.write_table(pa.table({"id": [row], "text": [f"Row {row} speaks of Ada"]}), path)
+    asked = request(str(directory), output)
+    ledger = prepare(asked)
+    run_units(asked, ledger, Ada(), slice(0, None, 2))
+    work(str(directory), output)
+    result = audit(read_ledger(locate(output)))
+    assert result.complete and result.output_rows == 300
+    assert ids(locate(output)) == list(range(300))
 
 
 @pytest.mark.parametrize("damage", ["deleted", "truncated", "emptied", "of another request"])
