@@ -44,6 +44,10 @@ class AcceleratorScorer(Scorer):
 
     def __init__(self, package: Package, device: torch.device, precision: torch.dtype) -> None:
         super().__init__(package, device, precision, lanes=1)
+        if package.config.encoder["model_type"] == "deberta-v2":
+            from spanlake.modeling.deberta import use_lean_attention  # it imports transformers, which takes seconds
+
+            use_lean_attention(package.model.encoder)
         self._device = device
         self._copies = torch.cuda.Stream(device) if device.type == "cuda" else None
         self._waiting = ThreadPoolExecutor(1, "spanlake-wait")
