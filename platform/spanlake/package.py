@@ -534,7 +534,9 @@ def _widened(weights: dict[str, torch.Tensor], source: str) -> dict[str, torch.T
                 raise PackageError(
                     f"The weights of {source} are damaged: {key} has no scale for each row; fetch the package again."
                 )
-            widened[key] = tensor * scale
+            # NumPy converts on this thread alone. Threads of torch that wait for each other would take several times as
+            # much processor time on a busy machine.
+            widened[key] = torch.from_numpy(tensor.numpy() * scale.numpy())
     return widened
 
 

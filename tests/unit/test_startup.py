@@ -1,4 +1,4 @@
-"""Checks that a command with the embedded model imports no library that it does not use."""
+"""Checks that a command with the embedded model, and workers beside Ray, import no library that they do not use."""
 
 import subprocess
 import sys
@@ -22,12 +22,15 @@ import sys
 from spanlake.cli import main
 assert main(["predict", "Ada Lovelace lived in London.", "--labels", "person,city"]) == 0
 print([name for name in {HEAVY} if name in sys.modules])
+import spanlake.extraction.run.unit, spanlake.serving.runner, spanlake.training.trainer  # what workers run
+print([name for name in {HEAVY} if name in sys.modules])
 """
 
 
-def test_predict_imports_only_what_it_uses() -> None:
+def test_predict_and_workers_import_only_what_they_use() -> None:
     done = subprocess.run([sys.executable, "-c", PREDICT], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
-    *found, imported = done.stdout.splitlines()
+    *found, by_predict, by_workers = done.stdout.splitlines()
     assert "London" in done.stdout and len(found) == 3
-    assert imported == "[]"
+    assert by_predict == "[]"
+    assert by_workers == "[]"
