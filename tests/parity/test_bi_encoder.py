@@ -10,6 +10,8 @@ import torch
 from spanlake.errors import PackageError, UserError
 from spanlake.modeling.gliner_format import read_gliner, write_gliner
 from spanlake.package import load_package, open_package, repack
+from spanlake.training.loss import span_loss
+from spanlake.training.recipe import OptimSection
 
 CLOSE = 1e-4
 TEXTS = [
@@ -68,6 +70,31 @@ def test_there_and_back_again(bi_oracle, workshop, tmp_path):
 
 def test_the_prompt_s_tokens_are_words_like_others(bi_oracle, workshop):
     workshop.ours(bi_oracle.directory).entities(["The <<ENT>> of [FLERT] <<SEP>>"], ["person"])
+
+
+def test_the_loss_of_a_step_is_the_library_s(bi_deberta, workshop):
+    package = workshop.ours(bi_deberta.directory).package
+    tokenizer, config = package.tokenizer, package.config
+    rows = [
+        ("Alain Farley works at McGill University", [[0, 1, "person"], [4, 5, "organization"]]),
+        ("Marie Curie won the Nobel Prize", [[4, 5, "award"]]),
+    ]
+    examples = [{"tokenized_text": text.split(), "ner": ner} for text, ner in rows]
+    collated = bi_deberta.model._create_data_collator()(examples)
+    theirs = bi_deberta.model(alpha=-1, gamma=0, reduction="sum", negatives=1.0, **collated).loss
+
+    labels = ["award", "organization", "person"]  # of the whole batch: each is a negative of the other text
+    prompt = tokenizer.prompt([tokenizer.label(label) for label in labels])
+    batch = tokenizer.collate([(prompt, tokenizer.words(text.split())) for text, _ in rows], config.pad_token_id)
+    assert len(batch.label_ids) == 3  # each is encoded once
+    true = [
+        (row, first, last - first, labels.index(label))
+        for row, (_, ner) in enumerate(rows)
+        for first, last, label in ner
+    ]
+    logits = package.model(batch)
+    loss = span_loss(logits, torch.tensor(true).T, batch.word_counts, batch.type_counts, OptimSection())
+    assert loss.item() == pytest.approx(theirs.item(), rel=1e-4)
 
 
 def test_fusion_with_the_text_is_refused(bi_deberta, changed):

@@ -61,13 +61,14 @@ class LabelVectors:
             return self._lists[prompt]
 
     def _matrix(self, model: BiEncoderModel, labels: Sequence[tuple[int, ...]]) -> torch.Tensor:
-        new = [label for label in dict.fromkeys(labels) if label not in self._stored and label not in self._kept]
+        asked = [label for label in dict.fromkeys(labels) if label not in self._stored]
+        new = [label for label in asked if label not in self._kept]
         if len(self._kept) + len(new) > _MOST_KEPT:
-            self._kept, new = {}, [label for label in dict.fromkeys(labels) if label not in self._stored]
+            self._kept, new = {}, asked
         if new:
             self._kept |= dict(zip(new, encode_labels(model, self._tokenizer, new, self._device), strict=True))
-        known = self._stored | self._kept if self._stored else self._kept
-        return torch.stack([known[label] for label in labels]).to(self._device)
+        stored, kept = self._stored, self._kept
+        return torch.stack([stored[label] if label in stored else kept[label] for label in labels]).to(self._device)
 
 
 @torch.inference_mode()
