@@ -21,7 +21,7 @@ import os
 import re
 import shutil
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
@@ -36,7 +36,8 @@ from spanlake.calibration import Calibration
 from spanlake.errors import PackageError, one_line, shown
 from spanlake.modeling.config import ModelConfig, window_of
 from spanlake.modeling.families import unfilled_model
-from spanlake.modeling.gliner_format import CONFIG as GLINER_CONFIG
+from spanlake.modeling.gliner2_format import is_gliner2, read_gliner2
+from spanlake.modeling.gliner2_tokens import Gliner2Tokenizer
 from spanlake.modeling.gliner_format import is_gliner_directory, read_gliner, read_labels_tokenizer
 from spanlake.modeling.label_tokens import BiTokenizer
 from spanlake.modeling.lora import Adapter, changed
@@ -92,7 +93,8 @@ def prompt_tokenizer(
     Raises `PackageError` and `UserError` as `PromptTokenizer` and `BiTokenizer` do.
     """
     if config.labels_encoder is None:
-        return PromptTokenizer(
+        family = PromptTokenizer if config.counting is None else Gliner2Tokenizer
+        return family(
             tokenizer,
             entity_token=config.entity_token,
             separator_token=config.separator_token,
@@ -259,10 +261,10 @@ def open_package(model: str) -> Package:
     Raises `PackageError` as `find_model` and `load_package` do.
     """
     directory = find_model(model)
-    if not is_gliner_directory(directory):
-        _refuse_other_family(directory)
+    read = _reader(directory)
+    if read is None:
         return load_package(directory)
-    span_model, tokenizer = read_gliner(directory)
+    span_model, tokenizer = read(directory)
     labels_tokenizer = read_labels_tokenizer(directory) if span_model.config.labels_encoder else None
     return Package(
         directory.name,
@@ -273,26 +275,28 @@ def open_package(model: str) -> Package:
     )
 
 
-def _refuse_other_family(directory: Path) -> None:
-    """Raises `PackageError` for a checkpoint of the transformers library or of GLiNER2, which has a config.json."""
-    if (directory / MANIFEST).is_file() or not (directory / ENCODER_CONFIG).is_file():
-        return
+def _reader(directory: Path) -> Callable[[Path], tuple[SpanModel, Tokenizer]] | None:
+    """Returns what reads the published checkpoint in `directory`, or None where there is none.
+
+    Raises `PackageError` for a checkpoint of the transformers library, which has a config.json too.
+    """
+    if is_gliner_directory(directory):
+        return read_gliner
+    if (directory / MANIFEST).is_file():
+        return None
     try:
         values = json.loads((directory / ENCODER_CONFIG).read_text(encoding="utf-8"))
     except (OSError, ValueError):
-        return
+        return None
+    if is_gliner2(values):
+        return read_gliner2
     kind = values.get("model_type") if isinstance(values, dict) else None
-    if kind == "extractor":
-        raise PackageError(
-            f"{directory} is a GLiNER2 checkpoint (model_type 'extractor', architecture "
-            f"{shown(values.get('architecture'))}); this version reads GLiNER checkpoints with {GLINER_CONFIG}, of "
-            "spans and of tokens, so choose one of these."
-        )
     if kind is not None:
         raise PackageError(
             f"{directory} is a checkpoint of type {shown(kind)}, which finds no entities by itself; train a model on "
             "it with model.encoder in a recipe, or choose a package or a GLiNER checkpoint."
         )
+    return None
 
 
 def describe_model(model: str) -> dict[str, Any]:

@@ -502,7 +502,10 @@ def test_a_splitter_that_is_unknown_or_not_installed_is_named(copy: Path, monkey
 @pytest.mark.parametrize(
     ("config", "says"),
     [
-        ({"model_type": "extractor", "architecture": "span"}, "is a GLiNER2 checkpoint .* architecture 'span'"),
+        (
+            {"model_type": "extractor", "architecture": "boundary"},
+            'is a GLiNER2 checkpoint with architecture "boundary"',
+        ),
         ({"model_type": "bert"}, "is a checkpoint of type 'bert', which finds no entities by itself"),
         ({}, "is not a model package: it has no spanlake.json"),
         ([], "is not a model package"),

@@ -68,6 +68,10 @@ def write_runtime(package: Package, directory: Path, runtime: str, *, int8: bool
             f"{package.name} is a bi-encoder, which has no graph for {runtime}; export it with --to gliner, or choose "
             "a model without a labels encoder."
         )
+    if package.config.counting is not None:
+        raise PackageError(
+            f"{package.name} is a GLiNER2 model, which has no graph for {runtime}; use the package itself."
+        )
     missing = [name for name in _NEEDS[runtime] if find_spec(name) is None]
     if missing:
         raise UserError(

@@ -52,6 +52,8 @@ class AcceleratorScorer(Scorer):
         self._copies = torch.cuda.Stream(device) if device.type == "cuda" else None
         self._waiting = ThreadPoolExecutor(1, "spanlake-wait")
         self._room_per_word = 1.0
+        # These models do not score by the vectors of words and types alone, which the device finds spans from.
+        self._chosen_on_host = package.config.token_level or package.config.counting is not None
         self._scale = Scale(package.calibration.scale, package.calibration.shift) if package.calibration else Scale()
         self._find = WithFallback("The kernel that scores spans", _load_find_spans, find_spans)
         self._cpu_reader = make_reader(package, torch.device("cpu"))
@@ -117,9 +119,9 @@ class AcceleratorScorer(Scorer):
     def _pass(self, rows: list[Row], batch: Batch) -> list[_Read]:
         model = self._model
         assert model is not None  # `close` waits for the passes
-        if self._token_level:
+        if self._chosen_on_host:
             parts = self._reader.logits(model, rows, batch)
-            return [partial(self._token_spans, own, *self._to_host(logits)) for own, logits in parts]
+            return [partial(self._spans_of_logits, own, *self._to_host(logits)) for own, logits in parts]
         return [self._spans(*part) for part in self._reader.vectors(model, rows, batch)]
 
     def _spans(self, rows: list[Row], words: torch.Tensor, types: torch.Tensor, room: int | None = None) -> _Read:
@@ -157,7 +159,7 @@ class AcceleratorScorer(Scorer):
         order = np.argsort(places)
         return candidates_at(rows, places[order], scores[order], shape)
 
-    def _token_spans(self, rows: list[Row], logits: torch.Tensor, whole: torch.cuda.Event | None) -> Candidates:
+    def _spans_of_logits(self, rows: list[Row], logits: torch.Tensor, whole: torch.cuda.Event | None) -> Candidates:
         if whole:
             whole.synchronize()
         return self._candidates(rows, logits)

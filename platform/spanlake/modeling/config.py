@@ -6,6 +6,7 @@ from dataclasses import asdict, dataclass, fields
 from typing import Any, Literal, get_args
 
 from spanlake.errors import PackageError, shown
+from spanlake.modeling.counting import COUNTING_KINDS, CountingKind
 from spanlake.splitters.find import SPLITTERS
 
 SpanHeadKind = Literal["paper", "marker_v0", "marker", "token_level"]
@@ -13,6 +14,8 @@ SpanHeadKind = Literal["paper", "marker_v0", "marker", "token_level"]
 # The cost of a window grows with the square of its sub-words. Encoders with relative positions have no limit of their
 # own, so this limit keeps a window of very long "words" within memory.
 RELATIVE_POSITION_WINDOW = 2048
+# Values that packages of the first version do not have.
+_LATER = ("splitter", "labels_encoder", "counting", "counter_token_id")
 
 
 @dataclass(frozen=True)
@@ -37,6 +40,8 @@ class ModelConfig:
     type_vector_at_entity_token: bool = True  # otherwise at the token that follows it
     splitter: str = "gliner"  # cuts texts into words; a name of spanlake.splitters
     labels_encoder: dict[str, Any] | None = None  # of a bi-encoder, which has no prompt: like `encoder`, for labels
+    counting: CountingKind | None = None  # of GLiNER2: how the types become vectors
+    counter_token_id: int | None = None  # of GLiNER2: the token whose vector says how many entities there are
 
     def __post_init__(self) -> None:
         if self.span_head not in get_args(SpanHeadKind):
@@ -46,6 +51,11 @@ class ModelConfig:
             raise PackageError(
                 f"The splitter {shown(self.splitter)} is unknown; this version has {', '.join(SPLITTERS)}."
             )
+        if self.counting is not None and self.counting not in COUNTING_KINDS:
+            allowed = ", ".join(COUNTING_KINDS)
+            raise PackageError(f"The counting {shown(self.counting)} is unknown; this version reads {allowed}.")
+        if (self.counting is None) != (self.counter_token_id is None):
+            raise PackageError("The model has one of counting and counter_token_id without the other; fetch it again.")
         for name, kind in (("encoder", dict), ("entity_token", str), ("separator_token", str)):
             if not isinstance(getattr(self, name), kind):
                 raise PackageError(f"The model's {name} is {shown(getattr(self, name))}; it must be a {kind.__name__}.")
@@ -93,14 +103,13 @@ class ModelConfig:
     def to_dict(self) -> dict[str, Any]:
         """Returns the values, which a fingerprint is made of.
 
-        The splitter `gliner` and the labels encoder None are left out, because packages without these values have them:
-        their fingerprints hold.
+        Values that packages of the first version do not have are left out where they are the default: the fingerprints
+        of these packages hold.
         """
         values = asdict(self)
-        if self.splitter == "gliner":
-            del values["splitter"]
-        if self.labels_encoder is None:
-            del values["labels_encoder"]
+        for field in fields(self):
+            if field.name in _LATER and values[field.name] == field.default:
+                del values[field.name]
         return values
 
     @classmethod

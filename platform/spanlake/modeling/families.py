@@ -11,6 +11,7 @@ from torch import nn
 from spanlake.modeling.bert import is_bert
 from spanlake.modeling.bi_encoder import BiEncoderModel
 from spanlake.modeling.config import ModelConfig
+from spanlake.modeling.gliner2 import Gliner2Model
 from spanlake.modeling.model import SpanModel, build_encoder
 from spanlake.modeling.unfilled import Unfilled
 
@@ -19,7 +20,9 @@ _UNFILLED = threading.Lock()
 
 
 def model_class(config: ModelConfig) -> type[SpanModel]:
-    return SpanModel if config.labels_encoder is None else BiEncoderModel
+    if config.labels_encoder is not None:
+        return BiEncoderModel
+    return SpanModel if config.counting is None else Gliner2Model
 
 
 def unfilled_model(config: ModelConfig) -> SpanModel:

@@ -132,7 +132,7 @@ def read_gliner(directory: Path) -> tuple[SpanModel, Tokenizer]:
     settings = _read_settings(directory)
     apart = settings.get("labels_encoder") is not None
     unused = _UNUSED_APART if apart else _UNUSED
-    tensors = {key: tensor for key, tensor in _read_tensors(directory).items() if not unused.fullmatch(key)}
+    tensors = {key: tensor for key, tensor in read_tensors(directory).items() if not unused.fullmatch(key)}
     for theirs in _ENCODERS.values():
         _name_embeddings_once(tensors, theirs)
     tokenizer = _read_tokenizer(directory, settings["model_name"])
@@ -201,6 +201,11 @@ def write_gliner(
         raise PackageError(
             f"The span head {config.span_head!r} has no published form; only {', '.join(_SPAN_MODES.values())} have "
             "one, so train with one of them or keep the model as a package."
+        )
+    if config.counting is not None:
+        raise PackageError(
+            "The model is of GLiNER2, and its counting of entities has no form in the gliner library; keep it as a "
+            "package."
         )
     if config.encoder["model_type"] == "umt5":
         raise PackageError(
@@ -314,7 +319,7 @@ def _encoder(directory: Path, settings: Mapping[str, Any], key: str, name: str) 
         ) from error
 
 
-def _read_tensors(directory: Path) -> dict[str, torch.Tensor]:
+def read_tensors(directory: Path) -> dict[str, torch.Tensor]:
     """Returns the tensors. Raises `PackageError` where they are missing or cannot be read without running code."""
     path = directory / WEIGHTS
     try:

@@ -71,7 +71,7 @@ class SpanModel(nn.Module):
     def vectors(self, batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
         """Returns the vectors of the words and of the types, [B, W, D] and [B, C, D]."""
         hidden = self.hidden(batch)
-        types = _rows(hidden, batch.type_positions)
+        types = rows(hidden, batch.type_positions)
         if self.projection is not None:
             types = self.projection(types)
         return self.words(hidden, batch), self.types(types)
@@ -93,7 +93,7 @@ class SpanModel(nn.Module):
 
     def words(self, hidden_BTH: torch.Tensor, batch: Batch) -> torch.Tensor:
         """Returns the vectors of the words, [B, W, D]."""
-        words = _rows(hidden_BTH, batch.word_positions)
+        words = rows(hidden_BTH, batch.word_positions)
         if self.projection is not None:
             words = self.projection(words)
         if self.lstm is not None:
@@ -111,7 +111,8 @@ class SpanModel(nn.Module):
         return padded.index_select(0, moved(order.argsort(), words_BWD.device))
 
 
-def _rows(hidden_BTH: torch.Tensor, positions_BN: torch.Tensor) -> torch.Tensor:
+def rows(hidden_BTH: torch.Tensor, positions_BN: torch.Tensor) -> torch.Tensor:
+    """Returns the vectors at the positions, [B, N, H]."""
     return hidden_BTH.gather(1, positions_BN.unsqueeze(-1).expand(-1, -1, hidden_BTH.shape[-1]))
 
 

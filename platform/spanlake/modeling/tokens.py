@@ -118,7 +118,12 @@ class ModelTokenizer(ABC):
         places = pa.Array.from_buffers(pa.large_binary(), len(lengths), buffers).dictionary_encode()
         # Array.to_numpy would import pandas.
         indices = np.frombuffer(places.indices.buffers()[1], dtype=np.int32)[: len(lengths)]
-        return Words.of(self._cut_distinct(_strings(places.dictionary))).take(indices.astype(np.int64))
+        distinct = self._as_read(_strings(places.dictionary))
+        return Words.of(self._cut_distinct(distinct)).take(indices.astype(np.int64))
+
+    def _as_read(self, words: list[str]) -> list[str]:
+        """Returns words of a text as the model reads them."""
+        return words
 
     def _cut_distinct(self, words: list[str]) -> list[tuple[int, ...]]:
         cache = self._words

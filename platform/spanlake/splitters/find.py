@@ -11,16 +11,28 @@ from functools import cache
 from typing import Literal, get_args
 
 from spanlake.errors import UserError, shown
+from spanlake.splitters.gliner2 import gliner2_splitter
 from spanlake.splitters.libraries import LIBRARIES, library_splitter
 from spanlake.splitters.unicode import unicode_splitter
 from spanlake.text import IntArray, word_offsets
 
 Splitter = Callable[[str], IntArray]
 SplitterName = Literal[
-    "gliner", "unicode", "spacy", "mecab", "jieba", "hanlp", "janome", "camel", "hindi", "stanza", "universal"
+    "gliner",
+    "gliner2",
+    "unicode",
+    "spacy",
+    "mecab",
+    "jieba",
+    "hanlp",
+    "janome",
+    "camel",
+    "hindi",
+    "stanza",
+    "universal",
 ]
 SPLITTERS: tuple[str, ...] = get_args(SplitterName)
-assert {*SPLITTERS} == {"gliner", "unicode", *LIBRARIES}
+assert {*SPLITTERS} == {"gliner", "gliner2", "unicode", *LIBRARIES}
 
 
 @cache
@@ -29,6 +41,7 @@ def find_splitter(name: str) -> Splitter:
 
     - `gliner`: the words of the published GLiNER checkpoints, a regular expression. In a script without spaces, a
       clause is one word.
+    - `gliner2`: the words of the published GLiNER2 checkpoints, a regular expression too.
     - `unicode`: the words of UAX 29, with ICU's dictionaries for scripts without spaces.
     - the other names: those that the gliner library gives to the splitters of other libraries.
 
@@ -36,6 +49,8 @@ def find_splitter(name: str) -> Splitter:
     """
     if name == "gliner":
         return word_offsets
+    if name == "gliner2":
+        return gliner2_splitter()
     if name == "unicode":
         return unicode_splitter()
     if name in LIBRARIES:

@@ -48,6 +48,11 @@ def starting_model(section: ModelSection) -> tuple[ModelTokenizer, SpanModel, st
     """
     if section.start:
         package = open_package(section.start)
+        if package.config.counting is not None:
+            raise UserError(
+                f"The model {section.start} is a GLiNER2 model, which finds entities but cannot be trained here; begin "
+                "with an encoder or with another model."
+            )
         tokenizer, model, fingerprint = package.tokenizer, package.model, package.fingerprint
     else:
         _quieten_transformers()
