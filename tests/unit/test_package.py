@@ -131,11 +131,12 @@ def test_every_architecture_is_loaded_without_random_weights(tiny: Package, tmp_
 
 
 def test_loading_in_threads_leaves_new_models_random(tiny: Package):
+    other = replace(tiny.config, encoder={**tiny.config.encoder, "model_type": "electra"})  # not built by this package
     interval = sys.getswitchinterval()
     sys.setswitchinterval(1e-6)
     try:
         with ThreadPoolExecutor(8) as threads:
-            list(threads.map(unfilled_model, [tiny.config] * 32))
+            list(threads.map(unfilled_model, [tiny.config, other] * 16))
     finally:
         sys.setswitchinterval(interval)
     fresh = [SpanModel(tiny.config).spans.out.weight for _ in range(2)]

@@ -26,7 +26,7 @@ def model_class(config: ModelConfig) -> type[SpanModel]:
 
 
 def unfilled_model(config: ModelConfig) -> SpanModel:
-    """Returns the model in evaluation mode, without memory for its weights, which `load_weights` sets.
+    """Returns the model in evaluation mode, with weights that `load_weights` is still to set.
 
     Random initial weights would take most of the time of loading.
     """
