@@ -25,6 +25,7 @@ from machine import machine
 
 from spanlake.inference.extractor import Extractor
 from spanlake.inference.label_vectors import encode_labels
+from spanlake.inference.settings import Settings
 from spanlake.modeling.bi_encoder import BiEncoderModel
 from spanlake.modeling.config import ModelConfig
 from spanlake.modeling.label_tokens import BiTokenizer
@@ -34,6 +35,7 @@ from spanlake.text import word_offsets
 
 PASSAGES = Path(__file__).parents[1] / "examples" / "passages.parquet"
 THRESHOLD = 0.999
+KINDS = ("person", "place", "thing", "event")
 ENCODER: dict[str, Any] = {
     "model_type": "bert",
     "hidden_size": 384,
@@ -63,7 +65,7 @@ def compare(directory: Path, counts: list[int], texts: int, rounds: int) -> None
     print(f"{texts} texts, {words} words; CPU seconds per 1,000 words, medians of {rounds} rounds\n")
     print(f"{'labels':>7}{'passes':>8}{'prompt':>10}{'bi-encoder':>12}{'ratio':>8}{'encoding':>10}")
     for count in counts:
-        labels = [f"{kind} {i}" for i in range(count) for kind in (("person", "place", "thing", "event")[i % 4],)]
+        labels = [f"{KINDS[i % len(KINDS)]} {i}" for i in range(count)]
         encoding = encoding_time(apart, labels)
         sides: list[Callable[[], object]] = [
             lambda labels=labels: prompted.extract(passages, labels, THRESHOLD),
@@ -71,27 +73,22 @@ def compare(directory: Path, counts: list[int], texts: int, rounds: int) -> None
         ]
         apart.extract(passages[:1], labels, THRESHOLD)  # encodes the labels
         one, other = (seconds / words * 1000 for seconds in medians(sides, rounds))
-        passes, _ = prompted.prompt_size(settings_of(labels))
+        passes, _ = prompted.prompt_size(Settings.make(labels, THRESHOLD))
         print(f"{count:>7}{passes:>8}{one:>10.2f}{other:>12.2f}{one / other:>7.1f}x{encoding:>9.2f}s", flush=True)
-
-
-def settings_of(labels: list[str]) -> Any:
-    from spanlake.inference.settings import Settings
-
-    return Settings.make(labels, THRESHOLD)
 
 
 def models(directory: Path) -> tuple[Extractor, Extractor]:
     """Returns the model with a prompt and the bi-encoder."""
-    tokenizer = open_package("mini").tokenizer.backend
+    mini = open_package("mini")
+    tokenizer = mini.tokenizer.backend
     encoder = {**ENCODER, "vocab_size": tokenizer.get_vocab_size()}
     config = ModelConfig(
         encoder=encoder,
         hidden_size=384,
         span_head="marker_v0",
-        entity_token=(names := prompt_tokens())[0],
-        separator_token=names[1],
-        entity_token_id=tokenizer.token_to_id(names[0]),
+        entity_token=mini.config.entity_token,
+        separator_token=mini.config.separator_token,
+        entity_token_id=mini.config.entity_token_id,
         max_labels=None,
     )
     torch.manual_seed(1)
@@ -99,13 +96,10 @@ def models(directory: Path) -> tuple[Extractor, Extractor]:
     bi = ModelConfig(**{**config.to_dict(), "labels_encoder": {**encoder, "max_position_embeddings": 128}})
     model = BiEncoderModel(bi)
     save_package(directory / "apart", model, tokenizer, name="apart", metadata={}, card="", labels_tokenizer=tokenizer)
-    load = [Extractor.load(str(directory / name), device="cpu", precision="float32") for name in ("prompted", "apart")]
-    return load[0], load[1]
-
-
-def prompt_tokens() -> tuple[str, str]:
-    config = open_package("mini").config
-    return config.entity_token, config.separator_token
+    prompted, apart = (
+        Extractor.load(str(directory / name), device="cpu", precision="float32") for name in ("prompted", "apart")
+    )
+    return prompted, apart
 
 
 def encoding_time(apart: Extractor, labels: list[str]) -> float:
