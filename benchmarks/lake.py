@@ -83,6 +83,9 @@ def scale(rows: int, files: int, times: list[int], workers: list[int]) -> None:
                 output = Path(directory) / f"output-{factor}-{count}"
                 options = ["--labels", "person,place", "--unit-rows", "500", "--workers", str(count), "--json"]
                 seen = watch(["extract", str(source), str(output), "--model", str(model), *options])
+                if seen.code:
+                    print(f"{rows * factor:<9} {count:<7}  exit {seen.code}", flush=True)
+                    continue
                 found = json.loads(seen.printed)
                 print(
                     f"{found['rows']:<9} {count:<7}  {seen.seconds:7.1f}  {found['seconds']:10.1f}  "
