@@ -5,6 +5,7 @@ from typing import Any
 
 from spanlake import Extractor
 from spanlake.adapters.search import Search, missing
+from spanlake.inference.settings import read_rules
 
 try:
     from haystack import Document, component, default_to_dict
@@ -26,8 +27,11 @@ class SpanlakeEntityExtractor:
         device: str = "auto",
         precision: str = "auto",
         key: str = "named_entities",
+        rules: str | None = None,
     ) -> None:
-        """Takes the arguments of `Extractor.load` and `Extractor.extract`. The first run loads the model."""
+        """Takes the arguments of `Extractor.load` and `Extractor.extract`. The first run loads the model.
+        `rules` is a file of rules.
+        """
         self._arguments: dict[str, Any] = {
             "labels": labels,
             "model": model,
@@ -37,6 +41,7 @@ class SpanlakeEntityExtractor:
             "device": device,
             "precision": precision,
             "key": key,
+            "rules": rules,
         }
         self._search: Search | None = None
 
@@ -46,7 +51,7 @@ class SpanlakeEntityExtractor:
             given = self._arguments
             extractor = Extractor.load(given["model"], device=given["device"], precision=given["precision"])
             options = (given[name] for name in ("labels", "threshold", "nested", "multi_label"))
-            self._search = Search(extractor, *options)
+            self._search = Search(extractor, *options, read_rules(given["rules"]) if given["rules"] else None)
 
     @component.output_types(documents=list[Document])
     def run(self, documents: list[Document]) -> dict[str, list[Document]]:

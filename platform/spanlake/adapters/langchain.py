@@ -1,11 +1,14 @@
 """A LangChain transformer that writes the entities of documents into their metadata."""
 
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from spanlake import Extractor
 from spanlake.adapters.search import Search, missing
 from spanlake.labels import Labels, Threshold
+
+if TYPE_CHECKING:
+    from spanlake.rules import Rules
 
 try:
     from langchain_core.documents import BaseDocumentTransformer, Document
@@ -24,9 +27,10 @@ class SpanlakeEntityTransformer(BaseDocumentTransformer):
         nested: bool = False,
         multi_label: bool = False,
         key: str = "entities",
+        rules: "Rules | None" = None,
     ) -> None:
         """Takes the arguments of `Extractor.extract`."""
-        self._search = Search(extractor, labels, threshold, nested, multi_label)
+        self._search = Search(extractor, labels, threshold, nested, multi_label, rules)
         self._key = key
 
     def transform_documents(self, documents: Sequence[Document], **kwargs: Any) -> list[Document]:

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from spanlake import Entity, Extractor, UserError
 from spanlake.errors import shown
 from spanlake.labels import Labels, Threshold
+
+if TYPE_CHECKING:
+    from spanlake.rules import Rules
 
 
 @dataclass(frozen=True)
@@ -20,10 +23,11 @@ class Search:
     threshold: Threshold | None = None
     nested: bool = False
     multi_label: bool = False
+    rules: Rules | None = None
 
     def found(self, texts: Sequence[str]) -> list[list[Entity]]:
         """Returns the entities of each text. Raises as `Extractor.extract` does."""
-        return self.extractor.extract(texts, self.labels, self.threshold, self.nested, self.multi_label)
+        return self.extractor.extract(texts, self.labels, self.threshold, self.nested, self.multi_label, self.rules)
 
     def rows(self, values: Iterable[Any]) -> list[list[dict[str, Any]] | None]:
         """Returns the entities of each value as dictionaries, or None where the value is None.

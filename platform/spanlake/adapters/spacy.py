@@ -4,6 +4,7 @@ from collections.abc import Iterable, Iterator
 
 from spanlake import Entity, Extractor
 from spanlake.adapters.search import Search, missing
+from spanlake.inference.settings import read_rules
 
 try:
     from spacy.language import Language
@@ -18,7 +19,7 @@ class EntityFinder:
 
     Spans of spaCy begin and end at its tokens. An entity that begins or ends inside a token gets the span of all its
     tokens. The attributes of the group hold each entity as the model found it: `doc.spans[spans_key].attrs["entities"]`
-    has dictionaries with `start`, `end`, `text`, `label` and `score`, in the order of the spans.
+    has dictionaries with `start`, `end`, `text`, `label`, `score` and, with rules, `source`, in the order of the spans.
     """
 
     def __init__(self, search: Search, spans_key: str, set_ents: bool) -> None:
@@ -56,6 +57,7 @@ def _span(doc: Doc, entity: Entity) -> Span:
         "threshold": None,
         "nested": False,
         "multi_label": False,
+        "rules": None,
         "device": "auto",
         "precision": "auto",
         "spans_key": "spanlake",
@@ -71,11 +73,13 @@ def make(
     threshold: float | dict[str, float] | None,
     nested: bool,
     multi_label: bool,
+    rules: str | None,
     device: str,
     precision: str,
     spans_key: str,
     set_ents: bool,
 ) -> EntityFinder:
-    """Returns the component of `nlp.add_pipe("spanlake", config={"labels": […]})`."""
+    """Returns the component of `nlp.add_pipe("spanlake", config={"labels": […]})`. `rules` is a file of rules."""
     extractor = Extractor.load(model, device=device, precision=precision)
-    return EntityFinder(Search(extractor, labels, threshold, nested, multi_label), spans_key, set_ents)
+    search = Search(extractor, labels, threshold, nested, multi_label, read_rules(rules) if rules else None)
+    return EntityFinder(search, spans_key, set_ents)

@@ -1,5 +1,6 @@
 """Each adapter finds what the Extractor finds, at the same offsets, inside the real library."""
 
+import json
 import pickle
 import sys
 from collections.abc import Callable
@@ -12,6 +13,7 @@ from commands import ROOT
 
 from spanlake import Entity, Extractor, UserError
 from spanlake.adapters.search import Search
+from spanlake.rules import Rules
 
 from .conftest import LABELS, TEXTS
 
@@ -170,6 +172,75 @@ def test_langchain(library: Library, extractor: Extractor, expected: list[list[E
     found = SpanlakeEntityTransformer(extractor, LABELS, 0.3).transform_documents(documents)
     same([document.metadata["entities"] for document in found], expected)
     assert (found[0].metadata["page"], found[0].id, documents[0].metadata) == (1, "7", {"page": 1})
+
+
+# --- rules ------------------------------------------------------------------------------------------------------------
+
+PII = {"rules": [{"label": "email", "kind": "email"}]}
+MAILS = ["Ada met Charles Babbage: write to ada@example.org", "Ada"]
+
+
+@pytest.fixture
+def mails(extractor: Extractor) -> list[list[Entity]]:
+    found = extractor.extract(MAILS, LABELS, 0.3, rules=Rules(PII))
+    assert {entity.source for entity in found[0]} == {"model", "rule"}
+    return found
+
+
+def test_rules_in_pandas(library: Library, extractor: Extractor, mails: list[list[Entity]]):
+    pd = library("pandas", "pandas")
+    from spanlake.adapters.pandas import find_entities
+
+    same(find_entities(pd.Series(MAILS), extractor, LABELS, 0.3, rules=Rules(PII)), mails)
+
+
+def test_rules_in_langchain(library: Library, extractor: Extractor, mails: list[list[Entity]]):
+    documents = library("langchain_core.documents", "langchain")
+    from spanlake.adapters.langchain import SpanlakeEntityTransformer
+
+    finder = SpanlakeEntityTransformer(extractor, LABELS, 0.3, rules=Rules(PII))
+    found = finder.transform_documents([documents.Document(page_content=text) for text in MAILS])
+    same([document.metadata["entities"] for document in found], mails)
+
+
+def test_rules_in_polars(library: Library, extractor: Extractor, mails: list[list[Entity]]):
+    pl = library("polars", "polars")
+    from spanlake.adapters.polars import ENTITIES_AND_SOURCE, find_entities
+
+    entities = find_entities(pl.col("text"), extractor, LABELS, 0.3, rules=Rules(PII))
+    found = pl.DataFrame({"text": MAILS}).with_columns(entities)
+    assert found.schema["entities"] == ENTITIES_AND_SOURCE
+    same(found["entities"].to_list(), mails)
+
+
+def test_rules_in_spark(spark: Any, extractor: Extractor, mails: list[list[Entity]]):
+    from spanlake.adapters.spark import entities_udf
+
+    frame = spark.createDataFrame(list(enumerate(MAILS)), "place int, text string")
+    find = entities_udf(extractor, LABELS, 0.3, rules=Rules(PII))
+    found = frame.withColumn("entities", find("text")).orderBy("place").collect()
+    same([[entity.asDict() for entity in row.entities] for row in found], mails)
+
+
+def test_files_of_rules_in_spacy_and_haystack(
+    library: Library, tiny_model_dir: Path, mails: list[list[Entity]], tmp_path: Path
+):
+    spacy, haystack = library("spacy", "spacy"), library("haystack", "haystack")
+    import spanlake.adapters.spacy  # noqa: F401
+    from spanlake.adapters.haystack import SpanlakeEntityExtractor
+
+    file = tmp_path / "pii.json"
+    file.write_text(json.dumps(PII))
+    options = {"model": str(tiny_model_dir), "labels": LABELS, "threshold": 0.3, "rules": str(file)}
+    options |= {"device": "cpu", "precision": "float32"}
+    nlp = spacy.blank("en")
+    nlp.add_pipe("spanlake", config=options)
+    same([doc.spans["spanlake"].attrs["entities"] for doc in nlp.pipe(MAILS)], mails)
+    finder = SpanlakeEntityExtractor(**options)
+    again = SpanlakeEntityExtractor(**finder.to_dict()["init_parameters"])
+    for each in (finder, again):
+        found = each.run([haystack.Document(content=text) for text in MAILS])["documents"]
+        same([document.meta["named_entities"] for document in found], mails)
 
 
 # --- tables -----------------------------------------------------------------------------------------------------------
