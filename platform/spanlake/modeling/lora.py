@@ -27,13 +27,13 @@ class Adapter:
 
     @classmethod
     def from_dict(cls, values: Any) -> Adapter:
-        """Raises `PackageError` for values that describe no adapter."""
+        """Raises ValueError for values that describe no adapter."""
         fields: dict[str, Any] = {"base": str, "base_fingerprint": str, "rank": int, "scale": (int, float)}
         if not isinstance(values, dict) or {*values} != {*fields}:
-            raise PackageError(f"The adapter is described by {shown(values)}; it must have {', '.join(fields)}.")
+            raise ValueError(f"adapter is {shown(values)}, which must have {', '.join(fields)}")
         for name, kind in fields.items():
             if not isinstance(values[name], kind):
-                raise PackageError(f"The adapter's {name} is {shown(values[name])}; fetch the package again.")
+                raise ValueError(f"adapter.{name} is {shown(values[name])}")
         return cls(**values)
 
 

@@ -158,7 +158,7 @@ def test_an_adapter_without_its_base_says_what_it_needs(adapter: Path) -> None:
     edit(adapter, base=str(adapter))
     assert "it is an adapter too" in refusal(adapter)
     edit(adapter, base=3)
-    assert "The adapter's base is 3" in refusal(adapter)
+    assert f"of {adapter} cannot be used: adapter.base is 3" in refusal(adapter)
 
 
 @pytest.mark.parametrize(
