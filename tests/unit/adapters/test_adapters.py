@@ -222,23 +222,33 @@ def test_rules_in_spark(spark: Any, extractor: Extractor, mails: list[list[Entit
     same([[entity.asDict() for entity in row.entities] for row in found], mails)
 
 
-def test_files_of_rules_in_spacy_and_haystack(
-    library: Library, tiny_model_dir: Path, mails: list[list[Entity]], tmp_path: Path
+@pytest.fixture
+def file_of_rules(tmp_path: Path) -> str:
+    (tmp_path / "pii.json").write_text(json.dumps(PII))
+    return str(tmp_path / "pii.json")
+
+
+def test_a_file_of_rules_in_spacy(
+    library: Library, tiny_model_dir: Path, file_of_rules: str, mails: list[list[Entity]]
 ):
-    spacy, haystack = library("spacy", "spacy"), library("haystack", "haystack")
+    spacy = library("spacy", "spacy")
     import spanlake.adapters.spacy  # noqa: F401
+
+    config = {"model": str(tiny_model_dir), "labels": LABELS, "threshold": 0.3, "rules": file_of_rules}
+    nlp = spacy.blank("en")
+    nlp.add_pipe("spanlake", config=config | {"device": "cpu", "precision": "float32"})
+    same([doc.spans["spanlake"].attrs["entities"] for doc in nlp.pipe(MAILS)], mails)
+
+
+def test_a_file_of_rules_in_haystack(
+    library: Library, tiny_model_dir: Path, file_of_rules: str, mails: list[list[Entity]]
+):
+    haystack = library("haystack", "haystack")
     from spanlake.adapters.haystack import SpanlakeEntityExtractor
 
-    file = tmp_path / "pii.json"
-    file.write_text(json.dumps(PII))
-    options = {"model": str(tiny_model_dir), "labels": LABELS, "threshold": 0.3, "rules": str(file)}
-    options |= {"device": "cpu", "precision": "float32"}
-    nlp = spacy.blank("en")
-    nlp.add_pipe("spanlake", config=options)
-    same([doc.spans["spanlake"].attrs["entities"] for doc in nlp.pipe(MAILS)], mails)
-    finder = SpanlakeEntityExtractor(**options)
-    again = SpanlakeEntityExtractor(**finder.to_dict()["init_parameters"])
-    for each in (finder, again):
+    options = {"device": "cpu", "precision": "float32", "rules": file_of_rules}
+    finder = SpanlakeEntityExtractor(LABELS, str(tiny_model_dir), 0.3, **options)
+    for each in (finder, SpanlakeEntityExtractor(**finder.to_dict()["init_parameters"])):
         found = each.run([haystack.Document(content=text) for text in MAILS])["documents"]
         same([document.meta["named_entities"] for document in found], mails)
 
