@@ -50,8 +50,11 @@ class SpanlakeEntityExtractor:
         if self._search is None:
             given = self._arguments
             extractor = Extractor.load(given["model"], device=given["device"], precision=given["precision"])
-            options = (given[name] for name in ("labels", "threshold", "nested", "multi_label"))
-            self._search = Search(extractor, *options, read_rules(given["rules"]) if given["rules"] else None)
+            labels, threshold, nested, multi_label = (
+                given[name] for name in ("labels", "threshold", "nested", "multi_label")
+            )
+            rules = read_rules(given["rules"]) if given["rules"] else None
+            self._search = Search(extractor, labels, threshold, nested, multi_label, rules)
 
     @component.output_types(documents=list[Document])
     def run(self, documents: list[Document]) -> dict[str, list[Document]]:
