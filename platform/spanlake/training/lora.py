@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from importlib.util import find_spec
+from typing import Any
 
 import torch
 from torch import nn
@@ -29,9 +30,10 @@ def add_lora(model: SpanModel, lora: LoraSection) -> None:
         raise UserError("model.lora needs peft, which is not installed: pip install 'spanlake[lora]'.")
     from peft import LoraConfig, inject_adapter_in_model
 
+    alpha: Any = lora.alpha  # peft computes with fractions, though its type says int
     config = LoraConfig(
         r=lora.rank,
-        lora_alpha=lora.alpha,
+        lora_alpha=alpha,
         lora_dropout=lora.dropout,
         target_modules=_layers(model.encoder, lora.targets),
     )
