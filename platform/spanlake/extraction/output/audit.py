@@ -17,7 +17,7 @@ from spanlake.extraction.output.ledger import SUFFIX, Ledger, files_in, labels_o
 from spanlake.extraction.output.plan import units_of
 from spanlake.extraction.output.rows import unit_footer
 from spanlake.extraction.source.model import Unit
-from spanlake.extraction.source.parquet import open_streamed
+from spanlake.extraction.source.parquet import batch_rows, open_streamed
 
 _FILES_AT_ONCE = 8
 _BATCH_ROWS = 4096
@@ -126,7 +126,7 @@ def _count_rows(ledger: Ledger, name: str, parquet: pq.ParquetFile) -> _File:
     file = _File(name, footer=unit_footer(parquet.metadata) or {})
     mentions = ledger.manifest["layout"]["kind"] == "mentions"
     misplaced = 0
-    for batch in parquet.iter_batches(_BATCH_ROWS, use_threads=False):
+    for batch in parquet.iter_batches(batch_rows(parquet.metadata, _BATCH_ROWS), use_threads=False):
         labels = batch.column("label") if mentions else _labels(batch.column("entities"))
         misplaced += _misplaced(batch, file.footer) if mentions else 0
         file.rows += batch.num_rows
