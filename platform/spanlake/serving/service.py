@@ -10,6 +10,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from starlette.concurrency import run_in_threadpool
+
 from spanlake.decoding import Entity
 from spanlake.errors import UserError, shown
 from spanlake.inference.settings import Settings, read_rules
@@ -36,6 +38,8 @@ from spanlake.serving.translation import translate
 
 if TYPE_CHECKING:
     from spanlake.rules import Rules
+
+_SHORT_LABELS = 500  # of a request, checked in about a millisecond
 
 Result = Found | ApiError
 
@@ -100,7 +104,7 @@ class Service:
         """
         self.admit()
         request.check(self.config.limits)
-        settings = request.settings(self._rules_of(request.rules))
+        settings = await _settings_of(request, self._rules_of(request.rules))
         form = self._form(request.offsets, request.redact)
         seconds = self.config.limits.request_seconds
         work = asyncio.ensure_future(self._extract(request, settings, form, time.monotonic() + seconds))
@@ -267,6 +271,13 @@ class Service:
 
 def name_of(model: Served) -> ModelName:
     return ModelName(name=model.name, fingerprint=model.extractor.package.fingerprint)
+
+
+async def _settings_of(request: ExtractRequest, rules: Rules | None) -> list[Settings]:
+    """Returns the settings of each text. Many labels are checked on another thread."""
+    if sum(map(len, request.label_sets)) <= _SHORT_LABELS:
+        return request.settings(rules)
+    return await run_in_threadpool(request.settings, rules)
 
 
 @contextmanager

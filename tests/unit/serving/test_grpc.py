@@ -211,3 +211,47 @@ def test_with_keys_nothing_answers_without_one(tiny_model_dir: Path):
         tiny_model_dir, lambda stub: stub.Extract(request, metadata=[("authorization", "Bearer secret")]), KEYS
     )
     assert record.key == "reader"
+
+
+@pytest.mark.parametrize(
+    "request_",
+    [
+        ExtractRequest(texts=["Ada"], labels=[Label(name=f"label {i}") for i in range(2000)]),
+        ExtractRequest(
+            texts=["Ada"] * 4,
+            label_sets=[LabelSet(labels=[Label(name=str(i)) for i in range(200)]) for _ in range(4)],
+            threshold=2,
+        ),
+    ],
+    ids=["too many labels", "a wrong threshold"],
+)
+def test_a_request_with_many_labels_is_read_beside_the_event_loop(tiny_model_dir: Path, request_: ExtractRequest):
+    class Context:
+        code: Any = None
+
+        def invocation_metadata(self) -> list[Any]:
+            return []
+
+        def set_code(self, code: grpc.StatusCode) -> None:
+            self.code = code
+
+        def set_details(self, details: str) -> None:
+            pass
+
+        def set_trailing_metadata(self, metadata: Any) -> None:
+            pass
+
+    async def turns() -> tuple[int, Any]:
+        config = read_config({"model": str(tiny_model_dir), "device": "cpu", "precision": "float32"})
+        service, context = await Service.load(config), Context()
+        call = asyncio.create_task(extract(service, None, [], request_, context))
+        count = 0
+        while not call.done():
+            await asyncio.sleep(0)
+            count += 1
+        await service.close(5)
+        return count, context.code
+
+    count, code = asyncio.run(turns())
+    assert code in (grpc.StatusCode.OUT_OF_RANGE, grpc.StatusCode.INVALID_ARGUMENT)
+    assert count > 1  # the event loop goes on while the call is refused

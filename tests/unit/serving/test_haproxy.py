@@ -123,3 +123,9 @@ def test_settings_of_another_ray_are_refused(ray_haproxy: Any, tmp_path: Path) -
     )
     assert done.returncode == 1
     assert "is not as Ray 2.60 writes it" in done.stderr and "unset RAY_SERVE_HAPROXY_BINARY_PATH" in done.stderr
+    file.unlink()
+    done = subprocess.run(
+        [sys.executable, "-c", START, "-f", str(file)], env=environment, capture_output=True, text=True
+    )
+    assert done.returncode == 1 and done.stderr.count("\n") == 1
+    assert "cannot be read and changed" in done.stderr and str(file) in done.stderr

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from typing import Any, Protocol
 
 import grpc
+from starlette.concurrency import run_in_threadpool
 
 from spanlake.calibration import DEFAULT_THRESHOLD
 from spanlake.errors import shown
@@ -26,6 +27,7 @@ _MOST_BYTES = "max-answer-bytes"  # metadata
 _CHANNEL_BYTES = (
     4 << 20
 )  # that a channel takes unless it is told otherwise; it calls more a RESOURCE_EXHAUSTED of its own
+_SHORT_BYTES = 8 << 10  # of a request, read in one or two milliseconds
 _CODES = {
     400: grpc.StatusCode.INVALID_ARGUMENT,
     401: grpc.StatusCode.UNAUTHENTICATED,
@@ -63,7 +65,10 @@ async def extract(
         if keys:
             record.key = keys.admit(_presented_key(context))
         most = _most_bytes(context)
-        answer = await service.extract(_asked(request, record, service.config.limits))
+        parts = request, record, service.config.limits
+        is_short = request.ByteSize() <= _SHORT_BYTES
+        asked = _asked(*parts) if is_short else await run_in_threadpool(_asked, *parts)
+        answer = await service.extract(asked)
         record.model, record.entities = answer.model.name, answer.entities
         response = await _response(answer)
         if (size := response.ByteSize()) > most:
