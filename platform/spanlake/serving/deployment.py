@@ -7,6 +7,7 @@ model, and each replica refuses what its own queue cannot take. The proxies send
 from __future__ import annotations
 
 import logging
+import os
 import shutil
 import signal
 import sys
@@ -21,7 +22,7 @@ from ray.serve import metrics as metric_kinds
 from starlette.types import ASGIApp
 
 from spanlake.cluster import cluster
-from spanlake.errors import ShortfallError, one_line
+from spanlake.errors import ShortfallError, UserError, one_line
 from spanlake.serving.access import TurnHandler
 from spanlake.serving.app import make_app
 from spanlake.serving.audit import open_audit_log
@@ -38,6 +39,7 @@ NAME = "spanlake"
 _OBJECT_STORE_BYTES = 150_000_000  # requests do not pass through it
 # On a busy machine a proxy needs more than Serve's 5 s to start. Serve would kill and start it for ever.
 _PATIENT = {"RAY_SERVE_PROXY_READY_CHECK_TIMEOUT_S": "60"}
+_WITH_HAPROXY = "RAY_SERVE_ENABLE_HA_PROXY"
 _FENCED = "spanlake-haproxy"  # is beside the Python of this environment, where Spanlake is installed
 _CLOSE_SECONDS = 10.0  # for requests that are left when Serve has drained a replica
 # A thread that runs a pass needs the interpreter for microseconds between one operation and the next, hundreds of times
@@ -137,11 +139,16 @@ def serve_until_stopped(
 ) -> None:
     """Serves until SIGINT or SIGTERM, on the cluster at RAY_ADDRESS or a new one on this machine.
 
-    It answers gRPC too if that has a port. Raises: UserError if no cluster answers, ShortfallError if the server does
-    not start.
+    It answers gRPC too if that has a port. Raises: UserError if no cluster answers or HAProxy would run with Ray's own
+    settings, ShortfallError if the server does not start.
     """
     stop = threading.Event()
     fenced = shutil.which(_FENCED, path=str(Path(sys.executable).parent))
+    if not fenced and os.environ.get(_WITH_HAPROXY) == "1":
+        raise UserError(
+            f"{_WITH_HAPROXY} asks for HAProxy, and {_FENCED}, which closes its open ports, is not beside "
+            f"{sys.executable}; install this package there with pip, or unset {_WITH_HAPROXY}."
+        )
     variables = _PATIENT | ({"RAY_SERVE_HAPROXY_BINARY_PATH": fenced} if fenced else {})
     with cluster(_OBJECT_STORE_BYTES, variables, log_to_driver=True):
         for number in (signal.SIGINT, signal.SIGTERM):  # after Ray, whose own handler aborts the process

@@ -15,6 +15,8 @@ import psutil
 import pytest
 from commands import ROOT, free_port
 
+from spanlake.errors import UserError
+from spanlake.serving.config import read_config
 from spanlake.serving.haproxy import fenced
 
 QUESTION = {"texts": ["Ada met Charles"], "labels": ["person"]}
@@ -129,3 +131,12 @@ def test_settings_of_another_ray_are_refused(ray_haproxy: Any, tmp_path: Path) -
     )
     assert done.returncode == 1 and done.stderr.count("\n") == 1
     assert "cannot be read and changed" in done.stderr and str(file) in done.stderr
+
+
+def test_a_server_does_not_start_with_an_open_haproxy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from spanlake.serving.deployment import serve_until_stopped
+
+    monkeypatch.setenv("RAY_SERVE_ENABLE_HA_PROXY", "1")
+    monkeypatch.setattr(sys, "executable", str(tmp_path / "python"))
+    with pytest.raises(UserError, match="spanlake-haproxy, which closes its open ports, is not beside"):
+        serve_until_stopped(read_config({"model": "mini"}), "127.0.0.1", free_port())
