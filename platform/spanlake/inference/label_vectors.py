@@ -23,7 +23,7 @@ from typing import cast
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file, save
 
 from spanlake.errors import PackageError, one_line, shown
 from spanlake.modeling.bi_encoder import BiEncoderModel
@@ -39,12 +39,12 @@ _MOST_LISTS = 16  # lists of labels whose vectors are kept as one matrix
 class LabelVectors:
     """The vectors of one model's labels. Threads may share it."""
 
-    def __init__(self, tokenizer: BiTokenizer, fingerprint: str, device: torch.device) -> None:
-        """Begins with the vectors on disk. A model without a fingerprint has none there.
+    def __init__(self, tokenizer: BiTokenizer, fingerprint: str, width: int, device: torch.device) -> None:
+        """Begins with the vectors on disk, which have the `width` D. A model without a fingerprint has none there.
 
         Raises `PackageError` as `read_vectors` does.
         """
-        stored = read_vectors(fingerprint) if fingerprint else {}
+        stored = read_vectors(fingerprint, width) if fingerprint else {}
         self._tokenizer, self._device = tokenizer, device
         self._stored = {tokenizer.label(label): vector for label, vector in stored.items()}
         self._kept: dict[tuple[int, ...], torch.Tensor] = {}
@@ -104,7 +104,7 @@ def store_labels(model: str, labels: Sequence[str], device: torch.device) -> tup
             f"{package.name} reads labels together with each text, so they have no vectors of their own; choose a "
             "bi-encoder."
         )
-    known = read_vectors(package.fingerprint)
+    known = read_vectors(package.fingerprint, package.config.hidden_size)
     new = [label for label in dict.fromkeys(labels) if label not in known]
     cut = [package.tokenizer.label(label) for label in new]
     bi_encoder = cast(BiEncoderModel, package.model)
@@ -118,8 +118,10 @@ def vectors_path(fingerprint: str) -> Path:
     return cache_home() / "labels" / f"{fingerprint}.safetensors"
 
 
-def read_vectors(fingerprint: str) -> dict[str, torch.Tensor]:
+def read_vectors(fingerprint: str, width: int) -> dict[str, torch.Tensor]:
     """Returns the vectors of a model's labels that are on disk, each float32 [D]; none where there is no file.
+
+    width: D.
 
     Raises `PackageError` for a file that cannot be read, or that is of another model.
     """
@@ -130,14 +132,19 @@ def read_vectors(fingerprint: str) -> dict[str, torch.Tensor]:
         tensors = load_file(path)
         model = bytes(tensors["model"].tolist()).decode("ascii")
         labels = json.loads(bytes(tensors["labels"].tolist()))
-        found = dict(zip(labels, tensors["vectors"], strict=True))
+        vectors = tensors["vectors"]
+        if not isinstance(labels, list) or not all(isinstance(label, str) for label in labels):
+            raise ValueError("its labels are not a list of strings")
+        if vectors.dtype != torch.float32 or vectors.shape != (len(labels), width):
+            raise ValueError(f"it has no float32 vector of {width} numbers for each of its {len(labels)} labels")
+        found = dict(zip(labels, vectors, strict=True))
     except (OSError, SafetensorError, KeyError, ValueError, TypeError) as error:
         raise PackageError(
-            f"The label cache {path} cannot be read ({one_line(error)}); delete it, or run `spanlake labels` again."
+            f"The label cache {path} cannot be read ({one_line(error)}); delete it, then run `spanlake labels` again."
         ) from error
     if model != fingerprint:
         raise PackageError(
-            f"The label cache {path} is of another model, with the fingerprint {shown(model[:12])}; delete it, or run "
+            f"The label cache {path} is of another model, with the fingerprint {shown(model[:12])}; delete it, then run "
             f"`spanlake labels` for the model with the fingerprint {fingerprint[:12]}."
         )
     return found
@@ -157,7 +164,8 @@ def write_vectors(fingerprint: str, vectors: Mapping[str, torch.Tensor]) -> Path
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=path.parent) as temporary:
-            save_file(tensors, Path(temporary) / "vectors")
+            # `save_file` would make a file that only this user can read; other users of a cluster share it.
+            (Path(temporary) / "vectors").write_bytes(save(tensors))
             os.replace(Path(temporary) / "vectors", path)
     except (OSError, SafetensorError) as error:
         raise PackageError(

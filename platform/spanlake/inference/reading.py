@@ -40,7 +40,8 @@ def make_reader(package: Package, device: torch.device) -> Reader:
     """Returns the reader for the family of the package's model."""
     pad_id = package.config.pad_token_id
     if isinstance(package.tokenizer, BiTokenizer):
-        return VectorReader(package.tokenizer, pad_id, package.fingerprint, device)
+        width = package.config.hidden_size
+        return VectorReader(package.tokenizer, pad_id, package.fingerprint, width, device)
     return PromptReader(package.tokenizer, pad_id)
 
 
@@ -63,9 +64,11 @@ class PromptReader:
 class VectorReader:
     """Reads each text once, however many labels there are, and scores the labels part by part."""
 
-    def __init__(self, tokenizer: BiTokenizer, pad_id: int, fingerprint: str, device: torch.device) -> None:
+    def __init__(
+        self, tokenizer: BiTokenizer, pad_id: int, fingerprint: str, width: int, device: torch.device
+    ) -> None:
         self._tokenizer, self._pad_id = tokenizer, pad_id
-        self._vectors = LabelVectors(tokenizer, fingerprint, device)
+        self._vectors = LabelVectors(tokenizer, fingerprint, width, device)
         self._most = _MOST_LOGITS[device.type]
 
     def lay_out(self, rows: Sequence[Row]) -> Batch:

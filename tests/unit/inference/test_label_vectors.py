@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
 from spanlake.cli import main
 from spanlake.errors import PackageError, UserError
@@ -116,8 +117,34 @@ def test_a_label_cache_of_another_model_is_refused(directory: Path, home: Path) 
 def test_a_damaged_label_cache_is_refused(directory: Path, damage: Callable[[bytes], bytes]) -> None:
     path, _, _ = store_labels(str(directory), ["person"], torch.device("cpu"))
     path.write_bytes(damage(path.read_bytes()))
-    with pytest.raises(PackageError, match="cannot be read .*; delete it, or run `spanlake labels` again"):
+    with pytest.raises(PackageError, match="cannot be read .*; delete it, then run `spanlake labels` again"):
         load(directory)
+
+
+@pytest.mark.parametrize(
+    ("damage", "says"),
+    [
+        ({"vectors": torch.zeros(1, 5)}, "no float32 vector of 24 numbers for each of its 1 labels"),
+        ({"vectors": torch.zeros(1, 24).half()}, "no float32 vector"),
+        ({"labels": torch.tensor([*b"[3]"], dtype=torch.uint8)}, "not a list of strings"),
+        ({"labels": torch.tensor([*b'{"a": 1}'], dtype=torch.uint8)}, "not a list of strings"),
+    ],
+    ids=["another width", "another precision", "numbers", "no list"],
+)
+def test_a_label_cache_whose_parts_do_not_fit_is_refused(
+    directory: Path, damage: dict[str, torch.Tensor], says: str
+) -> None:
+    path, _, _ = store_labels(str(directory), ["person"], torch.device("cpu"))
+    save_file({**load_file(path), **damage}, path)
+    for use in (load, lambda model: store_labels(str(model), ["place"], torch.device("cpu"))):
+        with pytest.raises(PackageError, match=f"cannot be read .*{says}.*delete it"):
+            use(directory)
+
+
+def test_other_users_can_read_a_label_cache(directory: Path, home: Path) -> None:
+    path, _, _ = store_labels(str(directory), ["person"], torch.device("cpu"))
+    (home / "like-others").touch()
+    assert path.stat().st_mode == (home / "like-others").stat().st_mode
 
 
 def test_a_model_with_prompts_has_no_label_cache(tiny_model_dir: Path, capsys: pytest.CaptureFixture[str]) -> None:
