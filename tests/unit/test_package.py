@@ -337,6 +337,7 @@ def change_encoder(**values: Any) -> Callable[[dict[str, Any]], None]:
         (change(hidden_size=0), "hidden_size is 0"),
         (change(max_width="4"), "max_width is '4'"),
         (change(max_words=4), "max_words (4)"),
+        (change(dropout=5), "dropout is 5; it must be a number from 0 to below 1"),
         (change(encoder="bert"), "encoder is 'bert'"),
         (change(entity_token=7), "entity_token is 7"),
         (change(separator_token=None), "separator_token is None"),

@@ -64,9 +64,7 @@ class PromptReader:
 class VectorReader:
     """Reads each text once, however many labels there are, and scores the labels part by part."""
 
-    def __init__(
-        self, tokenizer: BiTokenizer, pad_id: int, fingerprint: str, width: int, device: torch.device
-    ) -> None:
+    def __init__(self, tokenizer: BiTokenizer, pad_id: int, fingerprint: str, width: int, device: torch.device) -> None:
         self._tokenizer, self._pad_id = tokenizer, pad_id
         self._vectors = LabelVectors(tokenizer, fingerprint, width, device)
         self._most = _MOST_LOGITS[device.type]

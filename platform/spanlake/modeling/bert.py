@@ -8,6 +8,7 @@ Shapes: B texts, T sub-words in the longest, N sub-words of all texts, A heads, 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields
 from functools import partial
@@ -55,9 +56,10 @@ class BertConfig:
             value, kind = getattr(self, field.name), field.type
             if kind == "int" and (type(value) is not int or value < 1):
                 raise _unfit(field.name, value, "a whole number of at least 1")
-            if kind == "float" and (type(value) not in (int, float) or value < 0):
+            if kind == "float" and (type(value) not in (int, float) or not 0 <= value < math.inf):
                 raise _unfit(field.name, value, "a number of at least 0")
-        if self.pad_token_id is not None and self.pad_token_id not in range(self.vocab_size):
+        pad = self.pad_token_id
+        if pad is not None and (type(pad) is not int or pad not in range(self.vocab_size)):
             raise _unfit("pad_token_id", self.pad_token_id, f"a whole number below vocab_size, {self.vocab_size}")
         if self.hidden_size % self.num_attention_heads:
             raise _unfit("hidden_size", self.hidden_size, f"a multiple of the {self.num_attention_heads} heads")
@@ -79,7 +81,7 @@ def is_bert(values: Mapping[str, Any]) -> bool:
     """Returns whether this module computes the encoder that a configuration describes."""
     return (
         values["model_type"] == "bert"
-        and values.get("hidden_act", "gelu") in _ACTIVATIONS
+        and values.get("hidden_act", "gelu") in [*_ACTIVATIONS]  # the value need not be hashable
         and values.get("position_embedding_type", "absolute") == "absolute"
         and not values.get("is_decoder")
     )

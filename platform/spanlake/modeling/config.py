@@ -71,6 +71,8 @@ class ModelConfig:
                 continue
             if not isinstance(value, int) or isinstance(value, bool) or value < 1:
                 raise PackageError(f"The model's {name} is {shown(value)}; it must be a whole number of at least 1.")
+        if type(self.dropout) not in (int, float) or not 0 <= self.dropout < 1:
+            raise PackageError(f"The model's dropout is {shown(self.dropout)}; it must be a number from 0 to below 1.")
         if self.max_words <= self.max_width:
             raise PackageError(f"The model's max_words ({self.max_words}) must exceed max_width ({self.max_width}).")
 

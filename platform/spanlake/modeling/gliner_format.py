@@ -207,9 +207,9 @@ def write_gliner(
             "The model is of GLiNER2, and its counting of entities has no form in the gliner library; keep it as a "
             "package."
         )
-    if config.encoder["model_type"] == "umt5":
+    if any(encoder["model_type"] == "umt5" for encoder in config.encoders):
         raise PackageError(
-            "The model's encoder is of the type 'umt5', which the gliner library cannot run; keep the model as a "
+            "The model has an encoder of the type 'umt5', which the gliner library cannot run; keep the model as a "
             "package, or train one with an encoder of the type mt5."
         )
     if config.splitter == "unicode" and not whitespace_words:
@@ -284,6 +284,11 @@ def _read_settings(directory: Path) -> dict[str, Any]:
                 f"{directory} is a GLiNER checkpoint with {key} {json.dumps(settings[key])}; this version reads "
                 f"those with {allowed}."
             )
+    if not isinstance(settings.get("labels_encoder", ""), str):
+        raise PackageError(
+            f"{directory / CONFIG} has labels_encoder {json.dumps(settings['labels_encoder'])}; give the name of an "
+            "encoder."
+        )
     if "bi_encoder" in settings.get("model_type", "") and settings.get("labels_encoder") is None:
         raise PackageError(
             f"{directory} is a GLiNER checkpoint with model_type {json.dumps(settings['model_type'])} and without "

@@ -132,7 +132,7 @@ def encoder_config(values: dict[str, Any]) -> PretrainedConfig:
     from transformers import CONFIG_MAPPING, AutoConfig
 
     kind = values["model_type"]
-    if kind not in CONFIG_MAPPING:
+    if not isinstance(kind, str) or kind not in CONFIG_MAPPING:
         raise PackageError(
             f"The encoder type {kind!r} is unknown to the installed transformers library; upgrade transformers."
         )
@@ -162,10 +162,8 @@ def build_encoder(values: dict[str, Any]) -> nn.Module:
 
     Raises `PackageError` where no encoder can be built from the configuration.
     """
-    if is_bert(values):
-        return Bert(BertConfig.of(values))
     try:
-        return new_encoder(encoder_config(values))
+        return Bert(BertConfig.of(values)) if is_bert(values) else new_encoder(encoder_config(values))
     except PackageError:
         raise
     except Exception as error:  # each model type fails in its own way

@@ -26,7 +26,7 @@ from spanlake.modeling.model import (
 from spanlake.modeling.pretrained import pretrained_tokenizer
 from spanlake.modeling.tokens import ModelTokenizer
 from spanlake.modeling.unfilled import Unfilled
-from spanlake.package import find_model, fingerprint_model, open_package, prompt_tokenizer
+from spanlake.package import Package, find_model, fingerprint_model, open_package, prompt_tokenizer
 from spanlake.training.known_encoders import KNOWN_ENCODERS
 from spanlake.training.lora import add_lora
 from spanlake.training.recipe import ModelSection
@@ -47,12 +47,7 @@ def starting_model(section: ModelSection) -> tuple[ModelTokenizer, SpanModel, st
     cannot be found or read, and for an adapter that does not fit.
     """
     if section.start:
-        package = open_package(section.start)
-        if package.config.counting is not None:
-            raise UserError(
-                f"The model {section.start} is a GLiNER2 model, which finds entities but cannot be trained here; begin "
-                "with an encoder or with another model."
-            )
+        package = starting_package(section)
         tokenizer, model, fingerprint = package.tokenizer, package.model, package.fingerprint
     else:
         _quieten_transformers()
@@ -62,6 +57,22 @@ def starting_model(section: ModelSection) -> tuple[ModelTokenizer, SpanModel, st
     if section.lora:
         add_lora(model, section.lora)
     return tokenizer, model, fingerprint
+
+
+def starting_package(section: ModelSection) -> Package:
+    """Returns the package `start`. Raises `UserError` for one that cannot be read, or cannot be trained as asked."""
+    package = open_package(section.start)
+    if package.config.counting is not None:
+        raise UserError(
+            f"The model {section.start} is a GLiNER2 model, which finds entities but cannot be trained here; begin "
+            "with an encoder or with another model."
+        )
+    if section.lora and section.lora.publish == "adapter" and "adapter" in package.metadata:
+        raise UserError(
+            f"The model {section.start} is an adapter, which cannot be the base of another; let model.lora.publish be "
+            "merged."
+        )
+    return package
 
 
 def _new(section: ModelSection) -> tuple[ModelTokenizer, SpanModel]:

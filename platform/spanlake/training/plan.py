@@ -13,9 +13,8 @@ from spanlake.data.prepared import read_statistics
 from spanlake.data.stream import PROMPT_ROOM
 from spanlake.modeling.bi_encoder import BiEncoderModel
 from spanlake.modeling.model import SpanModel, new_encoder
-from spanlake.package import open_package
 from spanlake.storage import locate
-from spanlake.training.encoders import bi_encoder_config, model_config, planned_config
+from spanlake.training.encoders import bi_encoder_config, model_config, planned_config, starting_package
 from spanlake.training.lora import add_lora
 from spanlake.training.recipe import Recipe
 
@@ -128,7 +127,7 @@ def _model(recipe: Recipe) -> tuple[SpanModel, str]:
     """Returns the model without memory for its weights. A model that the recipe goes on from is loaded."""
     section = recipe.model
     if section.start:
-        return open_package(section.start).model, "its package"
+        return starting_package(section).model, "its package"
     config, origin = planned_config(section)
     if section.labels:
         labels, _ = planned_config(section.labels)

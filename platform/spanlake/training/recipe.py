@@ -88,6 +88,11 @@ class ModelSection(_Section):
             raise ValueError(
                 "The recipe must name at most one of model.labels_encoder and model.labels_encoder_config."
             )
+        if self.start and self.labels is not None:
+            raise ValueError(
+                "The recipe names a labels encoder beside model.start, whose package has its own or none; name one of "
+                "the two."
+            )
         if self.max_words <= self.max_width:
             raise ValueError(f"model.max_words ({self.max_words}) must exceed model.max_width ({self.max_width}).")
         if self.lora and not self.start and not self.lora.train_head:

@@ -18,6 +18,7 @@ from spanlake.inference.extractor import Extractor
 from spanlake.inference.label_vectors import store_labels, vectors_path
 from spanlake.inference.settings import Settings
 from spanlake.modeling.bi_encoder import BiEncoderModel
+from spanlake.modeling.gliner_format import write_gliner
 from spanlake.package import open_package, repack
 from tests.support.bi_encoder import save_bi_encoder
 
@@ -175,3 +176,10 @@ def test_the_labels_tokenizer_is_part_of_the_package(directory: Path, home: Path
 def test_there_is_no_graph_for_other_runtimes(directory: Path, home: Path) -> None:
     with pytest.raises(PackageError, match="apart is a bi-encoder, which has no graph for onnx"):
         write_runtime(open_package(str(directory)), home / "onnx", "onnx")
+
+
+def test_a_labels_encoder_that_the_gliner_library_cannot_run_is_not_exported(home: Path) -> None:
+    umt5 = {"model_type": "umt5", "vocab_size": 200, "d_model": 16, "d_kv": 8, "num_heads": 2, "num_layers": 1}
+    package = open_package(str(save_bi_encoder(home / "umt5", labels_encoder={**umt5, "d_ff": 32})))
+    with pytest.raises(PackageError, match="an encoder of the type 'umt5', which the gliner library cannot run"):
+        write_gliner(home / "written", package.model, package.tokenizer.backend)

@@ -1,5 +1,7 @@
 """Compares our BERT with that of the transformers library, and each text of a batch with the text alone."""
 
+from typing import Any
+
 import pytest
 import torch
 from transformers import BertConfig as TheirConfig
@@ -118,10 +120,27 @@ def test_other_kinds_are_left_to_the_transformers_library(other: dict[str, objec
         ("num_hidden_layers", 0, "a whole number of at least 1"),
         ("vocab_size", "60", "a whole number of at least 1"),
         ("layer_norm_eps", -1.0, "a number of at least 0"),
+        ("layer_norm_eps", float("nan"), "a number of at least 0"),
         ("pad_token_id", 60, "a whole number below vocab_size, 60"),
+        ("pad_token_id", True, "a whole number below vocab_size, 60"),
         ("hidden_size", 30, "a multiple of the 4 heads"),
     ],
 )
 def test_a_value_that_no_bert_has_is_named(name: str, value: object, allowed: str) -> None:
     with pytest.raises(PackageError, match=f"does not fit type 'bert': {name} is {value!r}, not {allowed}"):
         build_encoder(VALUES | {name: value})
+
+
+@pytest.mark.parametrize(
+    ("values", "says"),
+    [
+        ({"hidden_act": ["gelu"]}, "The encoder's configuration does not fit type 'bert'"),
+        ({"hidden_size": 4 * 10**12}, "No encoder can be built"),
+        ({"hidden_dropout_prob": 2.0}, "No encoder can be built"),
+        ({"model_type": ["bert"]}, "The encoder type .* is unknown"),
+    ],
+    ids=["a list", "too wide", "too much dropout", "a list of types"],
+)
+def test_an_encoder_that_cannot_be_built_is_refused(values: dict[str, Any], says: str) -> None:
+    with pytest.raises(PackageError, match=f"^{says}"):
+        build_encoder(VALUES | values)

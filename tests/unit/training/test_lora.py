@@ -185,6 +185,13 @@ def test_a_target_that_the_encoder_does_not_have_is_refused(tiny_model_dir: Path
         add_lora(model, LoraSection(targets=("q_proj",)))
 
 
+def test_an_adapter_over_an_adapter_is_refused_before_it_is_trained(adapter: Path) -> None:
+    with pytest.raises(UserError, match="is an adapter, which cannot be the base of another; .*merged"):
+        starting_model(ModelSection(start=str(adapter), lora=LoraSection(publish="adapter")))
+    _, model, _ = starting_model(ModelSection(start=str(adapter), lora=LoraSection(publish="merged")))
+    torch.testing.assert_close(encoded(merged(model, LoraSection())), encoded(open_package(str(adapter)).model))
+
+
 def test_a_missing_library_is_named(tiny_model_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from spanlake.training import lora
 

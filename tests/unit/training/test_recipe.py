@@ -134,6 +134,7 @@ def test_recipes_extend_each_other(tmp_path: Path) -> None:
         ("data.weights={a.jsonl: 0}", "'data.weights.a.jsonl' is 0; it must be more than 0"),
         ("model.start=mini", "exactly one of model.encoder, model.encoder_config and model.start"),
         ("model.max_words=12", "model.max_words (12) must exceed model.max_width (12)"),
+        ("model={start: mini, labels_encoder: a/b}", "a labels encoder beside model.start"),
         ("model.lora={rnk: 4}", "'model.lora.rnk' is unknown; the nearest known one is 'model.lora.rank'"),
         ("model.lora={rank: 0}", "'model.lora.rank' is 0; it must be at least 1"),
         ("model.lora={publish: both}", "'model.lora.publish' is 'both'; it must be 'merged' or 'adapter'"),
