@@ -171,6 +171,7 @@ def test_what_is_not_supported_is_named(tmp_path: Path) -> None:
             {**span, "span_head": {"span_mode": "marker"}},
             r'span_mode "marker"; this version reads those with "markerV0"',
         ),
+        ({**span, "span_head": "markerV0"}, r'config.json has span_head "markerV0"; fetch the checkpoint again'),
     )
     for values, message in cases:
         (tmp_path / "config.json").write_text(json.dumps(values))
@@ -188,7 +189,16 @@ def test_damage_is_named(made: Made, tmp_path: Path) -> None:
         open_package(str(copy))
     save_file({**tensors, "classifier.9.weight": torch.zeros(2)}, copy / "model.safetensors")
     open_package(str(copy))  # weights of classification are left out
-    (copy / "encoder_config" / "config.json").unlink()
+    encoder = copy / "encoder_config" / "config.json"
+    values = json.loads(encoder.read_text())
+    encoder.write_text(json.dumps({**values, "hidden_size": 64}))
+    with pytest.raises(PackageError, match="do not fit its architecture: .* has the shape"):
+        open_package(str(copy))
+    del values["model_type"]
+    encoder.write_text(json.dumps(values))
+    with pytest.raises(PackageError, match="encoder type None is unknown"):
+        open_package(str(copy))
+    encoder.unlink()
     with pytest.raises(PackageError, match="encoder_config/config.json cannot be read as JSON"):
         open_package(str(copy))
 

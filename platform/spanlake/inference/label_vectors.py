@@ -144,8 +144,8 @@ def read_vectors(fingerprint: str, width: int) -> dict[str, torch.Tensor]:
         ) from error
     if model != fingerprint:
         raise PackageError(
-            f"The label cache {path} is of another model, with the fingerprint {shown(model[:12])}; delete it, then run "
-            f"`spanlake labels` for the model with the fingerprint {fingerprint[:12]}."
+            f"The label cache {path} is of another model, with the fingerprint {shown(model[:12])}; delete it, then "
+            f"run `spanlake labels` for the model with the fingerprint {fingerprint[:12]}."
         )
     return found
 

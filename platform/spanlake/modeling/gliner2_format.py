@@ -57,7 +57,7 @@ _TENSORS = {
 }
 # Tensors of classification, and those that no forward pass uses.
 _UNUSED = re.compile(r"classifier\..*|encoder\.(pooler\..*|embeddings\.(position_ids|token_type_ids))")
-_EMBEDDINGS = re.compile(r"encoder\.(.+\.)?(word_embeddings|tok_embeddings|embed_tokens)\.weight")
+_EMBEDDINGS = re.compile(r"encoder\..*(word|tok)_embeddings\.weight")
 
 
 def is_gliner2(values: Any) -> bool:
@@ -81,6 +81,8 @@ def read_gliner2(directory: Path) -> tuple[SpanModel, Tokenizer]:
                 f"{allowed}."
             )
     head = values.get("span_head") or {}
+    if not isinstance(head, dict):
+        raise PackageError(f"{directory / CONFIG} has span_head {json.dumps(head)}; fetch the checkpoint again.")
     span_mode, width = head.get("span_mode", "markerV0"), head.get("max_width") or values.get("max_width") or 8
     if span_mode != "markerV0":
         raise PackageError(
@@ -90,20 +92,18 @@ def read_gliner2(directory: Path) -> tuple[SpanModel, Tokenizer]:
     tensors = {name: tensor for name, tensor in read_tensors(directory).items() if not _UNUSED.fullmatch(name)}
     tokenizer = pretrained_tokenizer(str(directory))
     tokenizer.add_special_tokens([AddedToken(token, normalized=False, special=True) for token in _TOKENS])
-    embeddings = [
-        tensor for name, tensor in tensors.items() if re.fullmatch(r"encoder\..*(word|tok)_embeddings\.weight", name)
-    ]
+    embeddings = [tensor for name, tensor in tensors.items() if _EMBEDDINGS.fullmatch(name)]
     if len(embeddings) != 1 or len(embeddings[0]) < tokenizer.get_vocab_size():
         raise PackageError(
             f"The tokenizer of {directory} does not belong to its weights: it has {tokenizer.get_vocab_size()} tokens, "
             f"but the embeddings have {len(embeddings[0]) if embeddings else 'no'} rows; fetch the checkpoint again."
         )
-    encoder = encoder_values(encoder_config({**_read_json(directory / ENCODER), "vocab_size": len(embeddings[0])}))
+    encoder = encoder_config({**_read_json(directory / ENCODER), "vocab_size": len(embeddings[0])})
     entity, counter = tokenizer.token_to_id("[E]"), tokenizer.token_to_id("[P]")
     assert entity is not None and counter is not None, "they have just been added"
     config = ModelConfig(
-        encoder=encoder,
-        hidden_size=embeddings[0].shape[1],
+        encoder=encoder_values(encoder),
+        hidden_size=encoder.hidden_size,
         span_head="marker_v0",
         entity_token="[E]",
         separator_token="[SEP_TEXT]",

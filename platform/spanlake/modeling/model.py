@@ -131,7 +131,7 @@ def encoder_config(values: dict[str, Any]) -> PretrainedConfig:
     """Returns the encoder's configuration. Raises `PackageError` where the transformers library does not know it."""
     from transformers import CONFIG_MAPPING, AutoConfig
 
-    kind = values["model_type"]
+    kind = values.get("model_type")
     if not isinstance(kind, str) or kind not in CONFIG_MAPPING:
         raise PackageError(
             f"The encoder type {kind!r} is unknown to the installed transformers library; upgrade transformers."
