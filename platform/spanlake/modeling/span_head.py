@@ -62,11 +62,10 @@ class SpanHead(nn.Module):
         """Returns the multiplications of a forward pass over texts with so many words and types."""
         words, types = sum(word_counts), sum(type_counts)
         joint = self.out if self.joined is None else self.joined
-        per_word = joint.weight.numel()
+        per_word = _weights(joint)
         if self.has_markers:
-            layers = [*self.start.parameters(), *self.end.parameters()]
-            per_word += sum(weight.numel() for weight in layers if weight.dim() == 2)
-        folded = types * self.out.weight.numel() if self.joined is not None else 0
+            per_word += sum(_weights(each) for each in (*self.start, *self.end) if isinstance(each, nn.Linear))
+        folded = types * _weights(self.out) if self.joined is not None else 0
         return words * per_word + folded + joint.out_features * _pairs(word_counts, type_counts, self.max_width)
 
     def word_parts(self, words_BWD: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
@@ -202,3 +201,8 @@ def span_mask(word_counts: list[int], words: int, max_width: int, device: torch.
     counts = torch.tensor(word_counts, device=device).view(-1, 1, 1)
     last = torch.arange(words, device=device).view(-1, 1) + torch.arange(max_width, device=device)
     return last < counts
+
+
+def _weights(layer: nn.Linear) -> int:
+    """Returns how many weights a layer has, even while DeepSpeed keeps them elsewhere."""
+    return layer.in_features * layer.out_features

@@ -31,9 +31,9 @@ class TokenHead(nn.Module):
         """Returns the multiplications of a forward pass over texts with so many words and types."""
         words, types = sum(word_counts), sum(type_counts)
         pairs = sum(count * asked for count, asked in zip(word_counts, type_counts, strict=True))
-        joint = self.joined.weight.numel() // 3  # for words, for types and for their products
-        each = self.word.weight.numel() + joint
-        return (words + types) * each + pairs * (joint + self.out.weight.numel())
+        joint = self.joined.in_features // 3 * self.joined.out_features  # for words, for types and for their products
+        each = self.word.in_features * self.word.out_features + joint
+        return (words + types) * each + pairs * (joint + self.out.in_features * PARTS)
 
     def forward(self, words_BWD: torch.Tensor, types_BCD: torch.Tensor) -> torch.Tensor:
         """Returns float32 logits [B, W, 3, C] of start, end and inside. Ignore those of padding."""

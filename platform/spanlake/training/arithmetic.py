@@ -5,12 +5,15 @@ The quotient of the two is the FLOP utilisation of a run (Chowdhery et al. 2022,
 
 from __future__ import annotations
 
+import math
 import time
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import nn
 
+from spanlake.modeling.label_tokens import LabelledBatch
 from spanlake.modeling.model import SpanModel, encoder_output_width
 from spanlake.modeling.tokens import Batch
 
@@ -24,14 +27,24 @@ def step_flops(model: SpanModel, batch: Batch) -> float:
     The count has the matrix products. A product takes two operations per weight and row in the forward pass, and four
     in the backward pass, or two for a weight that is not trained.
     """
-    lengths = batch.attention_mask.sum(1).double()
     words, types = sum(batch.word_counts), sum(batch.type_counts)
-    shape: Any = model.encoder.config
-    attended = 2 * shape.num_hidden_layers * encoder_output_width(model.encoder) * float(lengths.square().sum())
-    projected = _products(model.projection, words + types) + _products(model.lstm, words)
     spans: Any = model.spans
-    head = _products(model.types, types) + 6 * spans.multiplications(batch.word_counts, batch.type_counts)
-    return float(6 * attended + _products(model.encoder, float(lengths.sum())) + projected + head)
+    of_words = _read(model.encoder, batch.attention_mask) + _products(model.projection, words)
+    if isinstance(batch, LabelledBatch):
+        labels: Any = model.labels
+        types = len(batch.label_ids)
+        of_types = _read(labels.encoder, batch.label_mask) + _products(labels.projection, types)
+    else:
+        of_types = _products(model.projection, types)
+    head = 6 * spans.multiplications(batch.word_counts, batch.type_counts)
+    return float(of_words + _products(model.lstm, words) + of_types + _products(model.types, types) + head)
+
+
+def _read(encoder: Any, mask: torch.Tensor) -> float:
+    """Returns the operations of an encoder over texts with this attention mask."""
+    lengths, shape = mask.sum(1).double(), encoder.config
+    attended = 2 * shape.num_hidden_layers * encoder_output_width(encoder) * float(lengths.square().sum())
+    return 6 * attended + _products(encoder, float(lengths.sum()))
 
 
 def _products(module: nn.Module | None, rows: float) -> float:
@@ -39,8 +52,14 @@ def _products(module: nn.Module | None, rows: float) -> float:
     if module is None:
         return 0.0
     looked_up = {id(part.weight) for part in module.modules() if isinstance(part, nn.Embedding)}
-    matrices = [weight for weight in module.parameters() if weight.dim() == 2 and id(weight) not in looked_up]
-    return rows * sum((6 if weight.requires_grad else 4) * weight.numel() for weight in matrices)
+    trained = [(weight.requires_grad, _shape(weight)) for weight in module.parameters() if id(weight) not in looked_up]
+    return rows * sum((6 if each else 4) * math.prod(shape) for each, shape in trained if len(shape) == 2)
+
+
+def _shape(weight: torch.Tensor) -> Sequence[int]:
+    """Returns the shape of the whole weight. ZeRO stage 3 empties a weight that is not in use."""
+    shape: Sequence[int] = getattr(weight, "ds_shape", weight.shape)
+    return shape
 
 
 def matrix_rate(device: torch.device, precision: torch.dtype) -> float:
