@@ -51,6 +51,7 @@ def _group(recipe: Recipe) -> Iterator[Worker]:
     if launched:
         dist.init_process_group(backend, timeout=_PATIENCE)
     else:
+        os.environ.setdefault("LOCAL_RANK", "0")  # DeepSpeed does not start without it
         dist.init_process_group(backend, store=dist.HashStore(), rank=0, world_size=1)
     try:
         yield Worker(dist.get_rank(), dist.get_world_size(), local_rank, device)

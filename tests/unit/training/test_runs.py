@@ -1,7 +1,10 @@
 """Runs in one process: what they leave, that they go on where they were stopped, and what they refuse."""
 
 import json
+import os
 import shutil
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -213,6 +216,18 @@ def test_parts_of_batches_and_checkpointed_gradients_change_nothing(recipe_file:
     assert run(recipe_file, tmp_path / "whole", model, *changes) == 0
     expected = losses((tmp_path / "whole/metrics.jsonl").read_text())
     assert losses((tmp_path / "parts/metrics.jsonl").read_text()) == pytest.approx(expected, rel=1e-4)
+
+
+def test_zero_trains_in_one_process_without_a_launcher(recipe_file: Path, whole: Path, tmp_path: Path) -> None:
+    pytest.importorskip("deepspeed")
+    command = [sys.executable, "-m", "spanlake.cli", "train", str(recipe_file), "parallel.zero_stage=1"]
+    environment = {name: value for name, value in os.environ.items() if name != "LOCAL_RANK"}
+    done = subprocess.run(
+        [*command, "--directory", str(tmp_path / "run")], env=environment, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+    of_zero, of_torch = (losses((path / "metrics.jsonl").read_text()) for path in (tmp_path / "run", whole))
+    assert of_zero == pytest.approx(of_torch, rel=1e-3)
 
 
 def test_a_bi_encoder_is_trained_by_the_same_recipe(recipe_file: Path, tmp_path: Path) -> None:
