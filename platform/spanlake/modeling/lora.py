@@ -5,6 +5,7 @@ Shapes: O outputs and I inputs of a linear layer, R rank.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -32,8 +33,9 @@ class Adapter:
         if not isinstance(values, dict) or {*values} != {*fields}:
             raise ValueError(f"adapter is {shown(values)}, which must have {', '.join(fields)}")
         for name, kind in fields.items():
-            if not isinstance(values[name], kind):
-                raise ValueError(f"adapter.{name} is {shown(values[name])}")
+            value = values[name]
+            if not isinstance(value, kind) or isinstance(value, bool) or not (kind is str or math.isfinite(value)):
+                raise ValueError(f"adapter.{name} is {shown(value)}")
         return cls(**values)
 
 

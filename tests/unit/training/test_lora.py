@@ -159,6 +159,8 @@ def test_an_adapter_without_its_base_says_what_it_needs(adapter: Path) -> None:
     assert "it is an adapter too" in refusal(adapter)
     edit(adapter, base=3)
     assert f"of {adapter} cannot be used: adapter.base is 3" in refusal(adapter)
+    edit(adapter, base=".", scale=float("nan"))
+    assert "adapter.scale is nan" in refusal(adapter)
 
 
 @pytest.mark.parametrize(
