@@ -14,19 +14,21 @@ from pathlib import Path
 
 import psutil
 import torch
+from arguments import plain_errors
 from machine import machine
 from torch import nn
 
 from spanlake.modeling.lora import Adapter
 from spanlake.modeling.weights import share_weights
+from spanlake.options import positive
 from spanlake.package import Package, absolute_name, open_package, save_adapter
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", default="mini")
-    parser.add_argument("--adapters", type=int, default=8)
-    parser.add_argument("--rank", type=int, default=8)
+    parser.add_argument("--adapters", type=positive, default=8)
+    parser.add_argument("--rank", type=positive, default=8)
     args = parser.parse_args()
     print(machine(torch.get_num_threads(), "torch", "transformers"))
     base = open_package(args.model)
@@ -80,4 +82,5 @@ def _load(base: str, others: list[str], share: bool) -> int:
 
 
 if __name__ == "__main__":
-    main()
+    with plain_errors():
+        main()

@@ -15,10 +15,12 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pyarrow.parquet as pq
+from arguments import plain_errors
 from machine import machine
 
 from spanlake.data.batches import training_batch
 from spanlake.data.stream import PreparedSet
+from spanlake.options import positive
 from spanlake.storage import locate
 from spanlake.training.data import recipe_data
 from spanlake.training.encoders import starting_model
@@ -29,7 +31,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("recipe", type=Path)
     parser.add_argument("changes", nargs="*", metavar="section.key=value")
-    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--rounds", type=positive, default=3)
     args = parser.parse_args()
     recipe = read_recipe(args.recipe, args.changes)
     with tempfile.TemporaryDirectory() as cache:
@@ -86,4 +88,5 @@ def texts_of(prepared: PreparedSet, group: int) -> list[str]:
 
 
 if __name__ == "__main__":
-    main()
+    with plain_errors():
+        main()

@@ -17,6 +17,7 @@ from pathlib import Path
 
 import pyarrow.parquet as pq
 import torch
+from arguments import plain_errors
 from machine import machine
 from torch import nn
 from transformers import BertConfig, BertModel
@@ -25,6 +26,7 @@ from spanlake.modeling.bert import Bert
 from spanlake.modeling.cpu import prepare_cpu_training
 from spanlake.modeling.model import SpanModel
 from spanlake.modeling.tokens import Batch
+from spanlake.options import positive
 from spanlake.package import Package, open_package
 
 PASSAGES = Path(__file__).parents[1] / "examples" / "passages.parquet"
@@ -36,8 +38,8 @@ DROPOUT = 0.1
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", default="mini", help="a model with the encoder bert")
-    parser.add_argument("--texts", type=int, default=120)
-    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--texts", type=positive, default=120)
+    parser.add_argument("--rounds", type=positive, default=5)
     args = parser.parse_args()
     torch.set_num_threads(1)
     print(machine(1, "torch", "transformers"))
@@ -120,4 +122,5 @@ def medians(
 
 
 if __name__ == "__main__":
-    main()
+    with plain_errors():
+        main()

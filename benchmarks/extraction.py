@@ -16,6 +16,7 @@ from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.parquet as pq
+from arguments import plain_errors
 from inference import PASSAGES
 from machine import machine
 
@@ -26,6 +27,7 @@ from spanlake.extraction.run.execute import execute
 from spanlake.extraction.source.open import read_source
 from spanlake.inference.extractor import Extractor
 from spanlake.inference.settings import Settings
+from spanlake.options import positive
 from spanlake.storage import locate
 
 LABELS = ["person", "organization", "location", "date", "film"]
@@ -35,8 +37,8 @@ UNIT_ROWS = 300
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", default="mini")
-    parser.add_argument("--rows", type=int, default=1200)
-    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--rows", type=positive, default=1200)
+    parser.add_argument("--rounds", type=positive, default=3)
     parser.add_argument("--precision", default="auto")
     parser.add_argument("--device", default="auto")
     args = parser.parse_args()
@@ -101,4 +103,5 @@ def rows_per_second(output: Path) -> float:
 
 
 if __name__ == "__main__":
-    main()
+    with plain_errors():
+        main()

@@ -21,6 +21,7 @@ from pathlib import Path
 import aiohttp
 import numpy as np
 import psutil
+from arguments import plain_errors
 from machine import machine
 from serving import LABELS, Side, read_texts, serving
 
@@ -119,4 +120,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    with plain_errors():
+        main()

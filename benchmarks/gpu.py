@@ -21,15 +21,17 @@ from typing import Any
 
 import pyarrow.parquet as pq
 import torch
+from arguments import numbers, plain_errors
 from machine import machine
 from torch.profiler import ProfilerActivity, profile
 
 from spanlake import Entity, Extractor
-from spanlake.inference.hardware import choose_precision
+from spanlake.inference.hardware import choose_device, choose_precision
 from spanlake.inference.settings import Settings
 from spanlake.modeling.config import ModelConfig
 from spanlake.modeling.gliner_format import write_gliner
 from spanlake.modeling.model import SpanModel
+from spanlake.options import positive
 from spanlake.package import Package, open_package
 
 PASSAGES = Path(__file__).parents[1] / "examples" / "passages.parquet"
@@ -198,13 +200,15 @@ def peer(package: Package, device: torch.device) -> Any:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
-    parser.add_argument("--texts", type=int, help="of 80 words; fewer of longer ones (default: 1500, or 8 on a CPU)")
-    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument(
+        "--texts", type=positive, help="of 80 words; fewer of longer ones (default: 1500, or 8 on a CPU)"
+    )
+    parser.add_argument("--rounds", type=positive, default=3)
     parser.add_argument("--shapes", help=f"of {', '.join(SHAPES)} (default: all)")
-    parser.add_argument("--labels", default="5,25,100", help="numbers of labels (default: 5,25,100)")
+    parser.add_argument("--labels", type=numbers, default="5,25,100", help="numbers of labels (default: 5,25,100)")
     parser.add_argument("--no-peer", action="store_true", help="leave gliner out")
     args = parser.parse_args()
-    device = torch.device(args.device)
+    device = choose_device(args.device)
     on_gpu = device.type == "cuda"
     shapes = SHAPES if on_gpu else TINY
     unknown = set((args.shapes or "").split(",")) - {"", *shapes}
@@ -231,7 +235,7 @@ def main() -> None:
         extractor = Extractor(package, device, dtype)
         for kind, length in KINDS.items():
             texts = texts_of(length, max(2, count * 80 // length))
-            for labels in (LABELS[: int(number)] for number in args.labels.split(",")):
+            for labels in (LABELS[:number] for number in args.labels):
                 settings = Settings.make(labels, THRESHOLD)
                 tokens = sub_words(extractor, texts, settings)  # it warms up, too
                 ours: Callable[[], object] = lambda: extractor.extract(texts, labels, THRESHOLD)  # noqa: B023, E731
@@ -267,4 +271,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    with plain_errors():
+        main()

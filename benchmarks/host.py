@@ -17,6 +17,7 @@ from pathlib import Path
 
 import pyarrow.parquet as pq
 import torch
+from arguments import plain_errors
 from machine import machine
 
 from spanlake.inference.candidates import choose, join
@@ -25,6 +26,7 @@ from spanlake.inference.planning import group_labels, plan_batches, plan_rows
 from spanlake.inference.settings import Settings
 from spanlake.modeling.cutting import cut_texts
 from spanlake.modeling.tokens import Batch
+from spanlake.options import positive
 
 PASSAGES = Path(__file__).parents[1] / "examples" / "passages.parquet"
 LABELS = ["person", "organization", "location", "date", "product", "film", "award", "team", "event", "city"]
@@ -111,8 +113,8 @@ class Host:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--texts", type=int, default=2000)
-    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--texts", type=positive, default=2000)
+    parser.add_argument("--rounds", type=positive, default=5)
     parser.add_argument("--model", default="mini")
     args = parser.parse_args()
     print(machine(os.cpu_count() or 1, "torch", "numpy", "tokenizers", "pyarrow"))
@@ -149,4 +151,5 @@ def processor_time(work: Callable[[], object]) -> float:
 
 
 if __name__ == "__main__":
-    main()
+    with plain_errors():
+        main()

@@ -18,10 +18,12 @@ from pathlib import Path
 import gliner
 import pyarrow.parquet as pq
 import torch
+from arguments import plain_errors
 from machine import machine
 
 from spanlake.inference.extractor import Extractor
 from spanlake.modeling.gliner_format import write_gliner
+from spanlake.options import positive
 from spanlake.package import open_package
 from spanlake.text import word_offsets
 
@@ -38,9 +40,9 @@ LABELS = re.findall(
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", default="mini")
-    parser.add_argument("--texts", type=int, default=200)
-    parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
+    parser.add_argument("--texts", type=positive, default=200)
+    parser.add_argument("--rounds", type=positive, default=3)
+    parser.add_argument("--threads", type=positive, default=torch.get_num_threads())
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
     print(machine(args.threads, "gliner", "torch", "transformers"))
@@ -88,4 +90,5 @@ def medians(sides: list[Callable[[], object]], rounds: int) -> list[float]:
 
 
 if __name__ == "__main__":
-    main()
+    with plain_errors():
+        main()

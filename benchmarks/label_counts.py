@@ -21,6 +21,7 @@ from typing import Any
 
 import pyarrow.parquet as pq
 import torch
+from arguments import numbers, plain_errors
 from machine import machine
 
 from spanlake.inference.extractor import Extractor
@@ -30,6 +31,7 @@ from spanlake.modeling.bi_encoder import BiEncoderModel
 from spanlake.modeling.config import ModelConfig
 from spanlake.modeling.label_tokens import BiTokenizer
 from spanlake.modeling.model import SpanModel
+from spanlake.options import positive
 from spanlake.package import open_package, save_package
 from spanlake.text import word_offsets
 
@@ -48,14 +50,16 @@ ENCODER: dict[str, Any] = {
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--labels", default="10,100,1000,10000", help="numbers of labels, with commas between them")
-    parser.add_argument("--texts", type=int, default=8)
-    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument(
+        "--labels", type=numbers, default="10,100,1000,10000", help="numbers of labels, with commas between them"
+    )
+    parser.add_argument("--texts", type=positive, default=8)
+    parser.add_argument("--rounds", type=positive, default=3)
     args = parser.parse_args()
     print(machine(torch.get_num_threads(), "torch", "tokenizers"))
     with tempfile.TemporaryDirectory() as directory:
         os.environ["XDG_CACHE_HOME"] = directory
-        compare(Path(directory), [int(count) for count in args.labels.split(",")], args.texts, args.rounds)
+        compare(Path(directory), args.labels, args.texts, args.rounds)
 
 
 def compare(directory: Path, counts: list[int], texts: int, rounds: int) -> None:
@@ -123,4 +127,5 @@ def medians(sides: list[Callable[[], object]], rounds: int) -> list[float]:
 
 
 if __name__ == "__main__":
-    main()
+    with plain_errors():
+        main()

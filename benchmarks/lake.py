@@ -34,12 +34,14 @@ import psutil
 import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
+from arguments import plain_errors
 from machine import machine
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
 from unit_costs import measure, measure_file
 
 from spanlake.modeling.config import ModelConfig
 from spanlake.modeling.model import SpanModel
+from spanlake.options import positive
 from spanlake.package import save_package
 
 WORDS = ("ada", "alan", "babbage", "curie", "grace", "hopper", "london", "marie", "paris", "turing", "warsaw", "went")
@@ -47,17 +49,17 @@ WORDS = ("ada", "alan", "babbage", "curie", "grace", "hopper", "london", "marie"
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--rows", type=int, default=1_000_000)
-    parser.add_argument("--files", type=int, default=50)
+    parser.add_argument("--rows", type=positive, default=1_000_000)
+    parser.add_argument("--files", type=positive, default=50)
     parser.add_argument(
-        "--units", type=int, nargs="+", metavar="N", help="only plan, commit and audit N units, without Ray"
+        "--units", type=positive, nargs="+", metavar="N", help="only plan, commit and audit N units, without Ray"
     )
-    parser.add_argument("--rows-per-file", type=int, default=1000, metavar="N", help="with --units")
+    parser.add_argument("--rows-per-file", type=positive, default=1000, metavar="N", help="with --units")
     parser.add_argument(
         "--gigabytes", type=float, metavar="N", help="only plan, commit and audit one file, without Ray"
     )
-    parser.add_argument("--times", type=int, nargs="+", metavar="N", help="only extract N times the rows")
-    parser.add_argument("--workers", type=int, nargs="+", default=[1], metavar="N", help="with --times")
+    parser.add_argument("--times", type=positive, nargs="+", metavar="N", help="only extract N times the rows")
+    parser.add_argument("--workers", type=positive, nargs="+", default=[1], metavar="N", help="with --times")
     args = parser.parse_args()
     print(machine(os.cpu_count() or 1, "ray", "pyarrow", "torch"))
     print(f"{psutil.virtual_memory().total / 2**30:.0f} GiB of memory")
@@ -218,4 +220,5 @@ def report(name: str, seen: Watched) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    with plain_errors():
+        main()

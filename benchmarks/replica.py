@@ -20,10 +20,12 @@ from pathlib import Path
 from typing import Any
 
 import pyarrow.parquet as pq
+from arguments import plain_errors
 from free import set_free
 from machine import machine
 from ray.serve import metrics as metric_kinds
 
+from spanlake.options import positive
 from spanlake.serving.access import TurnHandler
 from spanlake.serving.app import make_app
 from spanlake.serving.config import ServeConfig
@@ -91,8 +93,8 @@ async def measure(caller: Caller, bodies: list[bytes], callers: int) -> float:
 
 async def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--requests", type=int, default=2000)
-    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--requests", type=positive, default=2000)
+    parser.add_argument("--rounds", type=positive, default=5)
     parser.add_argument("--model", default="mini")
     parser.add_argument("--profile", action="store_true")
     args = parser.parse_args()
@@ -125,4 +127,5 @@ async def main() -> None:
 
 
 if __name__ == "__main__":
-    asyncio.run(main())
+    with plain_errors():
+        asyncio.run(main())

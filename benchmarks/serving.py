@@ -44,7 +44,10 @@ import grpc
 import numpy as np
 import psutil
 import pyarrow.parquet as pq
+from arguments import plain_errors
 from machine import machine
+
+from spanlake.options import positive
 
 PASSAGES = Path(__file__).parents[1] / "examples" / "passages.parquet"
 LABELS = ["person", "organization", "location", "date", "film", "song", "team", "award", "event", "product"]
@@ -126,10 +129,10 @@ def main() -> None:
     parser.add_argument(
         "--sides", default="spanlake,gliner", help="of spanlake, grpc, free, free-grpc, gliner, in order"
     )
-    parser.add_argument("--count", type=int, default=1, help="texts in a request")
+    parser.add_argument("--count", type=positive, default=1, help="texts in a request")
     parser.add_argument("--own-labels", action="store_true", help="give each request labels of its own")
     parser.add_argument("--haproxy", action="store_true", help="use Ray Serve's HAProxy, not its Python proxy")
-    parser.add_argument("--cores", type=int, default=os.cpu_count())
+    parser.add_argument("--cores", type=positive, default=os.cpu_count())
     parser.add_argument("--peer", nargs=3, metavar=("CHECKPOINT", "PORT", "WORDS"), help=argparse.SUPPRESS)
     parser.add_argument("--free", nargs=2, metavar=("PORT", "GRPC_PORT"), help=argparse.SUPPRESS)
     args = parser.parse_args()
@@ -351,4 +354,5 @@ def free_port() -> int:
 
 
 if __name__ == "__main__":
-    main()
+    with plain_errors():
+        main()

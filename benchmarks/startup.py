@@ -12,7 +12,10 @@ import statistics
 import subprocess
 import sys
 
+from arguments import plain_errors
 from machine import machine
+
+from spanlake.options import positive
 
 PREDICT = 'import spanlake.cli; spanlake.cli.main(["predict", "Ada Lovelace lived in London.", "--labels", "person"])'
 SIDES = {"import torch": "import torch", "spanlake predict": PREDICT}
@@ -20,7 +23,7 @@ SIDES = {"import torch": "import torch", "spanlake predict": PREDICT}
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--rounds", type=positive, default=5)
     args = parser.parse_args()
     print(machine(os.cpu_count() or 1, "torch"))
     taken: dict[str, list[float]] = {name: [] for name in SIDES}
@@ -41,4 +44,5 @@ def processor_seconds(program: str) -> float:
 
 
 if __name__ == "__main__":
-    main()
+    with plain_errors():
+        main()

@@ -32,6 +32,7 @@ import gliner
 import numpy as np
 import torch
 import transformers
+from arguments import plain_errors
 from gliner.training import Trainer
 from machine import machine
 from transformers import TrainerCallback
@@ -39,6 +40,7 @@ from transformers import TrainerCallback
 from spanlake.data.batches import TokenizedExample, plan_epoch, training_batch
 from spanlake.data.sampling import Sampling, SetTypes, sample_types
 from spanlake.modeling.cpu import prepare_cpu_training
+from spanlake.options import positive
 from spanlake.training.encoders import starting_model
 from spanlake.training.loss import span_loss
 from spanlake.training.optimiser import adamw
@@ -104,12 +106,12 @@ def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("data", type=Path)
     parser.add_argument("encoder", type=str)
-    parser.add_argument("--steps", type=int, default=8, help="steps in a round")
-    parser.add_argument("--rounds", type=int, default=2)
-    parser.add_argument("--batch", type=int, default=8, help="texts in a batch")
-    parser.add_argument("--width", type=int, default=512, help="width of word and type vectors")
+    parser.add_argument("--steps", type=positive, default=8, help="steps in a round")
+    parser.add_argument("--rounds", type=positive, default=2)
+    parser.add_argument("--batch", type=positive, default=8, help="texts in a batch")
+    parser.add_argument("--width", type=positive, default=512, help="width of word and type vectors")
     parser.add_argument("--lstm", action="store_true")
-    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
+    parser.add_argument("--threads", type=positive, default=torch.get_num_threads())
     return parser.parse_args()
 
 
@@ -289,4 +291,5 @@ class Spanlake:
 
 
 if __name__ == "__main__":
-    main()
+    with plain_errors():
+        main()

@@ -22,7 +22,7 @@ pack() {
     trap 'rm -rf "$trip"' EXIT
     mkdir -p "$trip"/{benchmarks,examples,tests,tools,wheels}
     cp -r platform jobs pyproject.toml "$trip"
-    cp benchmarks/{gpu,machine}.py "$trip/benchmarks"
+    cp benchmarks/{arguments,gpu,machine}.py "$trip/benchmarks"
     cp examples/passages.parquet "$trip/examples"
     cp -r tests/__init__.py tests/conftest.py tests/support tests/gpu "$trip/tests"
     cp tools/gpu_trip.sh "$trip/tools"
@@ -43,6 +43,8 @@ EOF
 
 run() {
     local minutes=$1 device=${2:-cuda} began=$SECONDS
+    [[ $minutes =~ ^[1-9][0-9]{0,3}$ ]] || { echo "MINUTES is '$minutes'; give a whole number from 1 to 9999" >&2; exit 2; }
+    [[ $device = cuda || $device = cpu ]] || { echo "the device is '$device'; give cpu, or nothing for the GPU" >&2; exit 2; }
     cd "$(dirname "$0")/.."
     mkdir -p results
     "$python" -m pip --disable-pip-version-check install --quiet --no-index --find-links wheels --no-deps --upgrade \
@@ -65,13 +67,16 @@ run() {
     fi
     if [ -d data ]; then
         local left=$((minutes * 60 - (SECONDS - began)))
+        [ "$left" -ge 1 ] || left=1  # 0 would be no limit
         step training "$left" "$python" jobs/train.py jobs/recipes/mini.yaml --directory results/run \
             model.encoder=encoder data.root=data ${TRAINING:-}
     else
         echo "training: SKIPPED, because the trip was packed without DATA and ENCODER"
     fi
+    [ -z "$failed" ] || { echo "these steps failed:$failed" >&2; exit 1; }
 }
 
+failed=
 # step NAME SECONDS COMMAND…: its output goes to results/NAME.txt, too. A step that fails does not stop the others.
 step() {
     local name=$1 seconds=$2 status=0
@@ -79,10 +84,11 @@ step() {
     echo "== $name, at most $seconds s"
     timeout --signal INT --kill-after 20 "$seconds" "$@" 2>&1 | tee "results/$name.txt" || status=$?
     echo "== $name ended with status $status" | tee -a "results/$name.txt"
+    [ "$status" = 0 ] || failed+=" $name"
 }
 
-case ${1:-} in
-pack) [ $# -ge 2 ] && pack "${@:2}" ;;
-run) [ $# -ge 2 ] && run "${@:2}" ;;
-*) sed -n '2,14s/^# \{0,1\}//p' "$0"; exit 2 ;;
+case "${1:-} $#" in
+"pack 2" | "pack 3" | "pack 4") pack "${@:2}" ;;
+"run 2" | "run 3") run "${@:2}" ;;
+*) sed -n '2,14s/^# \{0,1\}//p' "$0" >&2; exit 2 ;;
 esac

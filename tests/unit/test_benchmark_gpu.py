@@ -1,4 +1,5 @@
-"""Runs the benchmark of the GPU on a machine without one, where it measures tiny shapes and says so."""
+"""Runs the benchmark of the GPU on a machine without one, where it measures tiny shapes and says so, and gives it and
+the trip to a GPU wrong arguments."""
 
 import subprocess
 import sys
@@ -19,3 +20,31 @@ def test_it_runs_on_a_cpu_and_says_that_it_measured_no_card():
         ["tiny-bert", kind, "3"] for kind in ("short", "medium", "long")
     ]
     assert "the last case by operation" in done.stdout
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        (["--rounds", "0"], "argument --rounds: '0' is not a whole number from 1 up"),
+        (["--labels", "5,a"], "argument --labels: 'a' is not a whole number from 1 up"),
+        (["--device", "tpu0"], "gpu.py: The device 'tpu0' is unknown; give auto, cpu, cuda or cuda:0."),
+    ],
+)
+def test_wrong_arguments_get_one_sentence(given: list[str], said: str):
+    done = subprocess.run([sys.executable, "benchmarks/gpu.py", *given], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode and said in done.stderr and "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        ([], "tools/gpu_trip.sh pack"),
+        (["pack"], "tools/gpu_trip.sh pack"),
+        (["run", "0"], "MINUTES is '0'; give a whole number from 1 to 9999"),
+        (["run", "ten"], "MINUTES is 'ten'"),
+        (["run", "5", "gpu"], "the device is 'gpu'"),
+    ],
+)
+def test_wrong_arguments_of_the_trip_are_refused(given: list[str], said: str):
+    done = subprocess.run(["bash", "tools/gpu_trip.sh", *given], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 2 and said in done.stderr and "==" not in done.stdout
