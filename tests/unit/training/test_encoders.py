@@ -124,9 +124,13 @@ def test_saved_and_read_again(model: SpanModel, tokenizer: Tokenizer, tmp_path: 
     save_package(tmp_path / "package", model, tokenizer, name="small", metadata={}, card="")
     package = load_package(tmp_path / "package")
     assert package.config.max_tokens == model.config.max_tokens
+    read = package.model.state_dict()
+    assert model.state_dict().keys() == read.keys()
+    assert all(torch.equal(tensor, read[name]) for name, tensor in model.state_dict().items())
     before = logits(model, tokenizer, TEXTS, TYPES)
     after = logits(package.model, package.tokenizer.backend, TEXTS, TYPES)
-    assert all(torch.equal(one, other) for one, other in zip(before, after, strict=True))
+    # Products of equal weights may differ in the last bits, because a file's tensors lie at other addresses.
+    torch.testing.assert_close(after, before, rtol=1e-4, atol=1e-4)
 
 
 def test_a_window_of_as_many_sub_words_as_are_promised(family: str, model: SpanModel, tokenizer: Tokenizer):

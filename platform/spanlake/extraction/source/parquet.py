@@ -309,12 +309,12 @@ class RowReader:
         if unit.rows:
             self._seek(unit.first)
         while self._next_row < last:
-            yield self._take_all(min(batch_rows(self._file.metadata), last - self._next_row))
+            yield self._take_all(min(batch_rows(self._file.metadata, BATCH_ROWS), last - self._next_row))
 
     def _kept_rows(self, unit: Unit) -> Iterator[pa.RecordBatch]:
         """Yields batches with as many rows as other units have. Row groups without kept rows are not read."""
         assert self._file is not None
-        mask, limit = np.trim_zeros(unpack(unit.kept), "b"), batch_rows(self._file.metadata)
+        mask, limit = np.trim_zeros(unpack(unit.kept), "b"), batch_rows(self._file.metadata, BATCH_ROWS)
         waiting: list[pa.RecordBatch] = []
         done = 0  # rows of the mask
         while done < len(mask):
@@ -362,7 +362,7 @@ class RowReader:
         assert self._file is not None
         groups = list(range(group, self._file.metadata.num_row_groups))
         self._batches = self._file.iter_batches(
-            batch_rows(self._file.metadata), row_groups=groups, columns=self._names, use_threads=False
+            batch_rows(self._file.metadata, BATCH_ROWS), row_groups=groups, columns=self._names, use_threads=False
         )
         self._held, self._next_row = None, group_first
 
@@ -406,7 +406,7 @@ def _plain_of_view(kind: pa.DataType) -> pa.DataType:
     return kind
 
 
-def batch_rows(metadata: pq.FileMetaData, most: int = BATCH_ROWS) -> int:
+def batch_rows(metadata: pq.FileMetaData, most: int) -> int:
     """Returns the rows of a batch: `most`, or fewer if rows are large."""
     size = sum(metadata.row_group(index).total_byte_size for index in range(metadata.num_row_groups))
     return max(1, min(most, BATCH_BYTES * metadata.num_rows // max(1, size)))
