@@ -21,7 +21,7 @@ from pathlib import Path
 import aiohttp
 import numpy as np
 import psutil
-from arguments import plain_errors
+from arguments import above_zero, plain_errors
 from machine import machine
 from serving import LABELS, Side, read_texts, serving
 
@@ -100,7 +100,7 @@ def replica_megabytes(side: Side) -> float:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", default="mini")
-    parser.add_argument("--seconds", type=float, default=20, help="of each period")
+    parser.add_argument("--seconds", type=above_zero, default=20, help="of each period")
     parser.add_argument("--haproxy", action="store_true", help="use Ray Serve's HAProxy, not its Python proxy")
     args = parser.parse_args()
     print(machine(os.cpu_count() or 1, "ray", "torch"))

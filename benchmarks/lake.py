@@ -34,7 +34,7 @@ import psutil
 import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
-from arguments import plain_errors
+from arguments import above_zero, plain_errors
 from machine import machine
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
 from unit_costs import measure, measure_file
@@ -56,7 +56,7 @@ def main() -> None:
     )
     parser.add_argument("--rows-per-file", type=positive, default=1000, metavar="N", help="with --units")
     parser.add_argument(
-        "--gigabytes", type=float, metavar="N", help="only plan, commit and audit one file, without Ray"
+        "--gigabytes", type=above_zero, metavar="N", help="only plan, commit and audit one file, without Ray"
     )
     parser.add_argument("--times", type=positive, nargs="+", metavar="N", help="only extract N times the rows")
     parser.add_argument("--workers", type=positive, nargs="+", default=[1], metavar="N", help="with --times")

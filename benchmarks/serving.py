@@ -44,13 +44,14 @@ import grpc
 import numpy as np
 import psutil
 import pyarrow.parquet as pq
-from arguments import plain_errors
+from arguments import above_zero, plain_errors
 from machine import machine
 
 from spanlake.options import positive
 
 PASSAGES = Path(__file__).parents[1] / "examples" / "passages.parquet"
 LABELS = ["person", "organization", "location", "date", "film", "song", "team", "award", "event", "product"]
+SIDES = "spanlake", "grpc", "free", "free-grpc", "gliner"
 TIMEOUT = 30.0  # seconds until a request counts as an error
 START_SECONDS = 300
 SUSTAINED = 0.95  # a server sustains a rate if it answers this share of the requests
@@ -120,15 +121,18 @@ class Measured:
         )
 
 
+def rates(text: str) -> list[float]:
+    """Reads numbers above 0 with commas between them, as the `type` of an option."""
+    return [above_zero(part) for part in text.split(",")]
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", default="mini")
     parser.add_argument("--texts", choices=("short", "mixed", "long"), default="short")
-    parser.add_argument("--rates", default="5,10,20,40,80", help="requests per second, rising")
-    parser.add_argument("--seconds", type=float, default=8, help="duration of each rate")
-    parser.add_argument(
-        "--sides", default="spanlake,gliner", help="of spanlake, grpc, free, free-grpc, gliner, in order"
-    )
+    parser.add_argument("--rates", type=rates, default="5,10,20,40,80", help="requests per second, rising")
+    parser.add_argument("--seconds", type=above_zero, default=8, help="duration of each rate")
+    parser.add_argument("--sides", default="spanlake,gliner", help=f"of {', '.join(SIDES)}, in order")
     parser.add_argument("--count", type=positive, default=1, help="texts in a request")
     parser.add_argument("--own-labels", action="store_true", help="give each request labels of its own")
     parser.add_argument("--haproxy", action="store_true", help="use Ray Serve's HAProxy, not its Python proxy")
@@ -136,6 +140,9 @@ def main() -> None:
     parser.add_argument("--peer", nargs=3, metavar=("CHECKPOINT", "PORT", "WORDS"), help=argparse.SUPPRESS)
     parser.add_argument("--free", nargs=2, metavar=("PORT", "GRPC_PORT"), help=argparse.SUPPRESS)
     args = parser.parse_args()
+    sides = args.sides.split(",")
+    if unknown := [side for side in sides if side not in SIDES]:
+        parser.error(f"argument --sides: {unknown[0]!r} is no side; give some of {', '.join(SIDES)}")
     if args.peer:
         serve_peer(args.peer[0], int(args.peer[1]), int(args.peer[2]), args.cores)
         return
@@ -151,11 +158,11 @@ def main() -> None:
     print(f"model {args.model}, requests of {kind}, {labels}, {proxy}")
     best: dict[str, Measured] = {}
     with tempfile.TemporaryDirectory() as directory:
-        for name in args.sides.split(","):
+        for name in sides:
             with serving(name, args.model, Path(directory), args.cores, args.haproxy) as side:
                 asyncio.run(measure(side, texts[:8], 2, 3))  # warms up
                 print(f"\n{name}\n  offered  answered/s    p50 ms    p99 ms    max ms  replica ms  proxy ms  errors")
-                for rate in map(float, args.rates.split(",")):
+                for rate in args.rates:
                     found = asyncio.run(measure(side, texts, rate, args.seconds, args.count, args.own_labels))
                     print(found.line(), flush=True)
                     if found.sustained:

@@ -1,5 +1,5 @@
-"""Runs the benchmark of the GPU on a machine without one, where it measures tiny shapes and says so, and gives it and
-the trip to a GPU wrong arguments."""
+"""Runs the benchmark of the GPU on a machine without one, where it measures tiny shapes and says so, and gives
+benchmarks and the trip to a GPU wrong arguments."""
 
 import subprocess
 import sys
@@ -25,13 +25,15 @@ def test_it_runs_on_a_cpu_and_says_that_it_measured_no_card():
 @pytest.mark.parametrize(
     ("given", "said"),
     [
-        (["--rounds", "0"], "argument --rounds: '0' is not a whole number from 1 up"),
-        (["--labels", "5,a"], "argument --labels: 'a' is not a whole number from 1 up"),
-        (["--device", "tpu0"], "gpu.py: The device 'tpu0' is unknown; give auto, cpu, cuda or cuda:0."),
+        (["gpu.py", "--rounds", "0"], "argument --rounds: '0' is not a whole number from 1 up"),
+        (["gpu.py", "--labels", "5,a"], "argument --labels: 'a' is not a whole number from 1 up"),
+        (["gpu.py", "--device", "tpu0"], "gpu.py: The device 'tpu0' is unknown; give auto, cpu, cuda or cuda:0."),
+        (["serving.py", "--sides", "x"], "argument --sides: 'x' is no side; give some of spanlake, grpc, "),
+        (["serving.py", "--rates", "5,0"], "argument --rates: '0' is not a number above 0"),
     ],
 )
 def test_wrong_arguments_get_one_sentence(given: list[str], said: str):
-    done = subprocess.run([sys.executable, "benchmarks/gpu.py", *given], cwd=ROOT, capture_output=True, text=True)
+    done = subprocess.run([sys.executable, *given], cwd=ROOT / "benchmarks", capture_output=True, text=True)
     assert done.returncode and said in done.stderr and "Traceback" not in done.stderr
 
 
