@@ -18,6 +18,7 @@ def test_the_demo_finds_the_golden_entities() -> None:
         assert [entity[3] for entity in row] == pytest.approx([entity[3] for entity in expected], abs=2e-4)
 
 
+@pytest.mark.slow
 def test_a_run_has_the_golden_training_curve(tmp_path: Path) -> None:
     golden = json.loads((HERE / "training_curve.json").read_text(encoding="utf-8"))
     assert training_curve(tmp_path / "run") == pytest.approx(golden, rel=2e-3)

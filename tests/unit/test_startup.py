@@ -3,6 +3,8 @@
 import subprocess
 import sys
 
+import pytest
+
 # Each takes longer to import than the embedded model takes to load.
 HEAVY = [
     "accelerate",
@@ -27,6 +29,7 @@ print([name for name in {HEAVY} if name in sys.modules])
 """
 
 
+@pytest.mark.slow
 def test_predict_and_workers_import_only_what_they_use() -> None:
     done = subprocess.run([sys.executable, "-c", PREDICT], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr

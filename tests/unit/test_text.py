@@ -144,6 +144,7 @@ def plan(lengths: list[int], marks: list[bool], limits: dict[str, int]) -> list[
     return plan_windows(np.array(lengths, dtype=np.int64), np.array(marks, dtype=np.bool_), **limits)
 
 
+@pytest.mark.slow
 @settings(max_examples=500)
 @given(documents())
 def test_windows_respect_their_limits_and_own_every_span_once(document: Document) -> None:

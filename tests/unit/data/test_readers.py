@@ -361,6 +361,7 @@ def hub() -> Iterator[str]:
         thread.join()
 
 
+@pytest.mark.slow
 def test_a_data_set_comes_from_the_hub_by_its_id(tmp_path: Path, hub: str) -> None:
     """In a process of its own: the client reads its settings when it is imported."""
     pytest.importorskip("datasets")

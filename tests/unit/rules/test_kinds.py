@@ -53,6 +53,7 @@ def test_phone_numbers_are_read_as_of_a_region() -> None:
     assert [text[start:end] for start, end in phones(text, "DE")] == ["+44 20 7946 0958", "030 123456"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("unit", ["a", "1", "4 ", "a@", ")", "www.", "http://)", "::", "DE89 ", "1.", "@a."])
 def test_a_long_text_of_one_part_is_read(kind: str, unit: str) -> None:

@@ -106,6 +106,7 @@ TEXTS = [WORDS, ["fox"], WORDS[::-1][:6]]
 TYPES = [["dog", "lazy fox"], ["it"], ["fox", "a", "the dog"]]
 
 
+@pytest.mark.slow
 def test_a_text_scores_the_same_alone_and_padded_beside_others(model: SpanModel, tokenizer: Tokenizer):
     model = model.double()  # such weights amplify rounding; whatever else differs, float64 shows
     together = logits(model, tokenizer, TEXTS, TYPES)

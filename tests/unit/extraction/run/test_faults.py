@@ -349,6 +349,7 @@ def test_storage_that_refuses_some_requests_and_is_slow(storage: FaultyS3) -> No
     check(storage.uri("lake/some"))
 
 
+@pytest.mark.slow
 def test_storage_that_refuses_for_longer_than_its_client_waits(
     storage: FaultyS3, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -364,6 +365,7 @@ def test_storage_that_refuses_for_longer_than_its_client_waits(
     check(storage.uri("lake/long"))
 
 
+@pytest.mark.slow
 def test_storage_that_gives_no_more_answers_loses_nothing(storage: FaultyS3, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(unit_module, "_WAITS", ())
     output, moved = storage.uri("lake/never"), count()
@@ -376,6 +378,7 @@ def test_storage_that_gives_no_more_answers_loses_nothing(storage: FaultyS3, mon
     check(output)
 
 
+@pytest.mark.slow
 def test_storage_that_cannot_be_listed_is_named_in_one_sentence(storage: FaultyS3) -> None:
     ledger = prepare(request(storage.uri("lake/in"), storage.uri("lake/unlisted")))
     storage.refuses = lambda method, path, query: "list-type" in query
