@@ -110,7 +110,9 @@ def _recipe(order: Order, variant: Variant, data_changes: list[str]) -> Recipe:
     changes = [*data_changes, *order.changes]
     if variant.start:
         package = (order.directory / variant.start / "package").absolute()
-        changes += [f"model.start={json.dumps(str(package))}", "model.encoder=''", "model.encoder_config={}"]
+        of_new_models = ["model.encoder=''", "model.labels_encoder=''"]
+        of_new_models += ["model.encoder_config={}", "model.labels_encoder_config={}"]
+        changes += [f"model.start={json.dumps(str(package))}", *of_new_models]
     recipe = order.study.recipe(variant, order.size, order.home, changes)
     count = variant.examples.get(order.size)
     if count is None:

@@ -187,10 +187,6 @@ def _random_encoder(section: ModelSection, tokenizer: Tokenizer) -> nn.Module:
 
 
 def _random_config(section: ModelSection, tokenizer: Tokenizer) -> PretrainedConfig:
-    if "model_type" not in section.encoder_config:
-        raise UserError("model.encoder_config names no model_type, such as bert or deberta-v2.")
-    if "vocab_size" in section.encoder_config:
-        raise UserError("model.encoder_config gives a vocab_size, which is that of model.tokenizer; leave it out.")
     pad = next((i for i in map(tokenizer.token_to_id, ("[PAD]", "<pad>")) if i is not None), 0)
     return encoder_config({"pad_token_id": pad, **section.encoder_config, "vocab_size": tokenizer.get_vocab_size()})
 

@@ -54,7 +54,8 @@ class LoraSection(_Section):
 class ModelSection(_Section):
     """The model at the beginning: exactly one of `encoder`, `encoder_config` and `start`.
 
-    With `start`, the package states the architecture, and the other fields but `lora` are ignored.
+    With `start`, the package states the architecture. A labels encoder beside it is refused, and the other fields but
+    `lora` are ignored.
     """
 
     encoder: str = Field(default="", description="a pretrained encoder to begin with: a directory or a Hub id")
@@ -84,6 +85,12 @@ class ModelSection(_Section):
     def _check(self) -> ModelSection:
         if sum(map(bool, (self.encoder, self.encoder_config, self.start))) != 1:
             raise ValueError("The recipe must name exactly one of model.encoder, model.encoder_config and model.start.")
+        for key in ("encoder_config", "labels_encoder_config"):
+            values: Mapping[str, Any] = getattr(self, key)
+            if values and "model_type" not in values:
+                raise ValueError(f"model.{key} names no model_type, such as bert or deberta-v2.")
+            if "vocab_size" in values:
+                raise ValueError(f"model.{key} gives a vocab_size, which is that of model.tokenizer; leave it out.")
         if self.labels_encoder and self.labels_encoder_config:
             raise ValueError(
                 "The recipe must name at most one of model.labels_encoder and model.labels_encoder_config."

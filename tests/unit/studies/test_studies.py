@@ -12,6 +12,7 @@ from commands import ROOT
 from spanlake import cli
 from spanlake.errors import UserError
 from spanlake.evaluation.suites import SUITES
+from spanlake.studies.runner import Order, _recipe
 from spanlake.studies.study import SIZES, read_study
 from spanlake.training.recipe import read_recipe
 
@@ -92,6 +93,15 @@ def test_a_study_leaves_trained_models_scores_and_a_figure(done: Path) -> None:
     assert results["variants"][1]["paper"] == {"f1": 50.5, "source": "a table"}
     recipe = json.loads((done / "second" / "recipe.json").read_text())
     assert recipe["model"]["start"] == str(done / "first" / "package")
+
+
+def test_a_variant_that_goes_on_from_a_bi_encoder_takes_its_architecture(home: Path, tmp_path: Path) -> None:
+    new = ["model.start=''", "model.encoder=a/b", "model.labels_encoder=c/d"]
+    order = Order(read_study(home / "toys.yaml"), home, "cpu", tmp_path, None, new)
+    first, second, _ = order.study.variants
+    assert _recipe(order, first, []).model.labels_encoder == "c/d"
+    model = _recipe(order, second, []).model
+    assert model.start == str(tmp_path / "first" / "package") and model.labels is None
 
 
 def test_what_cannot_be_compared_is_said(done: Path) -> None:
