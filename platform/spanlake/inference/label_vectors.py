@@ -169,7 +169,7 @@ def write_vectors(fingerprint: str, vectors: Mapping[str, torch.Tensor]) -> Path
             os.replace(Path(temporary) / "vectors", path)
     except (OSError, SafetensorError) as error:
         raise PackageError(
-            f"The label cache {path} cannot be written ({one_line(error)}); set XDG_CACHE_HOME to a directory that can."
+            f"The label cache {path} cannot be written ({one_line(error)}); name a directory for it in XDG_CACHE_HOME."
         ) from error
     return path
 

@@ -142,6 +142,13 @@ def test_a_label_cache_whose_parts_do_not_fit_is_refused(
             use(directory)
 
 
+def test_a_cache_that_cannot_be_written_is_named(directory: Path, home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (home / "file").touch()
+    monkeypatch.setenv("XDG_CACHE_HOME", str(home / "file"))
+    with pytest.raises(PackageError, match="cannot be written .*; name a directory for it in XDG_CACHE_HOME"):
+        store_labels(str(directory), ["person"], torch.device("cpu"))
+
+
 def test_other_users_can_read_a_label_cache(directory: Path, home: Path) -> None:
     path, _, _ = store_labels(str(directory), ["person"], torch.device("cpu"))
     (home / "like-others").touch()
