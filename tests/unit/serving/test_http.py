@@ -75,6 +75,18 @@ def test_a_body_may_come_as_gzip(client: httpx.Client):
         (gzip.compress(b"") * (LIMIT // 20 + 1), "gzip", 413, "too_large"),  # members without content
         (gzip.compress(random.Random(1).randbytes(2 * LIMIT)), "gzip", 413, "too_large"),
     ],
+    ids=[  # the bodies would be the ids, and they hold the time at which they are made
+        "plain",
+        "empty",
+        "cut",
+        "followed",
+        "other encoding",
+        "twice",
+        "above the limit",
+        "far above the limit",
+        "many members",
+        "random",
+    ],
 )
 def test_bad_gzip_and_too_much_in_it_is_refused(
     client: httpx.Client, path: str, body: bytes, encoding: str, status: int, kind: str
