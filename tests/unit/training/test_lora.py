@@ -78,13 +78,13 @@ def test_merged_or_loaded_over_its_base_an_adapter_computes_what_peft_computes(
     expected = encoded(model)
     assert (expected - encoded(load_package(tiny_model_dir).model)).abs().max() > 0.05
     ours = merged(model, lora)
-    torch.testing.assert_close(encoded(ours), expected, atol=1e-5, rtol=0)
+    torch.testing.assert_close(encoded(ours), expected, atol=1e-4, rtol=0)
     loaded = load_package(adapter_of(tiny_model_dir, tmp_path / "adapter", model, lora)).model
     for name, weight in ours.state_dict().items():
         assert torch.equal(weight, loaded.state_dict()[name]), name
     for layer in [layer for layer in model.modules() if isinstance(layer, peft.tuners.lora.Linear)]:
         layer.merge()
-    torch.testing.assert_close(encoded(model), encoded(ours), atol=1e-5, rtol=0)
+    torch.testing.assert_close(encoded(model), encoded(ours), atol=1e-4, rtol=0)
 
 
 @pytest.mark.parametrize(
