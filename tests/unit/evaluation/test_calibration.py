@@ -12,7 +12,8 @@ from spanlake.calibration import Calibration
 from spanlake.errors import PackageError
 from spanlake.evaluation.fitting import Scored, calibrated, fit, gain, micro
 from spanlake.inference.settings import Settings
-from spanlake.package import open_package, verify_package
+from spanlake.package import open_package, save_package, verify_package
+from tests.conftest import tiny_model, tiny_tokenizer
 
 TEXTS = ["Ada Lovelace met Charles Babbage in London.", "The union of nations fell in June.", "Where, Geneva?"]
 
@@ -91,6 +92,17 @@ def test_without_right_and_wrong_entities_there_is_nothing_to_fit(
 
 
 # --- the package ------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def tiny_model_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Returns a package with scores of every size, which the shared random model has not."""
+    directory = tmp_path_factory.mktemp("tiny") / "package"
+    tokenizer = tiny_tokenizer()
+    save_package(
+        directory, tiny_model(tokenizer, seed=7), tokenizer, name="tiny", metadata={}, card="Random weights.\n"
+    )
+    return directory
 
 
 @pytest.fixture(scope="module")
