@@ -1,7 +1,5 @@
 """Reads the arguments of benchmarks."""
 
-import argparse
-import math
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -14,17 +12,6 @@ from spanlake.options import positive
 def numbers(text: str) -> list[int]:
     """Reads whole numbers from 1 up with commas between them, as the `type` of an option."""
     return [positive(part) for part in text.split(",")]
-
-
-def above_zero(text: str) -> float:
-    """Reads a number above 0, as the `type` of an option."""
-    try:
-        value = float(text)
-    except ValueError:
-        value = 0.0
-    if not 0 < value < math.inf:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a number above 0")
-    return value
 
 
 @contextmanager

@@ -21,9 +21,11 @@ from pathlib import Path
 import aiohttp
 import numpy as np
 import psutil
-from arguments import above_zero, plain_errors
+from arguments import plain_errors
 from machine import machine
 from serving import LABELS, Side, read_texts, serving
+
+from spanlake.options import above_zero
 
 GREEDY = {
     "texts": ["Ada Lovelace met Charles Babbage in London and wrote " * 1112],

@@ -34,14 +34,14 @@ import psutil
 import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
-from arguments import above_zero, plain_errors
+from arguments import plain_errors
 from machine import machine
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
 from unit_costs import measure, measure_file
 
 from spanlake.modeling.config import ModelConfig
 from spanlake.modeling.model import SpanModel
-from spanlake.options import positive
+from spanlake.options import above_zero, positive
 from spanlake.package import save_package
 
 WORDS = ("ada", "alan", "babbage", "curie", "grace", "hopper", "london", "marie", "paris", "turing", "warsaw", "went")

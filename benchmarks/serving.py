@@ -44,10 +44,10 @@ import grpc
 import numpy as np
 import psutil
 import pyarrow.parquet as pq
-from arguments import above_zero, plain_errors
+from arguments import plain_errors
 from machine import machine
 
-from spanlake.options import positive
+from spanlake.options import above_zero, positive
 
 PASSAGES = Path(__file__).parents[1] / "examples" / "passages.parquet"
 LABELS = ["person", "organization", "location", "date", "film", "song", "team", "award", "event", "product"]

@@ -1,6 +1,7 @@
 """The options that several commands share."""
 
 import argparse
+import math
 
 
 def add_model_options(parser: argparse.ArgumentParser) -> None:
@@ -59,3 +60,14 @@ def positive(text: str) -> int:
     if not text.isdecimal() or int(text) < 1:
         raise argparse.ArgumentTypeError(f"{text!r} is not a whole number from 1 up")
     return int(text)
+
+
+def above_zero(text: str) -> float:
+    """Reads a number above 0, as the `type` of an option."""
+    try:
+        value = float(text)
+    except ValueError:
+        value = 0.0
+    if not 0 < value < math.inf:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number above 0")
+    return value

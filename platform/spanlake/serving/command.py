@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import math
 import os
 import socket
 import sys
@@ -15,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import yaml
 
 from spanlake.errors import UserError, one_line
-from spanlake.options import add_labels_option, add_model_options, positive
+from spanlake.options import above_zero, add_labels_option, add_model_options, positive
 from spanlake.strict_yaml import load_yaml
 
 if TYPE_CHECKING:
@@ -58,26 +57,16 @@ def add_commands(subparsers: argparse._SubParsersAction[Any]) -> None:
     key.add_argument("--requests-per-minute", type=float, metavar="N", help="(default: any number)")
     key.set_defaults(run=_key)
     plan = subparsers.add_parser("plan", help="how many replicas a load needs, and what they cost")
-    plan.add_argument("--texts-per-day", type=_above_zero, required=True, metavar="N", help="of all callers")
-    plan.add_argument("--peak", type=_above_zero, default=3.0, help="the busiest hour, in mean hours (default: 3)")
-    plan.add_argument("--p99", type=_above_zero, default=1.0, metavar="SECONDS", help="99 %% answered in (default: 1)")
-    plan.add_argument("--price", type=_above_zero, metavar="P", help="of one replica for an hour, in any currency")
-    plan.add_argument("--rate", type=_above_zero, metavar="R", help="texts/s of one replica (default: measured here)")
+    plan.add_argument("--texts-per-day", type=above_zero, required=True, metavar="N", help="of all callers")
+    plan.add_argument("--peak", type=above_zero, default=3.0, help="the busiest hour, in mean hours (default: 3)")
+    plan.add_argument("--p99", type=above_zero, default=1.0, metavar="SECONDS", help="99 %% answered in (default: 1)")
+    plan.add_argument("--price", type=above_zero, metavar="P", help="of one replica for an hour, in any currency")
+    plan.add_argument("--rate", type=above_zero, metavar="R", help="texts/s of one replica (default: measured here)")
     plan.add_argument("--texts", type=Path, metavar="FILE", help="typical texts to measure with, one a line")
     add_labels_option(plan, required=False)
     add_model_options(plan)
     plan.add_argument("--json", action="store_true", help="print JSON")
     plan.set_defaults(run=_plan)
-
-
-def _above_zero(text: str) -> float:
-    try:
-        value = float(text)
-    except ValueError:
-        value = 0.0
-    if not 0 < value < math.inf:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a number above 0")
-    return value
 
 
 def _named_file(text: str) -> tuple[str, str]:

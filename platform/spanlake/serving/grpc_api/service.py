@@ -24,9 +24,7 @@ from spanlake.serving.service import Answer, Service
 ADD_TO_SERVER = "spanlake.serving.grpc_api.extraction_pb2_grpc.add_ExtractionServicer_to_server"
 ROUTE = "/spanlake.v1.Extraction/Extract"
 _MOST_BYTES = "max-answer-bytes"  # metadata
-_CHANNEL_BYTES = (
-    4 << 20
-)  # that a channel takes unless it is told otherwise; it calls more a RESOURCE_EXHAUSTED of its own
+_CHANNEL_BYTES = 4 << 20  # that a channel takes by default; it calls more a RESOURCE_EXHAUSTED of its own
 _SHORT_BYTES = 8 << 10  # of a request, read in one or two milliseconds
 _CODES = {
     400: grpc.StatusCode.INVALID_ARGUMENT,
