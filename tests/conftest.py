@@ -30,6 +30,16 @@ lovelace marie mcgill met montreal nations of on percent pierre prices radium sa
 warsaw where works wrote"""
 
 
+TINY_ENCODER = {
+    "model_type": "bert",
+    "hidden_size": 32,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "intermediate_size": 64,
+    "max_position_embeddings": 96,
+}
+
+
 def tiny_tokenizer() -> "Tokenizer":
     """Returns a WordPiece tokenizer like BERT's, with the prompt's tokens. It does not know letters beyond ASCII."""
     from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
@@ -61,16 +71,7 @@ def tiny_model(tokenizer: "Tokenizer", seed: int = 1, **architecture: Any) -> "S
     assert entity_token_id is not None
     values: dict[str, Any] = {"span_head": "marker_v0"} | architecture
     config = ModelConfig(
-        encoder={
-            "model_type": "bert",
-            "vocab_size": tokenizer.get_vocab_size(),
-            "hidden_size": 32,
-            "num_hidden_layers": 2,
-            "num_attention_heads": 4,
-            "intermediate_size": 64,
-            "max_position_embeddings": 96,
-            "initializer_range": 0.5,
-        },
+        encoder=TINY_ENCODER | {"vocab_size": tokenizer.get_vocab_size(), "initializer_range": 0.5},
         hidden_size=32,
         entity_token="<<ENT>>",
         separator_token="<<SEP>>",

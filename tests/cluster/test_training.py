@@ -33,6 +33,7 @@ from spanlake.training.directory import claim
 from spanlake.training.launch import launch
 from spanlake.training.processes import train_here
 from spanlake.training.recipe import Recipe, read_recipe
+from tests.conftest import TINY_ENCODER
 
 PEOPLE = ["Ada Lovelace", "Charles Babbage", "Marie Curie", "Alain Farley"]
 PLACES = ["London", "Geneva", "Warsaw", "Canada"]
@@ -52,17 +53,15 @@ def recipe_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
             words = [*person, "met", "in", *place, *rng.choices(OTHERS, k=rng.randrange(1, 12))]
             spans = [[0, len(person) - 1, "person"], [len(person) + 2, len(person) + 1 + len(place), "place"]]
             file.write(json.dumps({"tokenized_text": words, "ner": spans}) + "\n")
-    encoder = {
-        "model_type": "bert",
-        "hidden_size": 32,
-        "num_hidden_layers": 2,
-        "num_attention_heads": 4,
-        "intermediate_size": 64,
-        "max_position_embeddings": 96,
-    }
     recipe = {
         "name": "tiny",
-        "model": {"encoder_config": encoder, "hidden_size": 32, "max_width": 4, "dropout": 0.0, "encoder_dropout": 0.0},
+        "model": {
+            "encoder_config": TINY_ENCODER,
+            "hidden_size": 32,
+            "max_width": 4,
+            "dropout": 0.0,
+            "encoder_dropout": 0.0,
+        },
         "data": {"train": ["sentences.jsonl"], "root": str(directory), "held_out": 20},
         "schedule": {"steps": STEPS, "batch_texts": 9, "micro_tokens": 300, "evaluate_every": 6},
         "optim": {"encoder_lr": 1e-3, "head_lr": 1e-2},

@@ -7,6 +7,7 @@ a threshold of 0.5 and most do not: two implementations that differ anywhere dif
 from __future__ import annotations
 
 import copy
+import itertools
 import json
 import re
 import shutil
@@ -38,6 +39,15 @@ SENTENCES = (
     "Zürich and São Paulo signed an agreement on climate-change policy (see Annex B).",
     "Dr. O'Neill's patients were treated with acetylsalicylic acid between May and June.",
 )
+# Edges of what a text may be: nothing, one word, letters beyond ASCII.
+TEXTS = [
+    "Alain Farley works at McGill University in Montreal, Quebec.",
+    "The New York Times reported on 12 March 2021 that Apple had bought a start-up for $3.5 million.",
+    "",
+    "Zürich and São Paulo signed an agreement on climate-change policy (see Annex B).",
+    "x",
+]
+CLOSE = 1e-4  # scores of the two implementations
 ROUNDING = 1e-5  # between two scores in float32, after sums in another order
 LABELS = ("person", "organization", "location", "date", "sports team", "award", "Person", "chemical compound")
 
@@ -501,3 +511,20 @@ def changed(tmp_path: Path) -> Callable[..., Path]:
         return changed
 
     return change
+
+
+def agree_on_entities(
+    oracle: Oracle, ours: Ours, texts: Sequence[str], labels: list[str], *, nested: bool, multi_label: bool
+) -> int:
+    """Checks that both find the same entities at several thresholds. Returns how many were compared."""
+    compared = 0
+    for threshold, asked in itertools.product((0.3, 0.5, 0.7), (labels, labels[:1])):
+        mine = ours.entities(texts, asked, threshold=threshold, nested=nested, multi_label=multi_label)
+        theirs = oracle.entities(
+            texts, asked, threshold=threshold, flat_ner=not nested, multi_label=multi_label, batch_size=5
+        )
+        for one, other in zip(mine, theirs, strict=True):
+            assert [entity[:4] for entity in one] == [entity[:4] for entity in other]
+            assert [entity.score for entity in one] == pytest.approx([entity.score for entity in other], abs=CLOSE)
+            compared += len(one)
+    return compared

@@ -13,14 +13,8 @@ from spanlake.package import load_package, open_package, repack
 from spanlake.training.loss import span_loss
 from spanlake.training.recipe import OptimSection
 
-CLOSE = 1e-4
-TEXTS = [
-    "Alain Farley works at McGill University in Montreal, Quebec.",
-    "The New York Times reported on 12 March 2021 that Apple had bought a start-up for $3.5 million.",
-    "",
-    "Zürich and São Paulo signed an agreement on climate-change policy (see Annex B).",
-    "x",
-]
+from .conftest import CLOSE, TEXTS, agree_on_entities
+
 LABELS = ["person", "organization", "location", "Sports Team", "a prize for work in science"]
 
 
@@ -41,16 +35,7 @@ def test_every_span_has_the_same_scores(bi_oracle, workshop):
 @pytest.mark.parametrize(("nested", "multi_label"), list(itertools.product((False, True), repeat=2)))
 def test_the_same_entities(bi_oracle, workshop, nested, multi_label):
     ours = workshop.ours(bi_oracle.directory)
-    compared = 0
-    for threshold, labels in itertools.product((0.3, 0.5, 0.7), (LABELS, LABELS[:1])):
-        mine = ours.entities(TEXTS, labels, threshold=threshold, nested=nested, multi_label=multi_label)
-        theirs = bi_oracle.entities(
-            TEXTS, labels, threshold=threshold, flat_ner=not nested, multi_label=multi_label, batch_size=5
-        )
-        for one, other in zip(mine, theirs, strict=True):
-            assert [entity[:4] for entity in one] == [entity[:4] for entity in other]
-            assert [entity.score for entity in one] == pytest.approx([entity.score for entity in other], abs=CLOSE)
-            compared += len(one)
+    compared = agree_on_entities(bi_oracle, ours, TEXTS, LABELS, nested=nested, multi_label=multi_label)
     assert compared > 10
 
 

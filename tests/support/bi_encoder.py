@@ -6,30 +6,20 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from tests.conftest import tiny_tokenizer
+from tests.conftest import TINY_ENCODER, tiny_tokenizer
 
 from spanlake.modeling.bi_encoder import BiEncoderModel
 from spanlake.modeling.config import ModelConfig
 from spanlake.package import save_package
 
-_BERT: dict[str, Any] = {
-    "model_type": "bert",
-    "hidden_size": 32,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 4,
-    "intermediate_size": 64,
-    "max_position_embeddings": 96,
-    "initializer_range": 0.5,
-}
-
 
 def save_bi_encoder(directory: Path, *, seed: int = 1, **settings: Any) -> Path:
     """Writes a package and returns its directory. Its scores are distinct, and lie on both sides of 0.5."""
     tokenizer, labels_tokenizer = tiny_tokenizer(), tiny_tokenizer()
-    vocabulary = {"vocab_size": tokenizer.get_vocab_size()}
+    encoder = TINY_ENCODER | {"vocab_size": tokenizer.get_vocab_size(), "initializer_range": 0.5}
     values: dict[str, Any] = {
-        "encoder": {**_BERT, **vocabulary},
-        "labels_encoder": {**_BERT, **vocabulary, "num_hidden_layers": 1, "hidden_size": 16},
+        "encoder": encoder,
+        "labels_encoder": encoder | {"num_hidden_layers": 1, "hidden_size": 16},
         "hidden_size": 24,
         "span_head": "marker_v0",
         "entity_token": "<<ENT>>",

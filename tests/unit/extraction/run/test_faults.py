@@ -25,7 +25,7 @@ from spanlake.errors import ShortfallError, UserError
 from spanlake.extraction.output import lease
 from spanlake.extraction.output.audit import audit
 from spanlake.extraction.output.lease import held
-from spanlake.extraction.output.ledger import Request, prepare, read_ledger
+from spanlake.extraction.output.ledger import Ledger, Request, prepare, read_ledger
 from spanlake.extraction.output.plan import units_of
 from spanlake.extraction.run import unit as unit_module
 from spanlake.extraction.run.unit import Job, UnitRunner
@@ -149,12 +149,18 @@ def test_a_place_that_may_not_be_written_to(nobody: Path) -> None:
         prepare(request(str(nobody / "source"), str(nobody / "locked" / "out"))).save()
 
 
-def test_an_output_whose_permissions_are_lost_halfway(nobody: Path) -> None:
-    source, output = str(nobody / "source"), str(nobody / "out")
+def begun(source: str, output: str) -> tuple[Request, Ledger]:
+    """Writes a source and extracts its first two units."""
     write_source(locate(source))
     asked = request(source, output)
     ledger = prepare(asked)
     run_units(asked, ledger, Ada(), slice(0, 2))
+    return asked, ledger
+
+
+def test_an_output_whose_permissions_are_lost_halfway(nobody: Path) -> None:
+    source, output = str(nobody / "source"), str(nobody / "out")
+    asked, ledger = begun(source, output)
     for name in ("out/_spanlake/tmp", "out/_spanlake", "out"):
         (nobody / name).chmod(0o500)
     with pytest.raises(OSError, match="Permission denied"):
@@ -173,10 +179,7 @@ def test_an_output_whose_permissions_are_lost_halfway(nobody: Path) -> None:
 
 def test_a_source_whose_permissions_are_lost_halfway(nobody: Path) -> None:
     source, output = str(nobody / "source"), str(nobody / "out")
-    write_source(locate(source))
-    asked = request(source, output)
-    ledger = prepare(asked)
-    run_units(asked, ledger, Ada(), slice(0, 2))
+    asked, ledger = begun(source, output)
     (nobody / "source/a.parquet").chmod(0)
     with pytest.raises(SourceReadError, match="rows 20 to 30 of a.parquet cannot be read .*Permission denied"):
         UnitRunner(Job.of(asked, ledger), Ada()).run(list(units_of(ledger.plan))[2])
